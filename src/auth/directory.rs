@@ -1,0 +1,135 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
+
+use thiserror::Error;
+
+use super::password::{HashError, PasswordHash};
+use crate::types::{Identity, IdentityError, Level};
+
+/// One line of a password file.
+#[derive(Clone, Debug)]
+pub struct PasswordLine {
+    pub identity: Identity,
+    pub hash: PasswordHash,
+}
+
+/// A line of a password file that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum DirectoryError {
+    #[error("line {line}: expected NAME:HASH")]
+    NoColon { line: u32 },
+    #[error("line {line}: {error}")]
+    Name { line: u32, error: IdentityError },
+    #[error("line {line}: {error}; set it anew with `lockgate client passwd {name}`")]
+    Hash { line: u32, name: Identity, error: HashError },
+    #[error("line {line}: {name} is there twice")]
+    Twice { line: u32, name: Identity },
+}
+
+/// Reads a password file: `NAME:HASH`, a line each; empty lines and `#` comments are skipped.
+pub fn parse_passwords(text: &str) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
+    let mut lines = Vec::new();
+    let mut errors = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (at, content) in text.lines().enumerate() {
+        let line = at as u32 + 1;
+        let content = content.trim();
+        if content.is_empty() || content.starts_with('#') {
+            continue;
+        }
+        let Some((name, hash)) = content.split_once(':') else {
+            errors.push(DirectoryError::NoColon { line });
+            continue;
+        };
+        match (Identity::parse(name), PasswordHash::parse(hash)) {
+            (Err(error), _) => errors.push(DirectoryError::Name { line, error }),
+            (Ok(name), Err(error)) => errors.push(DirectoryError::Hash { line, name, error }),
+            (Ok(identity), Ok(_)) if !seen.insert(identity.clone()) => {
+                errors.push(DirectoryError::Twice { line, name: identity });
+            }
+            (Ok(identity), Ok(hash)) => lines.push(PasswordLine { identity, hash }),
+        }
+    }
+    if errors.is_empty() { Ok(lines) } else { Err(errors) }
+}
+
+/// Everybody who may come in, as read from the password file, the identities and the ledger.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    passwords: BTreeMap<Identity, PasswordHash>,
+    /// By position, for [`Directory::decoy`].
+    names: Vec<Identity>,
+    min_levels: BTreeMap<Identity, Level>,
+    /// Serial numbers of current certificates of our own CA, and whose they are.
+    certificates: BTreeMap<Vec<u8>, Identity>,
+    /// Has a hash that takes no part in any login.
+    fallback: Option<PasswordHash>,
+}
+
+impl Directory {
+    /// `fallback`: what an unknown name is measured against where nobody has a password.
+    pub fn new(
+        passwords: Vec<PasswordLine>,
+        min_levels: BTreeMap<Identity, Level>,
+        certificates: BTreeMap<Vec<u8>, Identity>,
+        fallback: PasswordHash,
+    ) -> Directory {
+        let names = passwords.iter().map(|line| line.identity.clone()).collect();
+        let passwords = passwords.into_iter().map(|line| (line.identity, line.hash)).collect();
+        Directory { passwords, names, min_levels, certificates, fallback: Some(fallback) }
+    }
+
+    pub fn password(&self, identity: &Identity) -> Option<&PasswordHash> {
+        self.passwords.get(identity)
+    }
+
+    /// A hash to measure an unknown name's attempt against, so that it takes as long as a known
+    /// one's: somebody's, always the same for one name, in the proportions that there are.
+    pub fn decoy(&self, name: &str, hasher: &impl BuildHasher) -> Option<&PasswordHash> {
+        if self.names.is_empty() {
+            return self.fallback.as_ref();
+        }
+        let at = hasher.hash_one(name) % self.names.len() as u64;
+        self.passwords.get(&self.names[at as usize])
+    }
+
+    pub fn min_level(&self, identity: &Identity) -> Level {
+        self.min_levels.get(identity).copied().unwrap_or_default()
+    }
+
+    /// Whose a certificate of our own CA is, by its serial number; `None`: it is not current.
+    pub fn certificate_owner(&self, serial: &[u8]) -> Option<&Identity> {
+        self.certificates.get(serial)
+    }
+
+    /// Whether the identity can come in at all: it has a password or a current certificate.
+    pub fn knows(&self, identity: &Identity) -> bool {
+        self.passwords.contains_key(identity) || self.certificates.values().any(|owner| owner == identity)
+    }
+
+    /// Everybody that can come in.
+    pub fn identities(&self) -> BTreeSet<&Identity> {
+        self.passwords.keys().chain(self.certificates.values()).collect()
+    }
+
+    pub fn serials(&self) -> impl Iterator<Item = &[u8]> {
+        self.certificates.keys().map(Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::password::Cost;
+    use super::*;
+
+    #[test]
+    fn all_bad_lines_are_reported() {
+        let hash = PasswordHash::new(b"x", Cost::Generated, [1; 16]);
+        let text = format!("# people\n\na:{hash}\nb\n../c:{hash}\nd:$7$x\na:{hash}\n");
+        let errors = parse_passwords(&text).unwrap_err();
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(lines[0].starts_with("line 4: expected NAME:HASH"), "{lines:?}");
+        assert!(lines[1].starts_with("line 5:") && lines[2].starts_with("line 6:") && lines[3].starts_with("line 7:"));
+        assert_eq!(parse_passwords(&format!("a:{hash}\n")).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,408 @@
+//! A session's beginning, take-over and end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indexmap::IndexMap;
+
+use super::change::{Change, StoredWill};
+use super::connection::{Connection, ConnectionId, HeldKind};
+use super::limits::keep_alive_deadline;
+use super::outbox::{Admission, Closing, Note, Outbox};
+use super::session::{Outgoing, Permissions, Session};
+use super::timers::Timer;
+use super::violation::Violation;
+use super::{Core, dialect};
+use crate::auth::Operation;
+use crate::codec::{self, ConnAck, Disconnect, Packet};
+use crate::types::{Filter, ReasonCode, Topic};
+
+impl Core {
+    pub(super) fn connect(&mut self, now: Instant, id: ConnectionId, admission: &Admission<'_>, out: &mut impl Outbox) {
+        if self.shutting_down {
+            return self.refuse(id, admission, ReasonCode::ServerUnavailable, Closing::ShuttingDown, out);
+        }
+        let known = self.by_client.get(&admission.client).copied();
+        if let Some(known) = known {
+            // A session belongs to the identity that made it: nobody else is given it, or ends it.
+            if self.sessions[known as usize].identity != admission.identity {
+                return self.refuse(id, admission, ReasonCode::NotAuthorized, Closing::NotOwner, out);
+            }
+        } else if self.sessions.len() >= self.options.limits.sessions_max {
+            return self.refuse(id, admission, ReasonCode::QuotaExceeded, Closing::TooManySessions, out);
+        }
+        if let Some(will) = &admission.connect.will {
+            let subject = crate::auth::Subject {
+                identity: admission.identity.as_ref().map(|name| name.as_str()),
+                client_id: admission.client.as_str(),
+            };
+            let topic = Topic::from_parsed(will.topic);
+            if !self.acl.check(subject, Operation::Write, topic).allowed {
+                return self.refuse(id, admission, ReasonCode::NotAuthorized, Closing::WillNotAllowed, out);
+            }
+        }
+        self.counters.connects += 1;
+        let (session, session_present) = self.open_session(now, known, admission, out);
+        self.open_connection(now, id, session, admission);
+        self.confirm(now, id, session, session_present, admission, out);
+    }
+
+    fn refuse(
+        &mut self,
+        id: ConnectionId,
+        admission: &Admission<'_>,
+        reason: ReasonCode,
+        why: Closing,
+        out: &mut impl Outbox,
+    ) {
+        let mut bytes = Vec::new();
+        // [MQTT-3.2.2-6]: session present is 0 on a refusal.
+        codec::encode(&mut bytes, &Packet::ConnAck(Box::new(ConnAck::new(reason))), admission.connect.version);
+        out.write(id, &bytes);
+        out.close(id, why);
+    }
+
+    /// Takes up, replaces or makes the client's session; says whether it was there
+    /// [MQTT-3.1.2-4], [MQTT-3.1.2-5], [MQTT-3.1.2-6].
+    fn open_session(
+        &mut self,
+        now: Instant,
+        known: Option<u32>,
+        admission: &Admission<'_>,
+        out: &mut impl Outbox,
+    ) -> (u32, bool) {
+        let mut known = known;
+        if let Some(at) = known {
+            if let Some(old) = self.sessions[at as usize].connection {
+                // [MQTT-3.1.4-3]: the old connection gets 0x8E before it is closed.
+                self.counters.takeovers += 1;
+                self.say_goodbye(old, ReasonCode::SessionTakenOver, out);
+                self.finish(now, old, Closing::TakenOver, out);
+            }
+            if admission.connect.clean_start && self.sessions.contains(at as usize) {
+                self.end_session(now, at, out);
+            }
+            // A session without expiry ended with its connection.
+            known = self.by_client.get(&admission.client).copied();
+        }
+        let expiry_secs =
+            dialect::session_expiry_secs(admission.connect).min(self.options.limits.session_expiry_secs_max);
+        if let Some(at) = known {
+            self.cancel_session_timers(at);
+            let session = &mut self.sessions[at as usize];
+            session.expiry_secs = expiry_secs;
+            session.outgoing.rewind();
+            return (at, true);
+        }
+        let at = self.sessions.insert(Session {
+            client: admission.client.clone(),
+            identity: admission.identity.clone(),
+            connection: None,
+            expiry_secs,
+            expires: None,
+            subscriptions: IndexMap::with_hasher(self.hasher.clone()),
+            outgoing: Outgoing::new(),
+            received: BTreeMap::new(),
+            will: None,
+            will_due: None,
+            scans: VecDeque::new(),
+            permissions: Permissions::default(),
+        }) as u32;
+        self.by_client.insert(admission.client.clone(), at);
+        (at, false)
+    }
+
+    fn open_connection(&mut self, now: Instant, id: ConnectionId, session: u32, admission: &Admission<'_>) {
+        let connect = admission.connect;
+        let limits = &self.options.limits;
+        let mut keep_alive_secs = connect.keep_alive;
+        if limits.keep_alive_secs_max > 0
+            && dialect::explains_itself(connect.version)
+            && (keep_alive_secs == 0 || keep_alive_secs > limits.keep_alive_secs_max)
+        {
+            keep_alive_secs = limits.keep_alive_secs_max;
+        }
+        let keep_alive_set = (keep_alive_secs > 0).then(|| now + keep_alive_deadline(keep_alive_secs));
+        if let Some(at) = keep_alive_set {
+            self.timers.set(at, Timer::KeepAlive(id.index));
+        }
+        let at = id.index as usize;
+        if self.connections.len() <= at {
+            self.connections.resize_with(at + 1, || None);
+        }
+        self.connections[at] = Some(Connection {
+            id,
+            session,
+            version: connect.version,
+            open: false,
+            congested: false,
+            may_set_expiry: connect.properties.session_expiry_interval.unwrap_or(0) > 0,
+            keep_alive_secs,
+            heard: now,
+            keep_alive_set,
+            receive_maximum: connect.properties.receive_maximum.min(limits.inflight_max),
+            packet_size_max: connect.properties.maximum_packet_size.unwrap_or(u32::MAX),
+            aliases: Vec::new(),
+            held: VecDeque::new(),
+            unacknowledged: 0,
+        });
+        self.connected += 1;
+        let session = &mut self.sessions[session as usize];
+        session.connection = Some(id);
+        session.will = connect.will.as_ref().map(|will| {
+            Arc::new(StoredWill {
+                topic: will.topic.into(),
+                payload: bytes::Bytes::copy_from_slice(will.payload),
+                qos: will.qos,
+                retain: will.retain,
+                delay_interval_secs: will.properties.delay_interval,
+                message_expiry_interval_secs: will.properties.message_expiry_interval,
+                forwarded: will.properties.forwarded().flatten().copied().collect(),
+                payload_is_utf8: will.properties.payload_is_utf8,
+            })
+        });
+    }
+
+    /// CONNACK, when the session is safe; then what waits for the client.
+    fn confirm(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        session_at: u32,
+        session_present: bool,
+        admission: &Admission<'_>,
+        out: &mut impl Outbox,
+    ) {
+        let session = &self.sessions[session_at as usize];
+        let (expiry_secs, will) = (session.expiry_secs, session.will.clone());
+        let ticket = (self.options.durable && session.is_durable()).then(|| {
+            let change = Change::Session {
+                client: admission.client.clone(),
+                identity: admission.identity.clone(),
+                expiry_interval_secs: expiry_secs,
+                will,
+                connected: true,
+            };
+            let ticket = self.ticket();
+            out.persist(ticket, vec![change]);
+            ticket
+        });
+        let limits = &self.options.limits;
+        let mut connack = ConnAck::new(ReasonCode::Success);
+        connack.session_present = session_present;
+        connack.receive_maximum = Some(limits.receive_maximum);
+        connack.maximum_packet_size = Some(limits.packet_size_max);
+        connack.topic_alias_maximum = limits.topic_alias_max;
+        // [MQTT-3.2.2-16], [MQTT-3.2.2-21], section 3.2.2.3.2: what we do otherwise than asked.
+        connack.assigned_client_id = admission.assigned.then_some(admission.client.as_str());
+        let asked = dialect::session_expiry_secs(admission.connect);
+        connack.session_expiry_interval = (expiry_secs != asked).then_some(expiry_secs);
+        let keep_alive_secs = self.connection(id).expect("opened above").keep_alive_secs;
+        connack.server_keep_alive = (keep_alive_secs != admission.connect.keep_alive).then_some(keep_alive_secs);
+        self.acknowledge(id, HeldKind::ConnAck, &Packet::ConnAck(Box::new(connack)), ticket, out);
+        out.note(Note::Connected { connection: id, session_present });
+        self.pump(now, session_at, out);
+    }
+
+    /// DISCONNECT with a reason, where the version has it [MQTT-3.14.0-1]: not before CONNACK.
+    pub(super) fn say_goodbye(&mut self, id: ConnectionId, reason: ReasonCode, out: &mut impl Outbox) {
+        let Some(connection) = self.connection(id) else { return };
+        if connection.open && dialect::explains_itself(connection.version) {
+            let mut bytes = Vec::new();
+            codec::encode(&mut bytes, &Packet::Disconnect(Disconnect::new(reason)), connection.version);
+            out.write(id, &bytes);
+        }
+    }
+
+    pub(super) fn violate(&mut self, now: Instant, id: ConnectionId, violation: Violation, out: &mut impl Outbox) {
+        if self.connection(id).is_none() {
+            return;
+        }
+        self.counters.violations += 1;
+        // [MQTT-4.13.1-1], [MQTT-4.13.2-1], [MQTT-4.8.0-1] of 3.1.1
+        self.say_goodbye(id, violation.reason(), out);
+        self.finish(now, id, Closing::Violation(violation), out);
+    }
+
+    /// Closes a connection from this side.
+    pub(super) fn finish(&mut self, now: Instant, id: ConnectionId, why: Closing, out: &mut impl Outbox) {
+        out.close(id, why);
+        self.disconnected(now, id, why, out);
+    }
+
+    /// A connection is gone, whoever ended it.
+    pub(super) fn disconnected(&mut self, now: Instant, id: ConnectionId, why: Closing, out: &mut impl Outbox) {
+        if self.connection(id).is_none() {
+            return;
+        }
+        let connection = self.connections[id.index as usize].take().expect("found above");
+        self.connected -= 1;
+        if let Some(at) = connection.keep_alive_set {
+            self.timers.cancel(at, Timer::KeepAlive(id.index));
+        }
+        let at = connection.session;
+        let session = &mut self.sessions[at as usize];
+        session.connection = None;
+        session.outgoing.drop_qos_0();
+        session.outgoing.rewind();
+        // New subscriptions' retained messages were for this connection's SUBSCRIBE.
+        session.scans.clear();
+        // [MQTT-3.14.4-3]: a normal disconnect discards the will.
+        if why == Closing::ByClient(ReasonCode::Success) {
+            session.will = None;
+        }
+        let (expiry_secs, delay_secs) =
+            (session.expiry_secs, session.will.as_ref().map(|will| will.delay_interval_secs));
+        if expiry_secs == 0 {
+            // Section 3.1.2.11.2: the session ends with its connection, and the will with it.
+            return self.end_session(now, at, out);
+        }
+        if expiry_secs != u32::MAX {
+            let expires = now + Duration::from_secs(u64::from(expiry_secs));
+            session.expires = Some(expires);
+            self.timers.set(expires, Timer::SessionExpiry(at));
+        }
+        match delay_secs {
+            None => {}
+            Some(0) => self.publish_will(now, at, out),
+            Some(secs) => {
+                let due = now + Duration::from_secs(u64::from(secs));
+                self.sessions[at as usize].will_due = Some(due);
+                self.timers.set(due, Timer::WillDelay(at));
+            }
+        }
+        if self.options.durable {
+            let session = &self.sessions[at as usize];
+            let change = Change::Session {
+                client: session.client.clone(),
+                identity: session.identity.clone(),
+                expiry_interval_secs: session.expiry_secs,
+                will: session.will.clone(),
+                connected: false,
+            };
+            let ticket = self.ticket();
+            out.persist(ticket, vec![change]);
+        }
+    }
+
+    fn cancel_session_timers(&mut self, at: u32) {
+        let session = &mut self.sessions[at as usize];
+        let (expires, will_due) = (session.expires.take(), session.will_due.take());
+        if let Some(expires) = expires {
+            self.timers.cancel(expires, Timer::SessionExpiry(at));
+        }
+        if let Some(due) = will_due {
+            self.timers.cancel(due, Timer::WillDelay(at));
+        }
+    }
+
+    /// Ends a session that no connection holds: its will is published [MQTT-3.1.2-8], the rest is
+    /// dropped.
+    pub(super) fn end_session(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
+        self.cancel_session_timers(at);
+        self.publish_will(now, at, out);
+        let session = self.sessions.remove(at as usize);
+        self.by_client.remove(&session.client);
+        for filter in session.subscriptions.keys() {
+            self.index.remove(Filter::from_parsed(filter), at);
+        }
+        if self.options.durable && session.is_durable() {
+            let ticket = self.ticket();
+            out.persist(ticket, vec![Change::SessionEnded { client: session.client.clone() }]);
+        }
+    }
+
+    fn publish_will(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
+        let Some(will) = self.sessions[at as usize].will.take() else { return };
+        let topic = Topic::from_parsed(&will.topic);
+        // The ACL may have changed since CONNECT.
+        if !self.allows(at, Operation::Write, topic) {
+            self.counters.acl_denied_publish += 1;
+            return;
+        }
+        self.counters.wills_published += 1;
+        self.route(
+            now,
+            &super::route::Incoming {
+                topic,
+                payload: &will.payload,
+                qos: will.qos,
+                retain: will.retain,
+                message_expiry_interval_secs: will.message_expiry_interval_secs,
+                forwarded: &will.forwarded,
+                publisher: at,
+                received: None,
+            },
+            out,
+        );
+    }
+
+    pub(super) fn will_due(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
+        self.sessions[at as usize].will_due = None;
+        self.publish_will(now, at, out);
+    }
+
+    pub(super) fn session_expired(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
+        self.sessions[at as usize].expires = None;
+        out.note(Note::SessionExpired { client: &self.sessions[at as usize].client });
+        self.end_session(now, at, out);
+    }
+
+    /// The timer of a keep alive: heard of since, it is set anew [MQTT-3.1.2-22].
+    pub(super) fn keep_alive_due(&mut self, now: Instant, index: u32, out: &mut impl Outbox) {
+        let Some(connection) = self.connections[index as usize].as_mut() else { return };
+        let deadline = connection.heard + keep_alive_deadline(connection.keep_alive_secs);
+        if deadline > now {
+            connection.keep_alive_set = Some(deadline);
+            self.timers.set(deadline, Timer::KeepAlive(index));
+        } else {
+            connection.keep_alive_set = None;
+            let id = connection.id;
+            self.violate(now, id, Violation::KeepAlive, out);
+        }
+    }
+
+    /// DISCONNECT from the client.
+    pub(super) fn disconnect(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        packet: &Disconnect<'_>,
+        out: &mut impl Outbox,
+    ) {
+        let Some(connection) = self.connection(id) else { return };
+        let at = connection.session;
+        if let Some(secs) = packet.session_expiry_interval {
+            // Section 3.14.2.2.2: zero in CONNECT cannot be raised here.
+            if secs > 0 && !connection.may_set_expiry {
+                return self.violate(now, id, Violation::SessionExpiryRaised, out);
+            }
+            self.sessions[at as usize].expiry_secs = secs.min(self.options.limits.session_expiry_secs_max);
+        }
+        let reason = packet.reason;
+        use ReasonCode as R;
+        // Table 3-13: what only a server may say.
+        if matches!(
+            reason,
+            R::NotAuthorized
+                | R::ServerBusy
+                | R::ServerShuttingDown
+                | R::KeepAliveTimeout
+                | R::SessionTakenOver
+                | R::TopicFilterInvalid
+                | R::RetainNotSupported
+                | R::QoSNotSupported
+                | R::UseAnotherServer
+                | R::ServerMoved
+                | R::SharedSubscriptionsNotSupported
+                | R::ConnectionRateExceeded
+                | R::MaximumConnectTime
+                | R::SubscriptionIdentifiersNotSupported
+                | R::WildcardSubscriptionsNotSupported
+        ) {
+            return self.violate(now, id, Violation::DisconnectReason, out);
+        }
+        self.finish(now, id, Closing::ByClient(reason), out);
+    }
+}

@@ -1,0 +1,46 @@
+/// What the engine counts; read by snapshots, never by a decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    pub connects: u64,
+    pub takeovers: u64,
+    /// PUBLISH packets by QoS, from and to clients.
+    pub publishes_received: [u64; 3],
+    pub publishes_sent: [u64; 3],
+    pub publish_bytes_received: u64,
+    pub publish_bytes_sent: u64,
+    pub dropped: Drops,
+    pub acl_denied_publish: u64,
+    pub acl_denied_subscribe: u64,
+    pub violations: u64,
+    pub wills_published: u64,
+}
+
+/// Messages that were dropped, each cause with a limit that has a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Drops {
+    /// QoS 0 to a client that does not read fast enough (`backlog-bytes-max`).
+    pub slow_consumer: u64,
+    /// `queued-messages-max` or `queued-bytes-max`.
+    pub queue_full: u64,
+    /// Message expiry interval.
+    pub expired: u64,
+    /// The receiver's maximum packet size.
+    pub too_large: u64,
+    /// `retained-messages-max` or `retained-bytes-max`.
+    pub retained_full: u64,
+    /// The store could not keep it.
+    pub store_failed: u64,
+}
+
+/// How much there is now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Gauges {
+    pub connections: usize,
+    pub sessions: usize,
+    pub subscriptions: usize,
+    pub retained_messages: usize,
+    pub retained_bytes: usize,
+    pub queued_messages: usize,
+    pub queued_bytes: usize,
+    pub inflight_messages: usize,
+}

@@ -1,0 +1,79 @@
+use std::time::Duration;
+
+/// What happens to a message for a session whose queue is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum QueuePolicy {
+    /// The message that comes is dropped.
+    #[default]
+    DropNew,
+    /// The oldest one waiting is dropped for it.
+    DropOldest,
+}
+
+/// Limits of the engine, each with a name that the configuration uses and a counter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Largest packet taken from a client, bytes; larger ones end the connection (0x95).
+    pub packet_size_max: u32,
+    /// QoS 1 and 2 messages in flight to one client, at most (its receive maximum may be lower).
+    pub inflight_max: u16,
+    /// QoS 1 and 2 messages in flight from one MQTT 5 client: our Receive Maximum (0x93).
+    pub receive_maximum: u16,
+    /// Messages waiting for one session beyond those in flight.
+    pub queued_messages_max: usize,
+    /// The same in bytes.
+    pub queued_bytes_max: usize,
+    pub queue_policy: QueuePolicy,
+    /// Bytes written for a client and not yet taken by its socket: from here on QoS 0 is dropped
+    /// and QoS 1 and 2 wait in the session's queue.
+    pub backlog_bytes_max: usize,
+    /// Filters of one session (SUBACK 0x97).
+    pub subscriptions_max: usize,
+    /// Filters in one SUBSCRIBE (0x97).
+    pub filters_per_subscribe_max: usize,
+    /// Levels of a topic or filter (0x90, 0x8F).
+    pub topic_levels_max: usize,
+    /// Retained messages (PUBACK 0x97, QoS 0 dropped).
+    pub retained_messages_max: usize,
+    /// The same in bytes.
+    pub retained_bytes_max: usize,
+    /// Sessions, connected or not (CONNACK 0x97).
+    pub sessions_max: usize,
+    /// Longest that a session outlives its connection, seconds; MQTT 5 clients are told.
+    pub session_expiry_secs_max: u32,
+    /// Longest keep alive, seconds; 0: no cap. MQTT 5 clients are told.
+    pub keep_alive_secs_max: u16,
+    /// Topic aliases that a client may set.
+    pub topic_alias_max: u16,
+    /// Retained messages looked at in one go before others get their turn.
+    pub slice: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            packet_size_max: 16 * 1024 * 1024,
+            inflight_max: 100,
+            receive_maximum: 100,
+            queued_messages_max: 10_000,
+            queued_bytes_max: 64 * 1024 * 1024,
+            queue_policy: QueuePolicy::DropNew,
+            backlog_bytes_max: 1024 * 1024,
+            subscriptions_max: 10_000,
+            filters_per_subscribe_max: 1_000,
+            topic_levels_max: 128,
+            retained_messages_max: 1_000_000,
+            retained_bytes_max: 1024 * 1024 * 1024,
+            sessions_max: 200_000,
+            session_expiry_secs_max: u32::MAX,
+            keep_alive_secs_max: 0,
+            topic_alias_max: 32,
+            slice: 256,
+        }
+    }
+}
+
+/// One and a half times the keep alive [MQTT-3.1.2-22].
+pub(super) fn keep_alive_deadline(keep_alive_secs: u16) -> Duration {
+    Duration::from_millis(u64::from(keep_alive_secs) * 1500)
+}

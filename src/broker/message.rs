@@ -1,0 +1,85 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::change::Ticket;
+use crate::types::{QoS, Topic};
+
+/// Numbers messages in the order that they came in; never reused while a store knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct MessageId(pub u64);
+
+/// An application message that is kept: queued, in flight or retained. Shared by all that wait
+/// for it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Message {
+    pub id: MessageId,
+    pub(super) topic: Box<str>,
+    pub payload: Bytes,
+    /// Encoded properties that go on unaltered.
+    pub forwarded: Box<[u8]>,
+    /// As published; a delivery may have a lower one.
+    pub qos: QoS,
+    /// When it is not to be sent any more.
+    pub expires: Option<Instant>,
+}
+
+impl Message {
+    pub fn topic(&self) -> Topic<'_> {
+        Topic::from_parsed(&self.topic)
+    }
+
+    /// What it counts against a limit in bytes.
+    pub fn size(&self) -> usize {
+        self.topic.len() + self.payload.len() + self.forwarded.len()
+    }
+
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+}
+
+/// Seconds of a message's life that remain: the interval it came with less the whole seconds it
+/// waited here [MQTT-3.3.2-6].
+pub(super) fn remaining_secs(expires: Instant, now: Instant) -> u32 {
+    let left = expires.saturating_duration_since(now);
+    let secs = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+    u32::try_from(secs).unwrap_or(u32::MAX)
+}
+
+pub(super) fn expires_at(now: Instant, interval_secs: Option<u32>) -> Option<Instant> {
+    interval_secs.and_then(|secs| now.checked_add(Duration::from_secs(u64::from(secs))))
+}
+
+/// The subscription identifiers that a delivery carries [MQTT-3.3.4-3, -4].
+pub(super) type Identifiers = SmallVec<[u32; 2]>;
+
+/// One message for one session.
+#[derive(Clone, Debug)]
+pub(super) struct Delivery {
+    pub(super) body: Body,
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
+    pub(super) identifiers: Identifiers,
+    /// Not to leave before this is committed.
+    pub(super) hold: Option<Ticket>,
+    pub(super) size: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    Here(Arc<Message>),
+    /// Only in the store: fetched when its turn comes.
+    Stored(MessageId),
+}
+
+impl Delivery {
+    pub(super) fn message_id(&self) -> MessageId {
+        match &self.body {
+            Body::Here(message) => message.id,
+            Body::Stored(id) => *id,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The broker's core: sans-I/O and pure.
+//!
+//! [`Core::handle`] takes what happened and writes what follows from it to an [`Outbox`];
+//! [`Core::next_deadline`] says when it wants [`Input::Timer`]. It knows no socket, file, clock or
+//! random generator, and no order in it depends on hashing: the same inputs give the same bytes.
+//!
+//! `connect` is a session's beginning and end, `receive` what a client may send, `subscribe` its
+//! subscriptions, `route` the way of a message to those who want it, `commit` what waits for the
+//! store.
+
+mod change;
+mod commit;
+mod connect;
+mod connection;
+mod counters;
+mod dialect;
+mod index;
+mod limits;
+mod message;
+mod outbox;
+mod receive;
+mod retained;
+mod route;
+mod session;
+mod snapshot;
+mod subscribe;
+mod timers;
+mod violation;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hashbrown::HashMap;
+
+pub use change::{Change, QueuedFor, StoredWill, Ticket};
+pub use connection::ConnectionId;
+pub use counters::{Counters, Drops, Gauges};
+pub use limits::{Limits, QueuePolicy};
+pub use message::{Message, MessageId};
+pub use outbox::{Admission, Closing, Command, Input, Note, Outbox, Payload};
+pub use snapshot::SessionSnapshot;
+pub use violation::Violation;
+
+use crate::auth::{Acl, Operation, Subject};
+use crate::types::{ClientId, ReasonCode, Topic};
+use commit::Waiting;
+use connection::Connection;
+use index::Index;
+use retained::Retained;
+use session::{Permissions, Session};
+use timers::{Timer, Timers};
+
+/// What the core is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub limits: Limits,
+    /// Whether changes go to a store and acknowledgements wait for it; otherwise nothing outlives
+    /// the process.
+    pub durable: bool,
+    /// Keys the hash tables, so that nobody outside can aim at their buckets.
+    pub seed: [u64; 4],
+}
+
+/// The broker engine of one shard.
+#[derive(Debug)]
+pub struct Core {
+    options: Options,
+    hasher: ahash::RandomState,
+    acl: Arc<Acl>,
+    acl_generation: u64,
+    connections: Vec<Option<Connection>>,
+    connected: usize,
+    sessions: slab::Slab<Session>,
+    by_client: HashMap<ClientId, u32, ahash::RandomState>,
+    index: Index,
+    retained: Retained,
+    timers: Timers,
+    /// Sessions with retained scans to go on with, in turn.
+    scanning: VecDeque<u32>,
+    waiting: HashMap<Ticket, Vec<Waiting>, ahash::RandomState>,
+    next_ticket: u64,
+    next_message: u64,
+    counters: Counters,
+    scratch: route::Scratch,
+    shutting_down: bool,
+}
+
+impl Core {
+    pub fn new(options: Options, acl: Arc<Acl>) -> Core {
+        let [a, b, c, d] = options.seed;
+        let hasher = ahash::RandomState::with_seeds(a, b, c, d);
+        Core {
+            acl,
+            acl_generation: 1,
+            connections: Vec::new(),
+            connected: 0,
+            sessions: slab::Slab::new(),
+            by_client: HashMap::with_hasher(hasher.clone()),
+            index: Index::new(hasher.clone()),
+            retained: Retained::default(),
+            timers: Timers::default(),
+            scanning: VecDeque::new(),
+            waiting: HashMap::with_hasher(hasher.clone()),
+            next_ticket: 1,
+            next_message: 1,
+            counters: Counters::default(),
+            scratch: route::Scratch::default(),
+            shutting_down: false,
+            hasher,
+            options,
+        }
+    }
+
+    /// Takes one input; everything that follows from it goes to `out` before this returns.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>, out: &mut impl Outbox) {
+        match input {
+            Input::Received(id, packet) => self.receive(now, id, packet, out),
+            Input::Drained(id) => self.drained(now, id, out),
+            Input::Connected(id, admission) => self.connect(now, id, &admission, out),
+            Input::Malformed(id, error) => self.violate(now, id, Violation::Undecodable(error), out),
+            Input::Lost(id) => self.disconnected(now, id, Closing::Lost, out),
+            Input::Timer => self.timer(now, out),
+            Input::Committed(ticket) => self.committed(now, ticket, out),
+            Input::Failed(ticket) => self.failed(now, ticket, out),
+            Input::Fetched(client, messages) => self.fetched(now, &client, messages, out),
+            Input::Command(command) => self.command(now, command, out),
+        }
+    }
+
+    /// When [`Input::Timer`] is due; work in slices that is not done wants it at once.
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        if !self.scanning.is_empty() {
+            return Some(now);
+        }
+        [self.timers.next(), self.retained.next_expiry()].into_iter().flatten().min()
+    }
+
+    /// A new ACL or new limits take effect with the next packet.
+    pub fn configure(&mut self, limits: Limits, acl: Arc<Acl>) {
+        self.options.limits = limits;
+        self.acl = acl;
+        self.acl_generation += 1;
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    fn timer(&mut self, now: Instant, out: &mut impl Outbox) {
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::KeepAlive(index) => self.keep_alive_due(now, index, out),
+                Timer::WillDelay(session) => self.will_due(now, session, out),
+                Timer::SessionExpiry(session) => self.session_expired(now, session, out),
+            }
+        }
+        for _ in 0..self.options.limits.slice {
+            let Some(message) = self.retained.expire_one(now) else { break };
+            self.counters.dropped.expired += 1;
+            if self.options.durable {
+                let ticket = self.ticket();
+                out.persist(ticket, vec![Change::RetainedCleared { topic: message.topic.clone() }]);
+            }
+        }
+        if let Some(session) = self.scanning.pop_front() {
+            self.scan_retained(now, session, out);
+        }
+    }
+
+    fn command(&mut self, now: Instant, command: Command, out: &mut impl Outbox) {
+        match command {
+            Command::Kick(id, why) => {
+                if self.connection(id).is_some() {
+                    self.say_goodbye(id, ReasonCode::AdministrativeAction, out);
+                    self.finish(now, id, why, out);
+                }
+            }
+            Command::Forget(identity) => {
+                let owned: Vec<u32> = self
+                    .sessions
+                    .iter()
+                    .filter(|(_, session)| session.identity.as_ref() == Some(&identity))
+                    .map(|(at, _)| at as u32)
+                    .collect();
+                for at in owned {
+                    if let Some(id) = self.sessions[at as usize].connection {
+                        self.say_goodbye(id, ReasonCode::AdministrativeAction, out);
+                        self.finish(now, id, Closing::Revoked, out);
+                    }
+                    if self.sessions.contains(at as usize) {
+                        self.end_session(now, at, out);
+                    }
+                }
+            }
+            Command::ShutDown => {
+                self.shutting_down = true;
+                for index in 0..self.connections.len() {
+                    if let Some(id) = self.connections[index].as_ref().map(|connection| connection.id) {
+                        self.say_goodbye(id, ReasonCode::ServerShuttingDown, out);
+                        self.finish(now, id, Closing::ShuttingDown, out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `None` for a connection that is gone: what comes of it late is ignored.
+    fn connection(&self, id: ConnectionId) -> Option<&Connection> {
+        self.connections.get(id.index as usize)?.as_ref().filter(|connection| connection.id == id)
+    }
+
+    fn connection_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.connections.get_mut(id.index as usize)?.as_mut().filter(|connection| connection.id == id)
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.waiting.insert(ticket, Vec::new());
+        ticket
+    }
+
+    /// Whether the session's client may read or write `topic`, by its shortcut or by the ACL.
+    fn allows(&mut self, session: u32, operation: Operation, topic: Topic<'_>) -> bool {
+        let session = &mut self.sessions[session as usize];
+        permitted(&self.acl, self.acl_generation, session, operation, topic)
+    }
+}
+
+/// The ACL's answer for a session, by its shortcut where there is one.
+fn permitted(acl: &Acl, generation: u64, session: &mut Session, operation: Operation, topic: Topic<'_>) -> bool {
+    let subject =
+        Subject { identity: session.identity.as_ref().map(|name| name.as_str()), client_id: session.client.as_str() };
+    if session.permissions.generation != generation {
+        session.permissions = Permissions {
+            generation,
+            reads_all: acl.allows_all(subject, Operation::Read),
+            writes_all: acl.allows_all(subject, Operation::Write),
+        };
+    }
+    let all = match operation {
+        Operation::Read => session.permissions.reads_all,
+        Operation::Write => session.permissions.writes_all,
+    };
+    (all && !topic.is_system()) || acl.check(subject, operation, topic).allowed
+}

@@ -1,0 +1,129 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::change::{Change, Ticket};
+use super::connection::ConnectionId;
+use super::message::{Message, MessageId};
+use super::violation::Violation;
+use crate::codec::{DecodeError, Packet};
+use crate::types::{ClientId, Identity, ReasonCode};
+
+/// What happens to the core. A packet borrows from the read buffer.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The gate let a client in.
+    Connected(ConnectionId, Admission<'a>),
+    Received(ConnectionId, Packet<'a>),
+    /// Bytes that are no packet.
+    Malformed(ConnectionId, DecodeError),
+    /// The socket took what was written: the backlog is down again.
+    Drained(ConnectionId),
+    /// The connection is gone without a DISCONNECT.
+    Lost(ConnectionId),
+    /// A deadline that [`super::Core::next_deadline`] named has come.
+    Timer,
+    /// What was persisted under this ticket is safe.
+    Committed(Ticket),
+    /// What was persisted under this ticket is not safe and will not be.
+    Failed(Ticket),
+    /// The store's answer to [`Outbox::fetch`]: `None` for a message that it does not have.
+    Fetched(ClientId, Vec<(MessageId, Option<Arc<Message>>)>),
+    Command(Command),
+}
+
+/// An authenticated client with its CONNECT.
+#[derive(Debug)]
+pub struct Admission<'a> {
+    pub connect: &'a crate::codec::Connect<'a>,
+    /// As sent, or as the gate assigned it.
+    pub client: ClientId,
+    /// The client sent none: MQTT 5 tells it.
+    pub assigned: bool,
+    /// `None`: anonymous.
+    pub identity: Option<Identity>,
+}
+
+/// What an administrator asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Ends a connection.
+    Kick(ConnectionId, Closing),
+    /// Ends all sessions of an identity that is no more.
+    Forget(Identity),
+    /// DISCONNECT 0x8B to all, then close.
+    ShutDown,
+}
+
+/// Why the core ends a connection, or how it learnt of its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closing {
+    /// DISCONNECT from the client, with its reason.
+    ByClient(ReasonCode),
+    /// The transport went away without DISCONNECT.
+    Lost,
+    Violation(Violation),
+    TakenOver,
+    /// `lockgate client kick`.
+    Kicked,
+    /// Its identity or certificate is no longer valid.
+    Revoked,
+    ShuttingDown,
+    /// The session belongs to another identity.
+    NotOwner,
+    /// The will's topic is outside the ACL.
+    WillNotAllowed,
+    TooManySessions,
+    StoreFailed,
+}
+
+/// A payload on its way out: shared where it is kept anyway, borrowed where it passes through.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    Borrowed(&'a [u8]),
+    Shared(&'a Bytes),
+}
+
+impl Payload<'_> {
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Payload::Borrowed(bytes) => bytes,
+            Payload::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// Where the core's output goes: the shard's write path, or a recorder in tests.
+pub trait Outbox {
+    /// Bytes of whole packets for a connection.
+    fn write(&mut self, to: ConnectionId, bytes: &[u8]);
+
+    /// A PUBLISH: `head`, then the payload.
+    fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>);
+
+    /// Bytes written for `to` that its socket has not taken.
+    fn backlog(&self, to: ConnectionId) -> usize;
+
+    /// End the connection once what was written has left. No input of this connection comes after.
+    fn close(&mut self, to: ConnectionId, why: Closing);
+
+    /// Make `changes` durable, all or none, and answer `Committed` or `Failed`.
+    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>);
+
+    /// Bring messages from the store: answered by `Fetched`.
+    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]);
+
+    /// Something that the log is to know.
+    fn note(&mut self, note: Note<'_>);
+}
+
+/// What is worth a line in the log.
+#[derive(Clone, Copy, Debug)]
+pub enum Note<'a> {
+    Connected { connection: ConnectionId, session_present: bool },
+    PublishDenied { connection: ConnectionId, topic: &'a str },
+    SubscribeDenied { connection: ConnectionId, filter: &'a str, reason: ReasonCode },
+    QueueFull { client: &'a ClientId },
+    RetainedFull { topic: &'a str },
+    SessionExpired { client: &'a ClientId },
+}

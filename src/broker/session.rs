@@ -1,0 +1,196 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use indexmap::IndexMap;
+
+use super::ConnectionId;
+use super::change::{StoredWill, Ticket};
+use super::message::{Body, Delivery};
+use super::retained::Scan;
+use crate::codec::SubscriptionOptions;
+use crate::types::{ClientId, Identity, PacketId, QoS};
+
+/// What outlives a connection (MQTT 5 section 4.1).
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) client: ClientId,
+    /// Who made it and alone may take it up; `None`: anonymous.
+    pub(super) identity: Option<Identity>,
+    pub(super) connection: Option<ConnectionId>,
+    /// Seconds that it outlives its connection.
+    pub(super) expiry_secs: u32,
+    /// While disconnected: when it ends.
+    pub(super) expires: Option<Instant>,
+    pub(super) subscriptions: IndexMap<Box<str>, Subscription, ahash::RandomState>,
+    pub(super) outgoing: Outgoing,
+    /// QoS 2 identifiers received and not yet released, each with the commit it belongs to.
+    pub(super) received: BTreeMap<PacketId, Option<Ticket>>,
+    pub(super) will: Option<Arc<StoredWill>>,
+    /// While disconnected: when the delayed will is published.
+    pub(super) will_due: Option<Instant>,
+    /// Retained messages still to be looked at for new subscriptions, oldest first.
+    pub(super) scans: VecDeque<RetainedScan>,
+    pub(super) permissions: Permissions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subscription {
+    pub(super) options: SubscriptionOptions,
+    pub(super) identifier: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(super) struct RetainedScan {
+    pub(super) filter: Box<str>,
+    pub(super) scan: Scan,
+    pub(super) subscription: Subscription,
+    /// Topics that sent a live message since the subscription: what is retained for them is older.
+    pub(super) live: BTreeSet<Box<str>>,
+}
+
+/// Shortcuts through the ACL, valid for one version of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Permissions {
+    pub(super) generation: u64,
+    /// Every topic but those that begin with `$`.
+    pub(super) reads_all: bool,
+    pub(super) writes_all: bool,
+}
+
+impl Session {
+    /// Whether it is written down: it is to outlive its connection.
+    pub(super) fn is_durable(&self) -> bool {
+        self.expiry_secs > 0
+    }
+}
+
+/// Messages on their way to a client: in flight, then waiting.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// In the order in which they were first sent, which is that of their redelivery [MQTT-4.6.0-1].
+    pub(super) inflight: VecDeque<Inflight>,
+    /// How many of `inflight` were sent on this connection; those behind wait for their turn.
+    pub(super) sent: usize,
+    pub(super) queue: VecDeque<Delivery>,
+    pub(super) queue_bytes: usize,
+    next_id: PacketId,
+    /// The front of the queue has been asked for from the store.
+    pub(super) fetching: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Inflight {
+    pub(super) packet_id: PacketId,
+    pub(super) state: State,
+    pub(super) delivery: Delivery,
+    /// Sent once, on whatever connection: DUP is set from then on [MQTT-3.3.1-1].
+    pub(super) tried: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// PUBLISH is not acknowledged.
+    Published,
+    /// PUBREC came: PUBREL is sent until PUBCOMP comes.
+    Released,
+}
+
+impl Outgoing {
+    pub(super) fn new() -> Outgoing {
+        Outgoing {
+            inflight: VecDeque::new(),
+            sent: 0,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            next_id: PacketId::FIRST,
+            fetching: false,
+        }
+    }
+
+    /// Nothing waits before a message that comes now.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.sent == self.inflight.len()
+    }
+
+    /// An identifier that is not in use [MQTT-2.2.1-3]. There are fewer in flight than there are
+    /// identifiers.
+    pub(super) fn free_id(&mut self) -> PacketId {
+        loop {
+            let id = self.next_id;
+            self.next_id = id.next();
+            if self.find(id).is_none() {
+                return id;
+            }
+        }
+    }
+
+    /// Acknowledgements mostly come in order: the first is looked at first.
+    pub(super) fn find(&self, packet_id: PacketId) -> Option<usize> {
+        self.inflight.iter().position(|entry| entry.packet_id == packet_id)
+    }
+
+    pub(super) fn remove(&mut self, at: usize) -> Inflight {
+        if at < self.sent {
+            self.sent -= 1;
+        }
+        self.inflight.remove(at).expect("found in this queue before")
+    }
+
+    pub(super) fn push_queue(&mut self, delivery: Delivery) {
+        self.queue_bytes += delivery.size as usize;
+        self.queue.push_back(delivery);
+    }
+
+    pub(super) fn pop_queue(&mut self) -> Option<Delivery> {
+        let delivery = self.queue.pop_front()?;
+        self.queue_bytes -= delivery.size as usize;
+        Some(delivery)
+    }
+
+    /// On a new connection everything unacknowledged is sent again [MQTT-4.4.0-1].
+    pub(super) fn rewind(&mut self) {
+        self.sent = 0;
+        self.fetching = false;
+    }
+
+    /// QoS 0 that waits is for the connection that it was published to, not for the next.
+    pub(super) fn drop_qos_0(&mut self) {
+        let bytes = &mut self.queue_bytes;
+        self.queue.retain(|delivery| {
+            let keep = delivery.qos != QoS::AtMostOnce;
+            if !keep {
+                *bytes -= delivery.size as usize;
+            }
+            keep
+        });
+    }
+
+    /// Takes out of the queue what waited for a commit that failed.
+    pub(super) fn withdraw(&mut self, ticket: Ticket) -> usize {
+        let before = self.queue.len() + self.inflight.len();
+        let bytes = &mut self.queue_bytes;
+        self.queue.retain(|delivery| {
+            let keep = delivery.hold != Some(ticket);
+            if !keep {
+                *bytes -= delivery.size as usize;
+            }
+            keep
+        });
+        // What is held has not been sent: it lies behind `sent`.
+        self.inflight.retain(|entry| entry.delivery.hold != Some(ticket));
+        before - self.queue.len() - self.inflight.len()
+    }
+
+    /// Positions at the queue's front that lie only in the store.
+    pub(super) fn stored_front(&self, most: usize) -> Vec<super::message::MessageId> {
+        self.queue
+            .iter()
+            .map_while(|delivery| match delivery.body {
+                Body::Stored(id) => Some(id),
+                Body::Here(_) => None,
+            })
+            .take(most)
+            .collect()
+    }
+}

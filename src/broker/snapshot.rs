@@ -1,0 +1,56 @@
+use super::{ConnectionId, Core, Counters, Gauges};
+use crate::codec::Version;
+use crate::types::{ClientId, Identity};
+
+/// A session as an administrator sees it.
+#[derive(Clone, Debug)]
+pub struct SessionSnapshot {
+    pub client: ClientId,
+    pub identity: Option<Identity>,
+    pub connection: Option<ConnectionId>,
+    pub version: Option<Version>,
+    pub subscriptions: usize,
+    pub queued_messages: usize,
+    pub queued_bytes: usize,
+    pub inflight_messages: usize,
+}
+
+impl Core {
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What is cheap to know; the queues are summed up by walking [`Core::sessions`] in slices.
+    pub fn gauges(&self) -> Gauges {
+        Gauges {
+            connections: self.connected,
+            sessions: self.sessions.len(),
+            subscriptions: self.index.len(),
+            retained_messages: self.retained.len(),
+            retained_bytes: self.retained.bytes(),
+            ..Gauges::default()
+        }
+    }
+
+    /// Up to `most` sessions from `cursor` on, and where to go on; `None` at the end. A session
+    /// that comes or goes meanwhile may be missing, none is there twice.
+    pub fn sessions(&self, cursor: usize, most: usize) -> (Vec<SessionSnapshot>, Option<usize>) {
+        let mut page = Vec::new();
+        let end = (cursor + most).min(self.sessions.capacity());
+        for at in cursor..end {
+            let Some(session) = self.sessions.get(at) else { continue };
+            let version = session.connection.and_then(|id| self.connection(id)).map(|connection| connection.version);
+            page.push(SessionSnapshot {
+                client: session.client.clone(),
+                identity: session.identity.clone(),
+                connection: session.connection,
+                version,
+                subscriptions: session.subscriptions.len(),
+                queued_messages: session.outgoing.queue.len(),
+                queued_bytes: session.outgoing.queue_bytes,
+                inflight_messages: session.outgoing.inflight.len(),
+            });
+        }
+        (page, (end < self.sessions.capacity()).then_some(end))
+    }
+}

@@ -1,0 +1,57 @@
+//! What a client may not do, and the one wire answer to each.
+
+use thiserror::Error;
+
+use crate::codec::DecodeError;
+use crate::types::ReasonCode;
+
+/// A breach of the protocol that ends the connection (MQTT 5 section 4.13).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum Violation {
+    #[error("{0}")]
+    Undecodable(DecodeError),
+    /// [MQTT-3.1.0-2]
+    #[error("a second CONNECT")]
+    SecondConnect,
+    #[error("a packet that only a server may send")]
+    ServerPacket,
+    /// [MQTT-4.12.0-1]: no exchange was agreed on in CONNECT.
+    #[error("AUTH without an authentication method in CONNECT")]
+    UnexpectedAuth,
+    /// [MQTT-3.3.4-9]
+    #[error("more QoS 1 and 2 messages in flight than the receive maximum")]
+    ReceiveMaximumExceeded,
+    /// [MQTT-3.3.2-8], [MQTT-3.3.2-9]
+    #[error("topic alias {0} is not one that it may use")]
+    TopicAlias(u16),
+    #[error("a publish with a subscription identifier")]
+    SubscriptionIdentifier,
+    /// [MQTT-3.1.2-22]
+    #[error("nothing came for one and a half times the keep alive")]
+    KeepAlive,
+    /// [MQTT-3.14.2-2]
+    #[error("a session expiry interval in DISCONNECT where CONNECT set none")]
+    SessionExpiryRaised,
+    #[error("a disconnect reason that only a server may give")]
+    DisconnectReason,
+    #[error("a SUBSCRIBE with {0} filters")]
+    TooManyFilters(usize),
+}
+
+impl Violation {
+    pub fn reason(self) -> ReasonCode {
+        match self {
+            Violation::Undecodable(error) => error.reason(),
+            Violation::SecondConnect
+            | Violation::ServerPacket
+            | Violation::UnexpectedAuth
+            | Violation::SubscriptionIdentifier
+            | Violation::SessionExpiryRaised
+            | Violation::DisconnectReason => ReasonCode::ProtocolError,
+            Violation::ReceiveMaximumExceeded => ReasonCode::ReceiveMaximumExceeded,
+            Violation::TopicAlias(_) => ReasonCode::TopicAliasInvalid,
+            Violation::KeepAlive => ReasonCode::KeepAliveTimeout,
+            Violation::TooManyFilters(_) => ReasonCode::QuotaExceeded,
+        }
+    }
+}

@@ -1,0 +1,231 @@
+use std::net::IpAddr;
+use std::path::Path;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use time::OffsetDateTime;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+
+use super::plan::ServerName;
+
+#[derive(Debug, Error)]
+pub enum InspectError {
+    #[error("no certificate in it: PEM with BEGIN CERTIFICATE is expected")]
+    NoCertificate,
+    #[error("no private key in it: PEM with BEGIN PRIVATE KEY is expected")]
+    NoKey,
+    #[error("the certificate is damaged: {0}")]
+    Damaged(String),
+    #[error("the PEM text is damaged: {0}")]
+    Pem(String),
+    #[error("the private key cannot be used: {0}")]
+    Key(String),
+}
+
+/// What there is to know of a certificate (RFC 5280).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// RFC 2253.
+    pub subject: String,
+    pub issuer: String,
+    pub common_name: Option<String>,
+    /// Big-endian, without a leading zero byte.
+    pub serial: Vec<u8>,
+    pub not_before: OffsetDateTime,
+    pub not_after: OffsetDateTime,
+    pub is_ca: bool,
+    /// An X.509 v1 certificate, which has no extensions.
+    pub is_v1: bool,
+    pub names: Vec<ServerName>,
+    pub subject_key_id: Option<Vec<u8>>,
+    pub authority_key_id: Option<Vec<u8>>,
+    /// SubjectPublicKeyInfo, DER.
+    pub public_key: Vec<u8>,
+    /// SHA-256 of the DER, `AB:CD:…`.
+    pub fingerprint: String,
+}
+
+impl CertificateInfo {
+    pub fn parse(der: &[u8]) -> Result<CertificateInfo, InspectError> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| InspectError::Damaged(error.to_string()))?;
+        let mut info = CertificateInfo {
+            subject: rfc2253(certificate.subject()),
+            issuer: rfc2253(certificate.issuer()),
+            common_name: certificate
+                .subject()
+                .iter_common_name()
+                .last()
+                .and_then(|name| name.as_str().ok())
+                .map(str::to_owned),
+            serial: trim(certificate.raw_serial()).to_vec(),
+            not_before: certificate.validity().not_before.to_datetime(),
+            not_after: certificate.validity().not_after.to_datetime(),
+            is_ca: certificate.is_ca(),
+            is_v1: certificate.version() == X509Version::V1,
+            names: Vec::new(),
+            subject_key_id: None,
+            authority_key_id: None,
+            public_key: certificate.public_key().raw.to_vec(),
+            fingerprint: fingerprint(der),
+        };
+        for extension in certificate.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => info.subject_key_id = Some(id.0.to_vec()),
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    info.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                }
+                ParsedExtension::SubjectAlternativeName(names) => {
+                    info.names = names.general_names.iter().filter_map(server_name).collect();
+                }
+                _ => {}
+            }
+        }
+        Ok(info)
+    }
+
+    /// Whole days until it expires; negative once it has.
+    pub fn days_left(&self, now: OffsetDateTime) -> i64 {
+        (self.not_after - now).whole_seconds().div_euclid(86_400)
+    }
+
+    /// `2027-12-25`.
+    pub fn not_after_date(&self) -> String {
+        self.not_after.date().to_string()
+    }
+
+    pub fn serial_hex(&self) -> String {
+        hex(&self.serial)
+    }
+
+    /// Whether `ca` issued it, as far as the names and key identifiers tell.
+    pub fn is_issued_by(&self, ca: &CertificateInfo) -> bool {
+        self.issuer == ca.subject
+            && match (&self.authority_key_id, &ca.subject_key_id) {
+                (Some(wanted), Some(has)) => wanted == has,
+                _ => true,
+            }
+    }
+}
+
+fn trim(serial: &[u8]) -> &[u8] {
+    match serial {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        _ => serial,
+    }
+}
+
+fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
+    match name {
+        GeneralName::DNSName(name) => Some(ServerName::Dns((*name).to_ascii_lowercase())),
+        GeneralName::IPAddress(bytes) => {
+            let address = match bytes.len() {
+                4 => IpAddr::from(<[u8; 4]>::try_from(*bytes).ok()?),
+                16 => IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?),
+                _ => return None,
+            };
+            Some(ServerName::Address(address))
+        }
+        _ => None,
+    }
+}
+
+/// A name as RFC 2253 writes it: the last part first, with its special characters escaped.
+pub fn rfc2253(name: &x509_parser::x509::X509Name<'_>) -> String {
+    let mut parts: Vec<String> = name
+        .iter_rdn()
+        .map(|rdn| {
+            let attributes: Vec<String> = rdn
+                .iter()
+                .map(|attribute| {
+                    let oid = attribute.attr_type().to_id_string();
+                    let kind = match oid.as_str() {
+                        "2.5.4.3" => "CN",
+                        "2.5.4.6" => "C",
+                        "2.5.4.7" => "L",
+                        "2.5.4.8" => "ST",
+                        "2.5.4.9" => "STREET",
+                        "2.5.4.10" => "O",
+                        "2.5.4.11" => "OU",
+                        "0.9.2342.19200300.100.1.1" => "UID",
+                        "0.9.2342.19200300.100.1.25" => "DC",
+                        "1.2.840.113549.1.9.1" => "emailAddress",
+                        other => other,
+                    };
+                    format!("{kind}={}", escape(attribute.as_str().unwrap_or("?")))
+                })
+                .collect();
+            attributes.join("+")
+        })
+        .collect();
+    parts.reverse();
+    parts.join(",")
+}
+
+fn escape(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    let last = value.chars().count().saturating_sub(1);
+    for (at, character) in value.chars().enumerate() {
+        let special = matches!(character, ',' | '+' | '"' | '\\' | '<' | '>' | ';')
+            || (at == 0 && matches!(character, '#' | ' '))
+            || (at == last && character == ' ');
+        if special {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// SHA-256, in the form that openssl prints.
+pub fn fingerprint(der: &[u8]) -> String {
+    let digest = Sha256::digest(der);
+    let pairs: Vec<String> = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+    pairs.join(":")
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn first_certificate(pem: &str) -> Result<CertificateDer<'static>, InspectError> {
+    certificates(pem.as_bytes())?.into_iter().next().ok_or(InspectError::NoCertificate)
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InspectError> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| InspectError::Pem(error.to_string()))
+}
+
+/// All certificates of PEM text, at least one.
+pub fn load_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InspectError> {
+    let found = certificates(pem)?;
+    if found.is_empty() { Err(InspectError::NoCertificate) } else { Ok(found) }
+}
+
+/// The private key of PEM text: PKCS#8, PKCS#1 or SEC1.
+pub fn load_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InspectError> {
+    match PrivateKeyDer::from_pem_slice(pem) {
+        Ok(key) => Ok(key),
+        Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(InspectError::NoKey),
+        Err(error) => Err(InspectError::Pem(error.to_string())),
+    }
+}
+
+/// Whether a private key belongs to a certificate.
+pub fn key_matches(key: &PrivateKeyDer<'_>, certificate: &CertificateInfo) -> Result<bool, InspectError> {
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).map_err(|error| InspectError::Key(error.to_string()))?;
+    Ok(key.public_key().is_some_and(|public| public.as_ref() == certificate.public_key))
+}
+
+impl CertificateInfo {
+    /// Reads the first certificate of a PEM file.
+    pub fn read(path: &Path) -> Result<CertificateInfo, super::files::FileError> {
+        let pem = super::files::read(path)?;
+        let der = certificates(&pem)
+            .and_then(|all| all.into_iter().next().ok_or(InspectError::NoCertificate))
+            .and_then(|der| CertificateInfo::parse(&der));
+        der.map_err(|error| super::files::FileError::Content { path: path.to_owned(), what: error.to_string() })
+    }
+}

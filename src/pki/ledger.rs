@@ -1,0 +1,170 @@
+//! Every certificate ever made, a JSON object a line: what was issued, what was revoked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use time::OffsetDateTime;
+
+use super::inspect::{hex, CertificateInfo};
+use super::plan::KeyType;
+use crate::types::Identity;
+
+/// What a certificate is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    Ca,
+    Server,
+    Client,
+}
+
+/// One line of the ledger.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    Issued(Entry),
+    #[serde(rename_all = "kebab-case")]
+    Revoked {
+        #[serde(with = "time::serde::rfc3339")]
+        at: OffsetDateTime,
+        serial: String,
+        reason: String,
+    },
+}
+
+/// A certificate that was issued.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Entry {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub kind: Kind,
+    /// Hexadecimal.
+    pub serial: String,
+    pub subject: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    pub key: String,
+    /// `generated` here; a key that was made elsewhere comes with a request.
+    pub key_origin: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires: OffsetDateTime,
+    /// SHA-256 of the certificate.
+    pub fingerprint: String,
+}
+
+impl Entry {
+    pub fn of(info: &CertificateInfo, kind: Kind, identity: Option<&Identity>, key: KeyType, at: OffsetDateTime) -> Entry {
+        Entry {
+            at: at.replace_nanosecond(0).expect("zero is in range"),
+            kind,
+            serial: hex(&info.serial),
+            subject: info.subject.clone(),
+            names: info.names.iter().map(ToString::to_string).collect(),
+            identity: identity.map(|name| name.as_str().to_owned()),
+            key: key.as_str().to_owned(),
+            key_origin: "generated".to_owned(),
+            expires: info.not_after,
+            fingerprint: info.fingerprint.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    #[error("line {line}: {error}")]
+    Line { line: usize, error: String },
+}
+
+/// The ledger as read.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    issued: Vec<Entry>,
+    revoked: BTreeSet<String>,
+}
+
+impl Ledger {
+    pub fn parse(text: &str) -> Result<Ledger, LedgerError> {
+        let mut ledger = Ledger::default();
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let event = serde_json::from_str(line)
+                .map_err(|error| LedgerError::Line { line: at + 1, error: error.to_string() })?;
+            match event {
+                Event::Issued(entry) => ledger.issued.push(entry),
+                Event::Revoked { serial, .. } => {
+                    ledger.revoked.insert(serial);
+                }
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// The text of events to append.
+    pub fn lines(events: &[Event]) -> String {
+        events.iter().map(|event| serde_json::to_string(event).expect("plain data") + "\n").collect()
+    }
+
+    /// Client certificates that admit: issued and not revoked, and whose they are.
+    pub fn current(&self) -> BTreeMap<Vec<u8>, Identity> {
+        self.issued
+            .iter()
+            .filter(|entry| entry.kind == Kind::Client && !self.revoked.contains(&entry.serial))
+            .filter_map(|entry| Some((unhex(&entry.serial)?, Identity::parse(entry.identity.as_deref()?).ok()?)))
+            .collect()
+    }
+
+    /// Current certificates of one identity, oldest first.
+    pub fn current_of(&self, identity: &Identity) -> Vec<&Entry> {
+        self.issued
+            .iter()
+            .filter(|entry| entry.kind == Kind::Client && entry.identity.as_deref() == Some(identity.as_str()))
+            .filter(|entry| !self.revoked.contains(&entry.serial))
+            .collect()
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.issued
+    }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    (text.len().is_multiple_of(2) && text.is_ascii()).then_some(())?;
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revoked_certificate_is_not_current() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let entry = |serial: &str| {
+            Event::Issued(Entry {
+                at: now,
+                kind: Kind::Client,
+                serial: serial.to_owned(),
+                subject: "CN=d1".to_owned(),
+                names: Vec::new(),
+                identity: Some("d1".to_owned()),
+                key: "ecdsa-p256".to_owned(),
+                key_origin: "generated".to_owned(),
+                expires: now,
+                fingerprint: String::new(),
+            })
+        };
+        let text = Ledger::lines(&[
+            entry("0a"),
+            entry("0b"),
+            Event::Revoked { at: now, serial: "0a".to_owned(), reason: "removed".to_owned() },
+        ]);
+        let ledger = Ledger::parse(&text).unwrap();
+        let d1 = Identity::parse("d1").unwrap();
+        assert_eq!(ledger.current(), BTreeMap::from([(vec![0x0b], d1.clone())]));
+        assert_eq!(ledger.current_of(&d1).len(), 1);
+        assert!(Ledger::parse("{\"event\":\"teleported\"}\n").unwrap_err().to_string().starts_with("line 1: "));
+    }
+}

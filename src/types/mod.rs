@@ -1,0 +1,19 @@
+//! Parsed newtypes: past the codec nobody looks at raw strings again.
+//!
+//! Imports nothing from the rest of the crate.
+
+mod client_id;
+mod filter;
+mod identity;
+mod packet_id;
+mod qos;
+mod reason;
+mod topic;
+
+pub use client_id::ClientId;
+pub use filter::{Filter, FilterError};
+pub use identity::{Identity, IdentityError, Level};
+pub use packet_id::PacketId;
+pub use qos::{QoS, RetainHandling};
+pub use reason::ReasonCode;
+pub use topic::{Topic, TopicError};
