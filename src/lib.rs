@@ -1,6 +1,11 @@
+pub mod admin;
 pub mod auth;
 pub mod broker;
 pub mod codec;
+pub mod config;
+pub mod gate;
+pub mod handover;
 pub mod pki;
+pub mod shard;
 pub mod store;
 pub mod types;

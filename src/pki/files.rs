@@ -303,7 +303,9 @@ fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), FileE
     use std::os::unix::fs::DirBuilderExt;
     let made = fs::DirBuilder::new().mode(mode).create(path);
     match made {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error("make the folder", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(io_error("make the folder", path)(error));
+        }
         _ => {}
     }
     // The umask may have taken bits away.
@@ -328,12 +330,8 @@ fn stage_file(path: &Path, bytes: &[u8], mode: u32, owner: Option<Owner>) -> Res
         (Some(old), owner) => (old.mode() & 0o7777, owner),
         (None, owner) => (mode, owner),
     };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&staged)
-        .map_err(io_error("write", path))?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged).map_err(io_error("write", path))?;
     file.write_all(bytes).map_err(io_error("write", path))?;
     // The owner first: a change of owner may clear mode bits. One's own files are one's own already.
     if let Some(owner) = owner {

@@ -50,7 +50,8 @@ pub struct CertificateInfo {
 
 impl CertificateInfo {
     pub fn parse(der: &[u8]) -> Result<CertificateInfo, InspectError> {
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| InspectError::Damaged(error.to_string()))?;
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|error| InspectError::Damaged(error.to_string()))?;
         let mut info = CertificateInfo {
             subject: rfc2253(certificate.subject()),
             issuer: rfc2253(certificate.issuer()),
@@ -215,7 +216,8 @@ pub fn load_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InspectError> {
 
 /// Whether a private key belongs to a certificate.
 pub fn key_matches(key: &PrivateKeyDer<'_>, certificate: &CertificateInfo) -> Result<bool, InspectError> {
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).map_err(|error| InspectError::Key(error.to_string()))?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key)
+        .map_err(|error| InspectError::Key(error.to_string()))?;
     Ok(key.public_key().is_some_and(|public| public.as_ref() == certificate.public_key))
 }
 

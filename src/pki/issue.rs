@@ -53,7 +53,12 @@ pub struct Authority {
 
 impl Authority {
     /// A new root: `site` is its organisation, and its common name is unique.
-    pub fn create(site: &str, kind: KeyType, lifetimes: Lifetimes, now: OffsetDateTime) -> Result<(Authority, Issued), IssueError> {
+    pub fn create(
+        site: &str,
+        kind: KeyType,
+        lifetimes: Lifetimes,
+        now: OffsetDateTime,
+    ) -> Result<(Authority, Issued), IssueError> {
         let serial = random_serial();
         let mut params = blank(now, lifetimes.ca_days, &serial);
         let tag: String = serial[12..].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -95,7 +100,14 @@ impl Authority {
     }
 
     /// A server certificate for `names`; the first is its common name.
-    pub fn issue_server(&self, site: &str, names: &[ServerName], kind: KeyType, days: u32, now: OffsetDateTime) -> Result<Issued, IssueError> {
+    pub fn issue_server(
+        &self,
+        site: &str,
+        names: &[ServerName],
+        kind: KeyType,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<Issued, IssueError> {
         let mut params = self.leaf(days, now);
         let common_name = names.first().map(ToString::to_string).unwrap_or_else(|| "localhost".to_owned());
         params.distinguished_name = distinguished_name(&[
@@ -116,7 +128,14 @@ impl Authority {
     }
 
     /// A client certificate whose common name is the identity's.
-    pub fn issue_client(&self, site: &str, identity: &Identity, kind: KeyType, days: u32, now: OffsetDateTime) -> Result<Issued, IssueError> {
+    pub fn issue_client(
+        &self,
+        site: &str,
+        identity: &Identity,
+        kind: KeyType,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<Issued, IssueError> {
         let mut params = self.leaf(days, now);
         params.distinguished_name =
             distinguished_name(&[(DnType::OrganizationName, site), (DnType::CommonName, identity.as_str())]);
@@ -214,7 +233,8 @@ mod tests {
     fn what_is_no_ca_is_refused_as_one() {
         let now = OffsetDateTime::now_utc();
         let (authority, ca) = Authority::create("site", KeyType::EcdsaP256, lifetimes(), now).unwrap();
-        let client = authority.issue_client("site", &Identity::parse("d1").unwrap(), KeyType::EcdsaP256, 5, now).unwrap();
+        let client =
+            authority.issue_client("site", &Identity::parse("d1").unwrap(), KeyType::EcdsaP256, 5, now).unwrap();
         assert!(Authority::load(&ca.certificate_pem, &ca.key_pem, now).is_ok());
         let load = |certificate: &str, key: &str, now| Authority::load(certificate, key, now).map(|_| ()).unwrap_err();
         assert!(matches!(load(&client.certificate_pem, &client.key_pem, now), IssueError::NotACa));

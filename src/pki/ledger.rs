@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use time::OffsetDateTime;
 
-use super::inspect::{hex, CertificateInfo};
+use super::inspect::{CertificateInfo, hex};
 use super::plan::KeyType;
 use crate::types::Identity;
 
@@ -57,7 +57,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn of(info: &CertificateInfo, kind: Kind, identity: Option<&Identity>, key: KeyType, at: OffsetDateTime) -> Entry {
+    pub fn of(
+        info: &CertificateInfo,
+        kind: Kind,
+        identity: Option<&Identity>,
+        key: KeyType,
+        at: OffsetDateTime,
+    ) -> Entry {
         Entry {
             at: at.replace_nanosecond(0).expect("zero is in range"),
             kind,

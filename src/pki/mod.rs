@@ -8,9 +8,9 @@ mod issue;
 mod ledger;
 mod plan;
 
-pub use files::{check_secret, is_half_made, read_secret, recover, FileError, Lock, Owner, Recovery, Transaction};
-pub use host::{host_names, HostNames};
-pub use inspect::{fingerprint, key_matches, load_certificates, load_key, rfc2253, CertificateInfo, InspectError};
-pub use issue::{random_serial, Authority, Issued, IssueError};
+pub use files::{FileError, Lock, Owner, Recovery, Transaction, check_secret, is_half_made, read_secret, recover};
+pub use host::{HostNames, host_names};
+pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_certificates, load_key, rfc2253};
+pub use issue::{Authority, IssueError, Issued, random_serial};
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError};
-pub use plan::{KeyType, Lifetimes, ServerName, ServerNameError, CA_DAYS, LEAF_DAYS_MAX};
+pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, Lifetimes, ServerName, ServerNameError};

@@ -4,6 +4,7 @@
 
 mod client_id;
 mod filter;
+mod histogram;
 mod identity;
 mod packet_id;
 mod qos;
@@ -12,6 +13,7 @@ mod topic;
 
 pub use client_id::ClientId;
 pub use filter::{Filter, FilterError};
+pub use histogram::Histogram;
 pub use identity::{Identity, IdentityError, Level};
 pub use packet_id::PacketId;
 pub use qos::{QoS, RetainHandling};

@@ -1,0 +1,13 @@
+//! The one local door for everything that the command line asks of a running broker: HTTP with
+//! JSON on a Unix socket in the data folder, nothing on the network unless `metrics.address` says
+//! so. It sees snapshots and sends commands; the message path never waits for it.
+
+pub mod api;
+mod client;
+mod metrics;
+mod server;
+mod socket;
+
+pub use client::{CallError, call};
+pub use server::{Admin, Reload, serve_local, serve_public};
+pub use socket::{DataLock, DataLockError, lock_data};

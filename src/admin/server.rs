@@ -1,0 +1,268 @@
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::warn;
+
+use super::{DataLock, api, metrics, socket};
+use crate::gate::Gate;
+use crate::pki::CertificateInfo;
+use crate::shard::{ClientRow, Handle, ShardReport};
+
+/// Reads everything anew and puts it into effect, or says why not.
+pub type Reload = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<api::Reloaded, String>> + Send>> + Send + Sync>;
+
+/// What the door shows and moves.
+pub struct Admin {
+    pub shard: Handle,
+    pub gate: Arc<Gate>,
+    pub reload: Reload,
+    /// Swapped by a reload.
+    pub site: Arc<ArcSwap<Site>>,
+    started: Instant,
+    /// Messages received and sent at points in time, for rates.
+    samples: Mutex<VecDeque<(Instant, u64, u64)>>,
+}
+
+/// What does not change between reloads.
+#[derive(Clone, Debug, Default)]
+pub struct Site {
+    pub name: String,
+    pub configuration: PathBuf,
+    pub listeners: Vec<api::ListenerStatus>,
+    pub certificates: Vec<(String, CertificateInfo)>,
+    pub findings: Vec<String>,
+}
+
+const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+const SAMPLES: usize = 13;
+
+impl Admin {
+    pub fn new(shard: Handle, gate: Arc<Gate>, reload: Reload, site: Arc<ArcSwap<Site>>) -> Arc<Admin> {
+        let started = Instant::now();
+        let samples = Mutex::new(VecDeque::from([(started, 0, 0)]));
+        Arc::new(Admin { shard, gate, reload, site, started, samples })
+    }
+
+    /// Takes samples for the rates until the engine stops.
+    pub async fn sample(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SAMPLE_EVERY).await;
+            let Ok(report) = self.shard.report().await else { return };
+            let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            samples.push_back((Instant::now(), received(&report), sent(&report)));
+            while samples.len() > SAMPLES {
+                samples.pop_front();
+            }
+        }
+    }
+
+    fn rates(&self, report: &ShardReport) -> (f64, f64) {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(&(since, was_received, was_sent)) = samples.front() else { return (0.0, 0.0) };
+        let secs = since.elapsed().as_secs_f64().max(0.001);
+        ((received(report) - was_received) as f64 / secs, (sent(report) - was_sent) as f64 / secs)
+    }
+
+    /// Alive and ready told apart.
+    async fn health(&self) -> api::Health {
+        let turn = tokio::time::timeout(Duration::from_secs(2), self.shard.ping()).await;
+        api::Health { alive: matches!(turn, Ok(Ok(()))), ready: !self.site.load().listeners.is_empty() }
+    }
+
+    async fn status(&self) -> Result<api::Status, Refused> {
+        let report = self.shard.report().await?;
+        let rows = self.shard.clients().await?;
+        let site = self.site.load();
+        let (received_per_sec, sent_per_sec) = self.rates(&report);
+        let now = OffsetDateTime::now_utc();
+        let [plain, tls, mtls] = report.levels;
+        let dropped = report.counters.dropped;
+        Ok(api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            name: site.name.clone(),
+            configuration: site.configuration.display().to_string(),
+            uptime_secs: self.started.elapsed().as_secs(),
+            listeners: site.listeners.clone(),
+            connections: api::Levels { plain, tls, mtls },
+            sessions: report.gauges.sessions,
+            subscriptions: report.gauges.subscriptions,
+            retained_messages: report.gauges.retained_messages,
+            retained_bytes: report.gauges.retained_bytes,
+            queued_messages: rows.iter().map(|row| row.queued_messages).sum(),
+            queued_bytes: rows.iter().map(|row| row.queued_bytes).sum(),
+            inflight_messages: rows.iter().map(|row| row.inflight_messages).sum(),
+            received_per_sec,
+            sent_per_sec,
+            dropped: dropped.slow_consumer
+                + dropped.queue_full
+                + dropped.expired
+                + dropped.too_large
+                + dropped.retained_full
+                + dropped.store_failed,
+            refused: self.gate.stats.refused().values().sum(),
+            certificates: site
+                .certificates
+                .iter()
+                .map(|(of, info)| api::CertificateStatus {
+                    of: of.clone(),
+                    subject: info.subject.clone(),
+                    expires: info.not_after_date(),
+                    days_left: info.days_left(now),
+                    fingerprint: info.fingerprint.clone(),
+                })
+                .collect(),
+            findings: site.findings.clone(),
+        })
+    }
+}
+
+fn received(report: &ShardReport) -> u64 {
+    report.counters.publishes_received.iter().sum()
+}
+
+fn sent(report: &ShardReport) -> u64 {
+    report.counters.publishes_sent.iter().sum()
+}
+
+/// An answer that is no success.
+struct Refused(StatusCode, String);
+
+impl From<crate::shard::Stopped> for Refused {
+    fn from(error: crate::shard::Stopped) -> Refused {
+        Refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(api::Problem { error: self.1 })).into_response()
+    }
+}
+
+fn local(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/status", get(async |State(admin): State<Arc<Admin>>| admin.status().await.map(Json)))
+        .route("/clients", get(clients))
+        .route("/kick", post(kick))
+        .route("/reload", post(reload))
+        .merge(observer())
+        .with_state(admin)
+}
+
+/// What may be shown on the network.
+fn observer() -> Router<Arc<Admin>> {
+    Router::new()
+        .route(
+            "/health",
+            get(async |State(admin): State<Arc<Admin>>| health(&admin, |health| health.alive && health.ready).await),
+        )
+        .route("/health/live", get(async |State(admin): State<Arc<Admin>>| health(&admin, |health| health.alive).await))
+        .route(
+            "/health/ready",
+            get(async |State(admin): State<Arc<Admin>>| health(&admin, |health| health.ready).await),
+        )
+        .route("/metrics", get(show_metrics))
+}
+
+async fn health(admin: &Admin, good: impl Fn(&api::Health) -> bool) -> Response {
+    let health = admin.health().await;
+    let code = if good(&health) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(health)).into_response()
+}
+
+async fn clients(State(admin): State<Arc<Admin>>) -> Result<Json<api::Clients>, Refused> {
+    let rows = admin.shard.clients().await?;
+    Ok(Json(api::Clients { clients: rows.into_iter().map(client).collect() }))
+}
+
+fn client(row: ClientRow) -> api::Client {
+    api::Client {
+        client_id: row.client,
+        identity: row.identity,
+        connection: row.connected.map(|connected| api::Connection {
+            id: connected.number,
+            address: connected.address,
+            listener: connected.listener,
+            level: connected.level.to_string(),
+            version: connected.version.to_owned(),
+            since: rfc3339(connected.since),
+        }),
+        subscriptions: row.subscriptions,
+        queued_messages: row.queued_messages,
+        queued_bytes: row.queued_bytes,
+        inflight_messages: row.inflight_messages,
+    }
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at);
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+}
+
+async fn kick(State(admin): State<Arc<Admin>>, Json(kick): Json<api::Kick>) -> Result<Json<api::Kicked>, Refused> {
+    Ok(Json(api::Kicked { connections: admin.shard.kick(kick.name).await? }))
+}
+
+async fn reload(State(admin): State<Arc<Admin>>) -> Result<Json<api::Reloaded>, Refused> {
+    (admin.reload)().await.map(Json).map_err(|error| Refused(StatusCode::CONFLICT, error))
+}
+
+async fn show_metrics(State(admin): State<Arc<Admin>>) -> Result<Response, Refused> {
+    let report = admin.shard.report().await?;
+    let rows = admin.shard.clients().await?;
+    let text = metrics::render(&report, &rows, &admin.gate.stats, &admin.site.load(), OffsetDateTime::now_utc());
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// Serves the door on the data folder's socket until dropped.
+pub async fn serve_local(
+    data: &Path,
+    lock: &DataLock,
+    admin: Arc<Admin>,
+) -> std::io::Result<impl Future<Output = ()> + use<>> {
+    let listener = tokio::net::UnixListener::from_std(socket::bind(data, lock)?)?;
+    let guard = RemoveSocket(data.to_owned());
+    Ok(async move {
+        let _guard = guard;
+        if let Err(error) = axum::serve(listener, local(admin)).await {
+            warn!("the local door closed: {error}");
+        }
+    })
+}
+
+struct RemoveSocket(PathBuf);
+
+impl Drop for RemoveSocket {
+    fn drop(&mut self) {
+        socket::remove(&self.0);
+    }
+}
+
+/// Serves `/health` and `/metrics` on TCP until dropped.
+pub async fn serve_public(
+    address: SocketAddr,
+    admin: Arc<Admin>,
+) -> std::io::Result<(SocketAddr, impl Future<Output = ()> + use<>)> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    Ok((bound, async move {
+        if let Err(error) = axum::serve(listener, observer().with_state(admin)).await {
+            warn!("the metrics' port closed: {error}");
+        }
+    }))
+}

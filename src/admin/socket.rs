@@ -1,0 +1,73 @@
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use thiserror::Error;
+
+const SOCKET: &str = "lockgate.sock";
+const LOCK: &str = "lock";
+
+/// Held by the one broker that runs on a data folder.
+#[derive(Debug)]
+pub struct DataLock {
+    _file: File,
+}
+
+#[derive(Debug, Error)]
+pub enum DataLockError {
+    #[error("another broker runs on the data folder {}; stop it, or give this one its own `data:`", .0.display())]
+    Taken(PathBuf),
+    #[error("cannot use the data folder {}: {error}", .path.display())]
+    Io { path: PathBuf, error: io::Error },
+}
+
+/// Makes sure that nobody else runs on the data folder; makes it if need be.
+pub fn lock_data(data: &Path) -> Result<DataLock, DataLockError> {
+    let failed = |error| DataLockError::Io { path: data.to_owned(), error };
+    if !data.is_dir() {
+        fs::create_dir_all(data).map_err(failed)?;
+        fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(data.join(LOCK))
+        .map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(DataLock { _file: file }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(DataLockError::Taken(data.to_owned())),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// The socket's path with the folder it goes through held open: a path through the open folder is
+/// short however deep the folder lies, and the system's limit of about 100 bytes is no concern.
+pub(super) fn path(data: &Path) -> io::Result<(File, PathBuf)> {
+    let folder = File::open(data)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()));
+    Ok((folder, path))
+}
+
+/// Binds the socket, for its owner alone. What a broker that died left is replaced: the data
+/// folder's lock says that none runs.
+pub(super) fn bind(data: &Path, _lock: &DataLock) -> io::Result<std::os::unix::net::UnixListener> {
+    let (_folder, path) = path(data)?;
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Made under a name that nobody connects to, so that it never stands open.
+    let socket = std::os::unix::net::UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+pub(super) fn remove(data: &Path) {
+    drop(fs::remove_file(data.join(SOCKET)));
+}

@@ -1,0 +1,530 @@
+//! Takes a tree apart by the names of the keys and says everything that is wrong with it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Problem;
+use super::settings::{
+    Admission, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion, Transport,
+};
+use super::tree::{Located, Node, Origin, Source};
+use crate::auth::{IdentityRule, ListenerRules};
+use crate::broker::{Limits, QueuePolicy};
+use crate::types::Level;
+
+/// `None` where so much is missing that nothing can be made of it; `problems` says what.
+pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Problem>) -> Option<Settings> {
+    let mut reader = Reader { source, problems };
+    let mut root = reader.section(root, "the configuration")?;
+    let name = reader.text(&mut root, "name").unwrap_or_else(|| "lockgate".to_owned());
+    let data = reader.path(&mut root, "data").unwrap_or_else(|| reader.relative("../data"));
+    let pki = reader.path(&mut root, "pki").unwrap_or_else(|| reader.relative("../pki"));
+    let passwords = reader.optional_path(&mut root, "passwords", "passwd");
+    let acl = reader.optional_path(&mut root, "acl", "acl");
+    let identities = reader.optional_path(&mut root, "identities", "identities.yaml");
+    let self_renew = reader.boolean(&mut root, "self-renew").unwrap_or(false);
+    let min_version = reader.subsection(&mut root, "tls", |reader, tls| {
+        reader.choice(tls, "min-version", &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)])
+    });
+    let min_version = min_version.flatten().unwrap_or_default();
+    let admission = reader.subsection(&mut root, "admission", admission).unwrap_or_default();
+    let limits = reader.subsection(&mut root, "limits", limits).unwrap_or_default();
+    let log = reader.subsection(&mut root, "log", log).unwrap_or_default();
+    let metrics = reader.subsection(&mut root, "metrics", metrics).flatten();
+    let defaults = ListenerDefaults { pki: pki.clone(), min_version, connections_max: admission.connections_max };
+    let listeners = listeners(&mut reader, &mut root, &defaults);
+    reader.finish(root);
+    Some(Settings {
+        file: source.path.clone(),
+        name,
+        data,
+        pki,
+        passwords,
+        acl,
+        identities,
+        self_renew,
+        listeners,
+        admission,
+        limits,
+        log,
+        metrics,
+    })
+}
+
+struct ListenerDefaults {
+    pki: PathBuf,
+    min_version: TlsVersion,
+    connections_max: usize,
+}
+
+fn listeners(reader: &mut Reader<'_>, root: &mut Section, defaults: &ListenerDefaults) -> Vec<Listener> {
+    let Some((origin, located)) = root.take("listeners") else {
+        return default_pair(defaults);
+    };
+    let Node::List(list) = located.node else {
+        let what = format!("listeners is a list, this is {}: begin each with `- address:`", located.node.kind());
+        reader.problem(&origin, what);
+        return Vec::new();
+    };
+    if list.is_empty() {
+        reader.problem(
+            &origin,
+            "there is no listener: nobody could connect; leave `listeners` out for 1883 and 8883".to_owned(),
+        );
+    }
+    let mut listeners: Vec<Listener> = Vec::new();
+    for item in list {
+        let origin = item.origin.clone();
+        let Some(mut section) = reader.section(item, "a listener") else { continue };
+        let Some(read) = listener(reader, &mut section, defaults) else { continue };
+        reader.finish(section);
+        if let Some(twin) =
+            listeners.iter().find(|known| known.address == read.address && read.address.port() != Some(0))
+        {
+            let what = format!("{} is there twice", twin.address);
+            reader.problem(&origin, what);
+        }
+        listeners.push(read);
+    }
+    listeners
+}
+
+fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerDefaults) -> Option<Listener> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Tcp,
+        Tls,
+        Unix,
+    }
+    let kind = reader
+        .choice(section, "transport", &[("tcp", Kind::Tcp), ("tls", Kind::Tls), ("unix", Kind::Unix)])
+        .unwrap_or(Kind::Tcp);
+    let address = match kind {
+        Kind::Unix => {
+            let path = reader.path(section, "path");
+            if path.is_none() {
+                let what = "a unix listener needs `path:`, the socket's place".to_owned();
+                reader.problem(&section.origin.clone(), what);
+            }
+            ListenerAddress::Unix(path?)
+        }
+        _ => {
+            let default_port = if kind == Kind::Tls { 8883 } else { 1883 };
+            let port = reader.number(section, "port", 0..=65_535).unwrap_or(default_port) as u16;
+            let address = section.take("address");
+            match address {
+                None => ListenerAddress::Loopback(port),
+                Some((_, value)) => reader.address(value, port)?,
+            }
+        }
+    };
+    let transport = match kind {
+        Kind::Tcp => Transport::Tcp,
+        Kind::Unix => Transport::Unix,
+        Kind::Tls => {
+            let named =
+                [("off", ClientCerts::Off), ("optional", ClientCerts::Optional), ("required", ClientCerts::Required)];
+            Transport::Tls(TlsFiles {
+                certificate: reader.path(section, "certificate").unwrap_or_else(|| defaults.pki.join("server.crt")),
+                key: reader.path(section, "key").unwrap_or_else(|| defaults.pki.join("server.key")),
+                client_ca: reader.path(section, "client-ca").unwrap_or_else(|| defaults.pki.join("ca.crt")),
+                client_certs: reader.choice(section, "client-certs", &named).unwrap_or_default(),
+                min_version: defaults.min_version,
+            })
+        }
+    };
+    let rules = ListenerRules {
+        identity: reader
+            .choice(
+                section,
+                "identity",
+                &[
+                    ("default", IdentityRule::Default),
+                    ("cn", IdentityRule::CommonName),
+                    ("subject", IdentityRule::Subject),
+                ],
+            )
+            .unwrap_or_default(),
+        allow_anonymous: reader.boolean(section, "allow-anonymous").unwrap_or(false),
+        min_level: reader
+            .choice(section, "min-level", &[("plain", Level::Plain), ("tls", Level::Tls), ("mtls", Level::Mtls)])
+            .unwrap_or_default(),
+    };
+    let reachable = match &transport {
+        Transport::Tls(files) if files.client_certs == ClientCerts::Off => Level::Tls,
+        Transport::Tls(_) => Level::Mtls,
+        Transport::Tcp | Transport::Unix => Level::Plain,
+    };
+    if rules.min_level > reachable || (rules.identity != IdentityRule::Default && reachable < Level::Mtls) {
+        let what = format!("nobody could come in here: on this listener clients reach level {reachable} at most");
+        reader.problem(&section.origin.clone(), what);
+    }
+    let connections_max = reader
+        .number(section, "connections-max", 1..=10_000_000)
+        .map_or(defaults.connections_max, |count| count as usize);
+    Some(Listener { address, transport, rules, connections_max })
+}
+
+/// 1883 on loopback, 8883 with TLS for all.
+fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
+    let rules = ListenerRules::default();
+    let files = TlsFiles {
+        certificate: defaults.pki.join("server.crt"),
+        key: defaults.pki.join("server.key"),
+        client_ca: defaults.pki.join("ca.crt"),
+        client_certs: ClientCerts::Optional,
+        min_version: defaults.min_version,
+    };
+    let listener =
+        |address, transport| Listener { address, transport, rules, connections_max: defaults.connections_max };
+    vec![
+        listener(ListenerAddress::Loopback(1883), Transport::Tcp),
+        listener(ListenerAddress::All(8883), Transport::Tls(files)),
+    ]
+}
+
+fn admission(reader: &mut Reader<'_>, section: &mut Section) -> Admission {
+    let mut read = Admission::default();
+    let count = 1..=10_000_000;
+    reader.set_usize(section, "connections-max", count.clone(), &mut read.connections_max);
+    reader.set_usize(section, "connections-per-address-max", count.clone(), &mut read.connections_per_address_max);
+    reader.set_usize(section, "pending-max", count, &mut read.pending_max);
+    reader.set_duration(section, "connect-timeout", 1..=3_600, &mut read.connect_timeout);
+    reader.set_size(section, "connect-size-max", 1_024..=1_048_576, &mut read.connect_size_max);
+    reader.set_usize(section, "hashing-max", 1..=256, &mut read.hashing_max);
+    if let Some(count) = reader.number(section, "wrong-passwords-max", 1..=1_000_000) {
+        read.wrong_passwords_max = count as u32;
+    }
+    reader.set_duration(section, "throttle-max", 1..=86_400, &mut read.throttle_max);
+    read
+}
+
+fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
+    let mut read = Limits::default();
+    let count = 1..=1_000_000_000;
+    let bytes = 1..=1 << 40;
+    if let Some(size) = reader.size(section, "packet-size-max", 1_024..=268_435_460) {
+        read.packet_size_max = size as u32;
+    }
+    for (key, value) in [("inflight-max", &mut read.inflight_max), ("receive-maximum", &mut read.receive_maximum)] {
+        if let Some(number) = reader.number(section, key, 1..=65_535) {
+            *value = number as u16;
+        }
+    }
+    reader.set_usize(section, "queued-messages-max", count.clone(), &mut read.queued_messages_max);
+    reader.set_size(section, "queued-bytes-max", bytes.clone(), &mut read.queued_bytes_max);
+    let policies = [("drop-new", QueuePolicy::DropNew), ("drop-oldest", QueuePolicy::DropOldest)];
+    read.queue_policy = reader.choice(section, "queue-policy", &policies).unwrap_or_default();
+    reader.set_size(section, "backlog-bytes-max", 1_024..=1 << 32, &mut read.backlog_bytes_max);
+    reader.set_usize(section, "subscriptions-max", count.clone(), &mut read.subscriptions_max);
+    reader.set_usize(section, "filters-per-subscribe-max", count.clone(), &mut read.filters_per_subscribe_max);
+    reader.set_usize(section, "topic-levels-max", 1..=65_536, &mut read.topic_levels_max);
+    reader.set_usize(section, "retained-messages-max", count.clone(), &mut read.retained_messages_max);
+    reader.set_size(section, "retained-bytes-max", bytes, &mut read.retained_bytes_max);
+    reader.set_usize(section, "sessions-max", count, &mut read.sessions_max);
+    if let Some(secs) = reader.duration_or(section, "session-expiry-max", "never", 1..=u64::from(u32::MAX)) {
+        read.session_expiry_secs_max = secs.map_or(u32::MAX, |secs| secs as u32);
+    }
+    if let Some(secs) = reader.duration_or(section, "keep-alive-max", "none", 1..=65_535) {
+        read.keep_alive_secs_max = secs.unwrap_or(0) as u16;
+    }
+    if let Some(number) = reader.number(section, "topic-alias-max", 0..=65_535) {
+        read.topic_alias_max = number as u16;
+    }
+    read
+}
+
+fn log(reader: &mut Reader<'_>, section: &mut Section) -> Log {
+    let mut read = Log::default();
+    if let Some((origin, text)) = reader.scalar(section, "level") {
+        match tracing_subscriber::EnvFilter::try_new(&text) {
+            Ok(_) => read.level = text,
+            Err(error) => reader.problem(
+                &origin,
+                format!("{text:?} is no log level: error, warn, info, debug or trace, or a list as in info,lockgate::gate=debug ({error})"),
+            ),
+        }
+    }
+    read.format =
+        reader.choice(section, "format", &[("human", LogFormat::Human), ("json", LogFormat::Json)]).unwrap_or_default();
+    read
+}
+
+fn metrics(reader: &mut Reader<'_>, section: &mut Section) -> Option<SocketAddr> {
+    let (origin, text) = reader.scalar(section, "address")?;
+    if text == "off" || text == "false" {
+        return None;
+    }
+    match text.replace("loopback:", "127.0.0.1:").parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            reader.problem(&origin, format!("{text:?} is no address with a port: 127.0.0.1:9883, or off"));
+            None
+        }
+    }
+}
+
+/// A section's keys that nobody has asked for yet.
+struct Section {
+    origin: Origin,
+    entries: Vec<(String, Origin, Located)>,
+    asked: Vec<&'static str>,
+}
+
+impl Section {
+    fn take(&mut self, key: &'static str) -> Option<(Origin, Located)> {
+        self.asked.push(key);
+        let at = self.entries.iter().position(|(name, _, _)| name == key)?;
+        let (_, _, value) = self.entries.remove(at);
+        Some((value.origin.clone(), value))
+    }
+}
+
+struct Reader<'a> {
+    source: &'a Source,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, origin: &Origin, what: String) {
+        self.problems.push(self.source.problem(origin, what));
+    }
+
+    fn relative(&self, path: &str) -> PathBuf {
+        let folder = self.source.path.parent().unwrap_or(Path::new(""));
+        normal(&folder.join(path))
+    }
+
+    fn section(&mut self, located: Located, what: &str) -> Option<Section> {
+        match located.node {
+            Node::Section(entries) => Some(Section { origin: located.origin, entries, asked: Vec::new() }),
+            Node::Empty => Some(Section { origin: located.origin, entries: Vec::new(), asked: Vec::new() }),
+            other => {
+                let found = format!("{what} is made of `key: value` lines, this is {}", other.kind());
+                self.problem(&located.origin, found);
+                None
+            }
+        }
+    }
+
+    fn subsection<T>(
+        &mut self,
+        parent: &mut Section,
+        key: &'static str,
+        read: impl FnOnce(&mut Self, &mut Section) -> T,
+    ) -> Option<T> {
+        let (_, located) = parent.take(key)?;
+        let mut section = self.section(located, key)?;
+        let value = read(self, &mut section);
+        self.finish(section);
+        Some(value)
+    }
+
+    /// Reports the keys that nobody asked for.
+    fn finish(&mut self, section: Section) {
+        for (name, origin, located) in section.entries {
+            // A variable is named as it was set; what it led to may lie deeper.
+            let origin = if matches!(located.origin, Origin::Environment(_)) { located.origin } else { origin };
+            let nearest = section.asked.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name));
+            let what = match nearest.filter(|known| strsim::damerau_levenshtein(known, &name) <= 3) {
+                Some(known) => format!("unknown key {name:?}; did you mean {known:?}?"),
+                None => format!("unknown key {name:?}; here are known: {}", section.asked.join(", ")),
+            };
+            self.problem(&origin, what);
+        }
+    }
+
+    fn scalar(&mut self, section: &mut Section, key: &'static str) -> Option<(Origin, String)> {
+        let (origin, located) = section.take(key)?;
+        match located.node {
+            Node::Scalar(text) => Some((origin, text)),
+            other => {
+                self.problem(&origin, format!("{key} takes a value, this is {}", other.kind()));
+                None
+            }
+        }
+    }
+
+    fn text(&mut self, section: &mut Section, key: &'static str) -> Option<String> {
+        let (origin, text) = self.scalar(section, key)?;
+        if text.trim().is_empty() {
+            self.problem(&origin, format!("{key} is empty"));
+            return None;
+        }
+        Some(text)
+    }
+
+    fn path(&mut self, section: &mut Section, key: &'static str) -> Option<PathBuf> {
+        self.text(section, key).map(|text| self.relative(&text))
+    }
+
+    /// A file that may be switched off with `none`.
+    fn optional_path(&mut self, section: &mut Section, key: &'static str, default: &str) -> Option<PathBuf> {
+        match self.text(section, key) {
+            Some(text) if text == "none" => None,
+            Some(text) => Some(self.relative(&text)),
+            None => Some(self.relative(default)),
+        }
+    }
+
+    fn boolean(&mut self, section: &mut Section, key: &'static str) -> Option<bool> {
+        self.choice(section, key, &[("true", true), ("false", false)])
+    }
+
+    fn choice<T: Copy>(&mut self, section: &mut Section, key: &'static str, known: &[(&str, T)]) -> Option<T> {
+        let (origin, text) = self.scalar(section, key)?;
+        // YAML 1.1 readers make a boolean of `off`; ours may or may not have.
+        let text =
+            if text == "false" && known.iter().any(|(name, _)| *name == "off") { "off".to_owned() } else { text };
+        let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        if found.is_none() {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            self.problem(&origin, format!("{key} is one of {}, not {text:?}", names.join(", ")));
+        }
+        found
+    }
+
+    fn number(
+        &mut self,
+        section: &mut Section,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let (origin, text) = self.scalar(section, key)?;
+        self.in_range(&origin, key, &text, text.replace('_', "").parse().ok(), range, "a whole number")
+    }
+
+    fn set_usize(
+        &mut self,
+        section: &mut Section,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+        value: &mut usize,
+    ) {
+        if let Some(number) = self.number(section, key, range) {
+            *value = number as usize;
+        }
+    }
+
+    /// Bytes: `65536`, `64KiB`, `16MiB`, `1GiB`.
+    fn size(&mut self, section: &mut Section, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let (origin, text) = self.scalar(section, key)?;
+        let bytes = with_unit(&text, &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1), ("", 1)]);
+        self.in_range(&origin, key, &text, bytes, range, "a size such as 64KiB or 16MiB")
+    }
+
+    fn set_size(
+        &mut self,
+        section: &mut Section,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+        value: &mut usize,
+    ) {
+        if let Some(bytes) = self.size(section, key, range) {
+            *value = bytes as usize;
+        }
+    }
+
+    /// Seconds: `30s`, `5m`, `2h`, `7d`.
+    fn seconds(&mut self, origin: &Origin, key: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let secs = with_unit(text, &[("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)]);
+        self.in_range(origin, key, text, secs, range, "a time with its unit, such as 30s, 5m, 2h or 7d")
+    }
+
+    fn set_duration(
+        &mut self,
+        section: &mut Section,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+        value: &mut Duration,
+    ) {
+        if let Some((origin, text)) = self.scalar(section, key)
+            && let Some(secs) = self.seconds(&origin, key, &text, range)
+        {
+            *value = Duration::from_secs(secs);
+        }
+    }
+
+    /// As [`Reader::seconds`]; `Some(None)` for the word that means no limit.
+    fn duration_or(
+        &mut self,
+        section: &mut Section,
+        key: &'static str,
+        unlimited: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Option<Option<u64>> {
+        let (origin, text) = self.scalar(section, key)?;
+        if text == unlimited {
+            return Some(None);
+        }
+        self.seconds(&origin, key, &text, range).map(Some)
+    }
+
+    fn in_range(
+        &mut self,
+        origin: &Origin,
+        key: &str,
+        text: &str,
+        value: Option<u64>,
+        range: std::ops::RangeInclusive<u64>,
+        expected: &str,
+    ) -> Option<u64> {
+        match value {
+            Some(number) if range.contains(&number) => value,
+            Some(_) => {
+                self.problem(origin, format!("{key} lies between {} and {}, not {text}", range.start(), range.end()));
+                None
+            }
+            None => {
+                self.problem(origin, format!("{key} takes {expected}, not {text:?}"));
+                None
+            }
+        }
+    }
+
+    fn address(&mut self, located: Located, port: u16) -> Option<ListenerAddress> {
+        let Node::Scalar(text) = located.node else {
+            let what = format!("address takes a value, this is {}", located.node.kind());
+            self.problem(&located.origin, what);
+            return None;
+        };
+        match text.as_str() {
+            "loopback" | "localhost" => Some(ListenerAddress::Loopback(port)),
+            "all" | "*" => Some(ListenerAddress::All(port)),
+            other => match other.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+                Ok(address) => Some(ListenerAddress::Ip(address, port)),
+                Err(_) => {
+                    let what =
+                        format!("address is loopback, all or an IP address, not {other:?}; the port has its own key");
+                    self.problem(&located.origin, what);
+                    None
+                }
+            },
+        }
+    }
+}
+
+fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.find(|character: char| !character.is_ascii_digit() && character != '_').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.replace('_', "").parse().ok()?;
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim())?;
+    number.checked_mul(*factor)
+}
+
+/// Without `.` and `..` where they can be resolved by the text alone, so that messages are short.
+fn normal(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let mut short = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(short.components().next_back(), Some(Component::Normal(_))) => {
+                short.pop();
+            }
+            other => short.push(other),
+        }
+    }
+    if short.as_os_str().is_empty() { PathBuf::from(".") } else { short }
+}

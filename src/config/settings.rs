@@ -1,0 +1,196 @@
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::auth::ListenerRules;
+use crate::broker::Limits;
+
+/// A checked configuration: what `serve` runs on, whatever format it was written in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// The site's name.
+    pub name: String,
+    /// State and the local door.
+    pub data: PathBuf,
+    /// The CA, its ledger and the clients' bundles.
+    pub pki: PathBuf,
+    pub passwords: Option<PathBuf>,
+    pub acl: Option<PathBuf>,
+    pub identities: Option<PathBuf>,
+    /// Whether the broker may use the CA's key to renew its own certificate.
+    pub self_renew: bool,
+    pub listeners: Vec<Listener>,
+    pub admission: Admission,
+    pub limits: Limits,
+    pub log: Log,
+    /// Where `/metrics` and `/health` are served on TCP, if at all.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Settings {
+    pub fn ledger(&self) -> PathBuf {
+        self.pki.join("ledger.jsonl")
+    }
+
+    pub fn ca_certificate(&self) -> PathBuf {
+        self.pki.join("ca.crt")
+    }
+
+    pub fn ca_key(&self) -> PathBuf {
+        self.pki.join("ca.key")
+    }
+
+    pub fn folder(&self) -> PathBuf {
+        self.file.parent().map(PathBuf::from).unwrap_or_default()
+    }
+}
+
+/// A place where clients come in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    pub address: ListenerAddress,
+    pub transport: Transport,
+    pub rules: ListenerRules,
+    pub connections_max: usize,
+}
+
+/// Where a listener binds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ListenerAddress {
+    /// 127.0.0.1 and ::1; a family that is missing is logged.
+    Loopback(u16),
+    /// Every address of this host, both families.
+    All(u16),
+    Ip(IpAddr, u16),
+    Unix(PathBuf),
+}
+
+impl ListenerAddress {
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            ListenerAddress::Loopback(port) | ListenerAddress::All(port) | ListenerAddress::Ip(_, port) => Some(*port),
+            ListenerAddress::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for ListenerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenerAddress::Loopback(port) => write!(f, "loopback:{port}"),
+            ListenerAddress::All(port) => write!(f, "all:{port}"),
+            ListenerAddress::Ip(address, port) => write!(f, "{}", SocketAddr::new(*address, *port)),
+            ListenerAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What runs on a listener.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Transport {
+    Tcp,
+    Tls(TlsFiles),
+    Unix,
+}
+
+impl Transport {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Tls(_) => "tls",
+            Transport::Unix => "unix",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: PathBuf,
+    pub client_certs: ClientCerts,
+    pub min_version: TlsVersion,
+}
+
+/// What a TLS listener asks of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ClientCerts {
+    Off,
+    #[default]
+    Optional,
+    Required,
+}
+
+impl ClientCerts {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClientCerts::Off => "off",
+            ClientCerts::Optional => "optional",
+            ClientCerts::Required => "required",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TlsVersion {
+    #[default]
+    V12,
+    V13,
+}
+
+/// Bounds of the gate: what a client may cost before it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    pub connections_max: usize,
+    pub connections_per_address_max: usize,
+    /// Handshakes and CONNECTs under way at once.
+    pub pending_max: usize,
+    /// For the TLS handshake and CONNECT together.
+    pub connect_timeout: Duration,
+    /// Largest CONNECT, bytes.
+    pub connect_size_max: usize,
+    /// Passwords that are hashed at once.
+    pub hashing_max: usize,
+    /// Wrong passwords before attempts are throttled.
+    pub wrong_passwords_max: u32,
+    /// Longest that a throttle lasts.
+    pub throttle_max: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `info`, or `info,lockgate::gate=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    #[default]
+    Human,
+    Json,
+}
+
+impl Default for Admission {
+    fn default() -> Admission {
+        Admission {
+            connections_max: 100_000,
+            connections_per_address_max: 10_000,
+            pending_max: 2_000,
+            connect_timeout: Duration::from_secs(10),
+            connect_size_max: 256 * 1024,
+            hashing_max: 2,
+            wrong_passwords_max: 5,
+            throttle_max: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: "info".to_owned(), format: LogFormat::Human }
+    }
+}

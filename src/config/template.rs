@@ -1,0 +1,129 @@
+//! The configuration that `init` writes: every key with its default and what it is for.
+
+use super::settings::ClientCerts;
+
+/// What `init` was asked for; everything else is written with its default.
+#[derive(Clone, Debug)]
+pub struct Template {
+    pub name: String,
+    /// As they are to stand in the file.
+    pub data: String,
+    pub pki: String,
+    /// The plain listener's address and port; `None`: there is none.
+    pub plain: Option<(&'static str, u16)>,
+    pub tls_port: u16,
+    pub client_certs: ClientCerts,
+    pub self_renew: bool,
+}
+
+impl Default for Template {
+    fn default() -> Template {
+        Template {
+            name: "lockgate".to_owned(),
+            data: "../data".to_owned(),
+            pki: "../pki".to_owned(),
+            plain: Some(("loopback", 1883)),
+            tls_port: 8883,
+            client_certs: ClientCerts::Optional,
+            self_renew: false,
+        }
+    }
+}
+
+/// The file's text. Parsed again, it gives the defaults, but for what `template` says.
+pub fn render(template: &Template) -> String {
+    let Template { name, data, pki, plain, tls_port, client_certs, self_renew } = template;
+    let name = serde_json::to_string(name).expect("a text");
+    let plain = match plain {
+        Some((address, port)) => format!(
+            r#"  # Plain MQTT, readable by whoever listens on the wire. `loopback` is this machine alone
+  # (127.0.0.1 and ::1); `all` is every address it has.
+  - address: {address}
+    port: {port}
+    transport: tcp                 # tcp | tls | unix (a unix listener has `path:` instead)
+    allow-anonymous: false         # clients without a name
+    min-level: plain               # plain | tls | mtls: refuse what is less protected
+    connections-max: 100000
+"#
+        ),
+        None => r#"  # Plain MQTT is off. To let this machine alone use it without TLS:
+  # - address: loopback
+  #   port: 1883
+  #   transport: tcp
+"#
+        .to_owned(),
+    };
+    let client_certs = client_certs.as_str();
+    format!(
+        r#"# The configuration of this Lockgate broker. Every key is here with its default.
+# Paths start at this file's folder. Times have units (30s, 5m, 2h, 7d), sizes too (64KiB, 16MiB).
+# `lockgate serve --check` examines it; `lockgate reload` puts a change into effect.
+# Any key can also be set by the environment: LOCKGATE__LIMITS__PACKET_SIZE_MAX=1MiB,
+# LOCKGATE__LISTENERS__0__PORT=1884.
+
+name: {name}
+data: {data}                      # state, and the socket that the command line uses
+pki: {pki}                        # the CA, the server's certificate, the ledger, clients' bundles
+passwords: passwd                  # none: nobody has a password
+acl: acl                           # none: everybody may read and write all topics but $...
+identities: identities.yaml        # minimum levels; none: there are none
+self-renew: {self_renew}                  # may the broker use the CA's key to renew its own certificate?
+
+listeners:
+{plain}
+  # MQTT over TLS.
+  - address: all
+    port: {tls_port}
+    transport: tls
+    certificate: {pki}/server.crt
+    key: {pki}/server.key
+    client-ca: {pki}/ca.crt        # who signs the certificates of clients
+    client-certs: {client_certs}         # off | optional | required
+    identity: default              # default: a certificate, or a name with its password, or both;
+                                   # cn | subject: the certificate alone says who it is
+    allow-anonymous: false
+    min-level: plain
+    connections-max: 100000
+
+tls:
+  min-version: "1.2"               # "1.2" | "1.3"
+
+# What a client may cost before it is let in.
+admission:
+  connections-max: 100000          # all listeners together
+  connections-per-address-max: 10000
+  pending-max: 2000                # handshakes and CONNECTs under way at once
+  connect-timeout: 10s             # for the TLS handshake and CONNECT together
+  connect-size-max: 256KiB         # largest CONNECT packet
+  hashing-max: 2                   # passwords checked at once
+  wrong-passwords-max: 5           # then attempts are throttled, by address and by name
+  throttle-max: 60s                # longest wait between attempts
+
+# What a client may cost once it is in. What happens at a limit stands behind it.
+limits:
+  packet-size-max: 16MiB           # DISCONNECT 0x95
+  inflight-max: 100                # QoS 1 and 2 under way to one client; more wait
+  receive-maximum: 100             # QoS 1 and 2 under way from one client: DISCONNECT 0x93
+  queued-messages-max: 10000       # waiting for one session: the queue policy decides
+  queued-bytes-max: 64MiB
+  queue-policy: drop-new           # drop-new | drop-oldest; counted either way
+  backlog-bytes-max: 1MiB          # not yet taken by a socket: QoS 0 is dropped, QoS 1 and 2 wait
+  subscriptions-max: 10000         # of one session: SUBACK 0x97
+  filters-per-subscribe-max: 1000  # DISCONNECT 0x97
+  topic-levels-max: 128            # PUBACK 0x90, SUBACK 0x8F
+  retained-messages-max: 1000000   # PUBACK 0x97, QoS 0 is dropped
+  retained-bytes-max: 1GiB
+  sessions-max: 200000             # CONNACK 0x97
+  session-expiry-max: never        # clients are told of a shorter one
+  keep-alive-max: none             # MQTT 5 clients are told of a shorter one
+  topic-alias-max: 32              # aliases that a client may set: DISCONNECT 0x94
+
+log:
+  level: info                      # error | warn | info | debug | trace, or info,lockgate::gate=debug
+  format: human                    # human | json
+
+metrics:
+  address: off                     # 127.0.0.1:9883 serves /metrics and /health there
+"#
+    )
+}

@@ -1,0 +1,416 @@
+//! One connection's way from accept to the shard, or to a refusal.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
+use tracing::{debug, warn};
+
+use super::handshake::{self, Failure, Knock};
+use super::material::ListenerMaterial;
+use super::slots::Slot;
+use super::{Current, Gate};
+use crate::auth::{self, Certificate, Credentials, Identification, Refusal};
+use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
+use crate::handover::{About, Handover, Peer, Socket};
+use crate::pki::CertificateInfo;
+use crate::types::{ClientId, Identity, Level, ReasonCode};
+
+/// A socket as accepted.
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A socket with whatever runs on it.
+enum Link {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A connection that came, and what it came to.
+pub(super) struct Arrival {
+    pub(super) gate: Arc<Gate>,
+    pub(super) current: Arc<Current>,
+    pub(super) material: Arc<ListenerMaterial>,
+    pub(super) listener: String,
+    pub(super) peer: Peer,
+}
+
+/// Why a connection goes no further.
+enum Stop {
+    /// Said nothing, or went away: not worth a line at the usual level.
+    Quiet(&'static str),
+    Handshake(Failure),
+    /// Answered with a CONNACK, if the version has one for it.
+    Refused {
+        version: Option<Version>,
+        reason: ReasonCode,
+        kind: &'static str,
+        why: String,
+        client: String,
+    },
+}
+
+impl Arrival {
+    pub(super) async fn admit(self, stream: Stream, slot: Slot) {
+        let deadline = self.current.admission.connect_timeout;
+        let mut link = None;
+        let stopped = match tokio::time::timeout(deadline, self.walk(stream, &mut link)).await {
+            Ok(Ok(ready)) => {
+                self.hand_over(link.expect("made on the way"), ready, slot);
+                return;
+            }
+            Ok(Err(stop)) => stop,
+            Err(_) => Stop::Handshake(Failure {
+                kind: "connect-timeout",
+                why: format!("no CONNECT within {} s (admission.connect-timeout)", deadline.as_secs()),
+            }),
+        };
+        self.turn_away(link, stopped).await;
+    }
+
+    async fn walk(&self, stream: Stream, link: &mut Option<Link>) -> Result<Ready, Stop> {
+        let link = match stream {
+            Stream::Unix(stream) => link.insert(Link::Unix(stream)),
+            Stream::Tcp(stream) => {
+                let knock = handshake::peek(&stream).await.ok().flatten().ok_or(Stop::Quiet("closed"))?;
+                let port = self.listener.rsplit_once(':').map_or("", |(_, port)| port);
+                let misled = |kind, why: String| Err(Stop::Handshake(Failure { kind, why }));
+                match (&self.material.tls, knock) {
+                    (None, Knock::Tls) => {
+                        return misled(
+                            "tls-on-plain",
+                            format!("TLS on the plain port {port}: the client needs TLS switched off, or the TLS port"),
+                        );
+                    }
+                    (Some(_), Knock::Mqtt) => {
+                        return misled(
+                            "plain-on-tls",
+                            format!("plain MQTT on the TLS port {port}: the client needs TLS switched on"),
+                        );
+                    }
+                    (_, Knock::Http) => return misled("http", format!("HTTP on the MQTT port {port}")),
+                    (Some(_), Knock::Other) => {
+                        return misled("garbage", format!("neither TLS nor MQTT on port {port}"));
+                    }
+                    (None, _) => link.insert(Link::Tcp(stream)),
+                    (Some(tls), Knock::Tls) => {
+                        let started = Instant::now();
+                        let stream = handshake::accept(stream, tls).await.map_err(Stop::Handshake)?;
+                        self.gate.stats.handshakes.observe(started.elapsed());
+                        link.insert(Link::Tls(Box::new(stream)))
+                    }
+                }
+            }
+        };
+        let certificate = self.certificate(link)?;
+        let mut bytes = Vec::new();
+        let end = self.read_connect(link, &mut bytes).await?;
+        let found = codec::frame(&bytes, end).ok().flatten().expect("found when it was read");
+        let connect = match codec::decode(&bytes, found, Version::V5) {
+            Ok(Packet::Connect(connect)) => connect,
+            Ok(_) => unreachable!("read_connect takes nothing else"),
+            Err(error) => return Err(undecodable(&bytes[found.body_start..found.end], error)),
+        };
+        let (client, assigned) = client_id(&connect)?;
+        let (identity, level) = self.identify(&connect, certificate.as_ref()).await?;
+        let version = connect.version;
+        let certificate_serial = certificate.map(|certificate| certificate.serial);
+        Ok(Ready { bytes, client, assigned, identity, level, version, certificate_serial })
+    }
+
+    fn certificate(&self, link: &Link) -> Result<Option<Certificate>, Stop> {
+        let Link::Tls(stream) = link else { return Ok(None) };
+        let (_, session) = stream.get_ref();
+        let Some(leaf) = session.peer_certificates().and_then(<[_]>::first) else { return Ok(None) };
+        let info = CertificateInfo::parse(leaf)
+            .map_err(|error| Stop::Handshake(Failure { kind: "client-certificate", why: error.to_string() }))?;
+        let own = self.current.own_ca.as_ref().is_some_and(|ca| info.is_issued_by(ca));
+        Ok(Some(Certificate { common_name: info.common_name, subject: info.subject, serial: info.serial, own }))
+    }
+
+    /// Reads until CONNECT is there whole; says where it ends.
+    async fn read_connect(&self, link: &mut Link, bytes: &mut Vec<u8>) -> Result<usize, Stop> {
+        let max = self.current.admission.connect_size_max;
+        loop {
+            if let Some(&first) = bytes.first()
+                && first != 0x10
+            {
+                let kind = "no-connect";
+                return Err(Stop::Handshake(Failure { kind, why: "the first packet is no CONNECT".to_owned() }));
+            }
+            match codec::frame(bytes, max) {
+                Ok(Some(found)) => return Ok(found.end),
+                Ok(None) => {}
+                Err(error @ DecodeError::TooLarge { .. }) => {
+                    let why = format!("{error} for CONNECT (admission.connect-size-max)");
+                    let version = version_of(bytes);
+                    let reason = ReasonCode::PacketTooLarge;
+                    return Err(Stop::Refused { version, reason, kind: "connect-size", why, client: String::new() });
+                }
+                Err(error) => return Err(Stop::Handshake(Failure { kind: "garbage", why: error.to_string() })),
+            }
+            let count = match link {
+                Link::Tcp(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
+                Link::Unix(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
+                Link::Tls(stream) => {
+                    let tls = self.material.tls.as_ref().expect("a TLS link has a TLS listener");
+                    handshake::read(stream, bytes, tls).await.map_err(Stop::Handshake)?
+                }
+            };
+            if count == 0 {
+                return Err(Stop::Quiet("closed before CONNECT"));
+            }
+        }
+    }
+
+    async fn identify(
+        &self,
+        connect: &Connect<'_>,
+        certificate: Option<&Certificate>,
+    ) -> Result<(Option<Identity>, Level), Stop> {
+        let refused = |refusal: Refusal| Stop::Refused {
+            version: Some(connect.version),
+            reason: refusal.reason(),
+            kind: refusal.kind(),
+            why: refusal.to_string(),
+            client: describe(connect),
+        };
+        if let Some(method) = connect.properties.authentication_method {
+            // [MQTT-4.12.0-1]: no method is supported here.
+            return Err(Stop::Refused {
+                version: Some(connect.version),
+                reason: ReasonCode::BadAuthenticationMethod,
+                kind: "authentication-method",
+                why: format!("the authentication method {method:?} is not known here"),
+                client: describe(connect),
+            });
+        }
+        let credentials = Credentials {
+            certificate,
+            user_name: connect.user_name,
+            has_password: connect.password.is_some(),
+            tls: self.material.tls.is_some(),
+        };
+        match auth::identify(self.material.rules, &self.current.directory, &credentials) {
+            Identification::Admitted(identity, level) => Ok((identity, level)),
+            Identification::Refused(refusal) => Err(refused(refusal)),
+            Identification::Password { user_name, level } => {
+                let identity =
+                    self.check_password(&user_name, connect.password.unwrap_or_default()).await.map_err(refused)?;
+                auth::check_level(&self.current.directory, Some(&identity), level).map_err(refused)?;
+                Ok((Some(identity), level))
+            }
+        }
+    }
+
+    /// Throttled before hashing; an unknown name takes as long as a known one.
+    async fn check_password(&self, user_name: &str, password: &[u8]) -> Result<Identity, Refusal> {
+        let gate = &self.gate;
+        let address = self.address();
+        let throttle = || gate.throttle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let check = || {
+            throttle().check(Instant::now(), address, user_name).map_err(|(left, by)| Refusal::Throttled {
+                seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+                by,
+            })
+        };
+        check()?;
+        let permit = gate.hashing.acquire().await.expect("never closed");
+        // Others may have failed while this one waited for its turn.
+        check()?;
+        let directory = &self.current.directory;
+        let identity = Identity::parse(user_name).ok();
+        let known = identity.as_ref().and_then(|identity| directory.password(identity));
+        let hash = known.or_else(|| directory.decoy(user_name, &gate.hasher)).cloned();
+        let secret = zeroize::Zeroizing::new(password.to_vec());
+        let right =
+            tokio::task::spawn_blocking(move || hash.is_some_and(|hash| hash.verify(&secret))).await.unwrap_or(false);
+        drop(permit);
+        match identity {
+            Some(identity) if right && known.is_some() => {
+                throttle().succeeded(Instant::now(), address, user_name);
+                Ok(identity)
+            }
+            _ => {
+                throttle().failed(Instant::now(), address, user_name);
+                Err(Refusal::WrongPassword { user_name: user_name.to_owned() })
+            }
+        }
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        match self.peer {
+            Peer::Network(address) => Some(address.ip()),
+            Peer::Unix => None,
+        }
+    }
+
+    fn hand_over(&self, link: Link, ready: Ready, slot: Slot) {
+        let (socket, tls) = match link {
+            Link::Tcp(stream) => (stream.into_std().map(Socket::Tcp), None),
+            Link::Unix(stream) => (stream.into_std().map(Socket::Unix), None),
+            Link::Tls(stream) => match *stream {
+                TlsStream::Server(stream) => {
+                    let (stream, session) = stream.into_inner();
+                    (stream.into_std().map(Socket::Tcp), Some(Box::new(session)))
+                }
+                TlsStream::Client(_) => unreachable!("this side is the server"),
+            },
+        };
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) => return warn!(address = %self.peer, "cannot take over a connection: {error}"),
+        };
+        if let Some(identity) = &ready.identity {
+            self.gate.seen.note(identity, ready.level, &self.peer, OffsetDateTime::now_utc());
+        }
+        (self.gate.deliver)(Handover {
+            socket,
+            tls,
+            bytes: ready.bytes,
+            client: ready.client,
+            assigned: ready.assigned,
+            identity: ready.identity,
+            about: About {
+                number: self.gate.next_number(),
+                peer: self.peer,
+                listener: self.listener.clone(),
+                version: ready.version,
+                level: ready.level,
+                certificate_serial: ready.certificate_serial,
+                since: SystemTime::now(),
+            },
+            slot: Box::new(slot),
+        });
+    }
+
+    async fn turn_away(&self, link: Option<Link>, stop: Stop) {
+        let (address, listener) = (self.peer, &self.listener);
+        let mut answer = Vec::new();
+        match stop {
+            Stop::Quiet(what) => {
+                self.gate.stats.refuse("closed-early");
+                debug!(%address, listener, "{what}");
+            }
+            Stop::Handshake(Failure { kind, why }) => {
+                self.gate.stats.refuse(kind);
+                warn!(%address, listener, "client at {} refused: {why}", self.host());
+            }
+            Stop::Refused { version, reason, kind, why, client } => {
+                self.gate.stats.refuse(kind);
+                warn!(%address, listener, "refused{client}: {why} ({reason})");
+                if let Some(version) = version {
+                    codec::encode(&mut answer, &Packet::ConnAck(Box::new(ConnAck::new(reason))), version);
+                }
+            }
+        }
+        if let Some(link) = link {
+            // The answer has to arrive: what the client has sent meanwhile is read away, or the
+            // kernel would reset the connection over it.
+            let goodbye = async {
+                match link {
+                    Link::Tcp(stream) => leave(stream, &answer).await,
+                    Link::Unix(stream) => leave(stream, &answer).await,
+                    Link::Tls(stream) => leave(*stream, &answer).await,
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+        }
+    }
+
+    fn host(&self) -> String {
+        match self.peer {
+            Peer::Network(address) => address.ip().to_canonical().to_string(),
+            Peer::Unix => "a unix socket".to_owned(),
+        }
+    }
+}
+
+/// What admission found out.
+struct Ready {
+    bytes: Vec<u8>,
+    client: ClientId,
+    assigned: bool,
+    identity: Option<Identity>,
+    level: Level,
+    version: Version,
+    certificate_serial: Option<Vec<u8>>,
+}
+
+async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, answer: &[u8]) {
+    if stream.write_all(answer).await.is_ok() && stream.shutdown().await.is_ok() {
+        let mut sink = [0; 1024];
+        while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+    }
+}
+
+/// ` client "c" user "u"`, escaped: a peer's text.
+fn describe(connect: &Connect<'_>) -> String {
+    let cut = |text: &str| text.chars().take(100).collect::<String>();
+    let user = connect.user_name.map(|name| format!(" user {:?}", cut(name))).unwrap_or_default();
+    format!(" client {:?}{user}", cut(connect.client_id))
+}
+
+fn version_of(bytes: &[u8]) -> Option<Version> {
+    let start = 1 + bytes.iter().skip(1).position(|byte| byte & 0x80 == 0)? + 1;
+    match codec::connect_level(bytes.get(start..)?) {
+        Ok(("MQTT", 5)) => Some(Version::V5),
+        Ok(("MQTT", 4)) => Some(Version::V311),
+        Ok(("MQIsdp", 3)) => Some(Version::V31),
+        _ => None,
+    }
+}
+
+/// A CONNECT that cannot be decoded: an unknown version is told so in the words of 3.1.1, which
+/// every client reads [MQTT-3.1.2-2]; anything else of MQTT 5 is answered with its reason.
+fn undecodable(body: &[u8], error: DecodeError) -> Stop {
+    let version = match error {
+        DecodeError::ProtocolLevel(level) if level > 5 => Some(Version::V5),
+        DecodeError::ProtocolLevel(_) => Some(Version::V311),
+        // [MQTT-3.1.2-1] of 3.1.1: another protocol is not answered.
+        DecodeError::ProtocolName => None,
+        _ => codec::connect_level(body).ok().filter(|level| *level == ("MQTT", 5)).map(|_| Version::V5),
+    };
+    Stop::Refused {
+        version,
+        reason: error.reason(),
+        kind: "bad-connect",
+        why: format!("its CONNECT is not valid: {error}"),
+        client: String::new(),
+    }
+}
+
+/// As sent, or made up where it may be empty; says which.
+fn client_id(connect: &Connect<'_>) -> Result<(ClientId, bool), Stop> {
+    if let Some(client) = ClientId::new(connect.client_id) {
+        return Ok((client, false));
+    }
+    // [MQTT-3.1.3-7], [MQTT-3.1.3-8] of 3.1.1: an empty one needs a clean session; 3.1 has none.
+    let allowed = match connect.version {
+        Version::V5 => true,
+        Version::V311 => connect.clean_start,
+        Version::V31 => false,
+    };
+    if !allowed {
+        return Err(Stop::Refused {
+            version: Some(connect.version),
+            reason: ReasonCode::ClientIdentifierNotValid,
+            kind: "client-id",
+            why: "its client id is empty, and it asks for a session to be kept".to_owned(),
+            client: describe(connect),
+        });
+    }
+    let mut random = [0; 12];
+    getrandom::fill(&mut random).expect("the kernel's random generator");
+    let made = format!("auto-{}", URL_SAFE_NO_PAD.encode(random));
+    Ok((ClientId::new(&made).expect("not empty"), true))
+}

@@ -1,0 +1,399 @@
+//! Reads what a configuration names: passwords, ACL, identities, the ledger, certificates and
+//! keys. All of it is read and checked before any of it is used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use thiserror::Error;
+use time::OffsetDateTime;
+
+use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
+use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport};
+use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger};
+use crate::types::{Identity, Level};
+
+/// Everything read, ready to be used.
+pub struct Material {
+    pub directory: Arc<Directory>,
+    pub acl: Arc<Acl>,
+    pub(super) listeners: BTreeMap<String, Arc<ListenerMaterial>>,
+    pub(super) own_ca: Option<CertificateInfo>,
+    /// Certificates in use: what for, and what there is to know.
+    pub certificates: Vec<(String, CertificateInfo)>,
+    /// What is not wrong enough to refuse.
+    pub findings: Vec<Finding>,
+}
+
+/// What a listener needs to take a connection.
+pub(super) struct ListenerMaterial {
+    pub(super) rules: ListenerRules,
+    pub(super) connections_max: usize,
+    pub(super) tls: Option<TlsMaterial>,
+}
+
+pub(super) struct TlsMaterial {
+    /// For clients that offer the ALPN protocol `mqtt`.
+    pub(super) with_alpn: Arc<ServerConfig>,
+    /// For those that offer none or others.
+    pub(super) without_alpn: Arc<ServerConfig>,
+    pub(super) client_certs: ClientCerts,
+    pub(super) client_ca: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Severity {
+    Warning,
+    Note,
+}
+
+/// Something that the operator should know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    pub severity: Severity,
+    pub what: String,
+}
+
+/// All that is wrong.
+#[derive(Debug, Error)]
+#[error("{}", .0.join("\n"))]
+pub struct MaterialError(pub Vec<String>);
+
+impl Material {
+    /// Reads everything that `settings` names, or says all that is wrong with it.
+    pub fn load(settings: &Settings, host: &HostNames, now: OffsetDateTime) -> Result<Material, MaterialError> {
+        let mut problems = Vec::new();
+        if pki::is_half_made(&settings.folder()) {
+            let folder = settings.folder();
+            problems.push(format!(
+                "{}: a change was interrupted and this site is half made; run `lockgate init` to mend it",
+                folder.display()
+            ));
+            return Err(MaterialError(problems));
+        }
+        let mut findings = Vec::new();
+        let acl = read_acl(settings, &mut problems);
+        let ledger = read_ledger(settings, &mut problems);
+        let own_ca = if ledger.is_some() { read_own_ca(settings, &mut problems) } else { None };
+        let directory = read_directory(settings, ledger.as_ref(), &mut problems);
+        let mut certificates = Vec::new();
+        if let Some(ca) = &own_ca {
+            certificates.push(("ca".to_owned(), ca.clone()));
+        }
+        let mut listeners = BTreeMap::new();
+        for listener in &settings.listeners {
+            let name = listener.address.to_string();
+            let tls = match &listener.transport {
+                Transport::Tls(files) => {
+                    let mut loader = TlsLoader { files, host, now, problems: &mut problems, findings: &mut findings };
+                    let loaded = loader.load();
+                    if let Some((_, info)) = &loaded {
+                        certificates.push((name.clone(), info.clone()));
+                    }
+                    loaded.map(|(tls, _)| tls)
+                }
+                Transport::Tcp | Transport::Unix => None,
+            };
+            note_openness(listener, &mut findings);
+            let material = ListenerMaterial { rules: listener.rules, connections_max: listener.connections_max, tls };
+            listeners.insert(name, Arc::new(material));
+        }
+        match (problems.is_empty(), acl, directory) {
+            (true, Some(acl), Some(directory)) => {
+                let (acl, directory) = (Arc::new(acl), Arc::new(directory));
+                Ok(Material { directory, acl, listeners, own_ca, certificates, findings })
+            }
+            _ => Err(MaterialError(problems)),
+        }
+    }
+}
+
+fn note_openness(listener: &Listener, findings: &mut Vec<Finding>) {
+    let name = &listener.address;
+    if listener.rules.allow_anonymous {
+        let what = format!("listener {name} lets anonymous clients in");
+        findings.push(Finding { severity: Severity::Warning, what });
+    }
+    let far = !matches!(name, crate::config::ListenerAddress::Loopback(_) | crate::config::ListenerAddress::Unix(_));
+    if listener.transport == Transport::Tcp && far {
+        let what = format!(
+            "listener {name} takes plain MQTT from the network: passwords and messages can be read on the wire"
+        );
+        findings.push(Finding { severity: Severity::Warning, what });
+    }
+}
+
+fn text_of(path: &Path, bytes: &[u8], problems: &mut Vec<String>) -> Option<String> {
+    match str::from_utf8(bytes) {
+        Ok(text) => Some(text.to_owned()),
+        Err(_) => {
+            problems.push(format!("{}: it is not UTF-8 text", path.display()));
+            None
+        }
+    }
+}
+
+fn plain(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+fn read_acl(settings: &Settings, problems: &mut Vec<String>) -> Option<Acl> {
+    let Some(path) = &settings.acl else { return Some(Acl::open()) };
+    let bytes = plain(path).map_err(|problem| problems.push(problem)).ok()?;
+    let text = text_of(path, &bytes, problems)?;
+    match Acl::parse(&text) {
+        Ok(acl) => Some(acl),
+        Err(errors) => {
+            problems.extend(errors.iter().map(|error| placed(path, &error.to_string())));
+            None
+        }
+    }
+}
+
+/// `line 3: what` becomes `FILE:3: what`.
+fn placed(path: &Path, error: &str) -> String {
+    match error.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {
+        Some((line, what)) => format!("{}:{line}: {what}", path.display()),
+        None => format!("{}: {error}", path.display()),
+    }
+}
+
+/// `None` where no certificate was made here.
+fn read_ledger(settings: &Settings, problems: &mut Vec<String>) -> Option<Ledger> {
+    let path = settings.ledger();
+    if !path.exists() {
+        return None;
+    }
+    let bytes = plain(&path).map_err(|problem| problems.push(problem)).ok()?;
+    let text = text_of(&path, &bytes, problems)?;
+    Ledger::parse(&text).map_err(|error| problems.push(placed(&path, &error.to_string()))).ok()
+}
+
+fn read_own_ca(settings: &Settings, problems: &mut Vec<String>) -> Option<CertificateInfo> {
+    let path = settings.ca_certificate();
+    let info = CertificateInfo::read(&path).map_err(|error| problems.push(error.to_string())).ok()?;
+    if !info.is_ca {
+        problems.push(format!("{}: it is no CA: its basic constraints lack CA:TRUE", path.display()));
+    }
+    Some(info)
+}
+
+fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut Vec<String>) -> Option<Directory> {
+    let mut passwords = Vec::new();
+    if let Some(path) = &settings.passwords {
+        let bytes = pki::read_secret(path).map_err(|error| problems.push(error.to_string())).ok()?;
+        let text = text_of(path, &bytes, problems)?;
+        match auth::parse_passwords(&text) {
+            Ok(lines) => passwords = lines,
+            Err(errors) => {
+                problems.extend(errors.iter().map(|error| placed(path, &error.to_string())));
+                return None;
+            }
+        }
+    }
+    let mut min_levels = BTreeMap::new();
+    if let Some(path) = settings.identities.as_ref().filter(|path| path.exists()) {
+        min_levels = read_identities(path).map_err(|problem| problems.push(problem)).ok()?;
+    }
+    let current = ledger.map(Ledger::current).unwrap_or_default();
+    let fallback = PasswordHash::new(b"", Cost::Human, [0; 16]);
+    Some(Directory::new(passwords, min_levels, current, fallback))
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct IdentityEntry {
+    min_level: Option<String>,
+}
+
+/// `identities.yaml`: a name, and below it its `min-level`.
+fn read_identities(path: &Path) -> Result<BTreeMap<Identity, Level>, String> {
+    let text = String::from_utf8(plain(path)?).map_err(|_| format!("{}: it is not UTF-8 text", path.display()))?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(BTreeMap::new());
+    }
+    let entries: BTreeMap<String, IdentityEntry> =
+        serde_saphyr::from_str(&text).map_err(|error| format!("{}: {}", path.display(), error.render()))?;
+    let mut levels = BTreeMap::new();
+    for (name, entry) in entries {
+        let identity = Identity::parse(&name).map_err(|error| format!("{}: {name:?}: {error}", path.display()))?;
+        if let Some(text) = entry.min_level {
+            let level = Level::parse(&text)
+                .ok_or_else(|| format!("{}: {name}: min-level is plain, tls or mtls, not {text:?}", path.display()))?;
+            levels.insert(identity, level);
+        }
+    }
+    Ok(levels)
+}
+
+struct TlsLoader<'a> {
+    files: &'a TlsFiles,
+    host: &'a HostNames,
+    now: OffsetDateTime,
+    problems: &'a mut Vec<String>,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl TlsLoader<'_> {
+    fn load(&mut self) -> Option<(TlsMaterial, CertificateInfo)> {
+        let certified = self.certified();
+        let roots = match self.files.client_certs {
+            ClientCerts::Off => Some(RootCertStore::empty()),
+            _ => self.roots(),
+        };
+        let ((certified, info), roots) = certified.zip(roots)?;
+        match self.configs(certified, roots) {
+            Ok(tls) => Some((tls, info)),
+            Err(error) => {
+                self.problems.push(format!("cannot set up TLS with {}: {error}", self.files.certificate.display()));
+                None
+            }
+        }
+    }
+
+    fn problem(&mut self, error: impl ToString) {
+        self.problems.push(error.to_string());
+    }
+
+    fn content(&mut self, path: &Path, error: impl ToString) {
+        self.problem(FileError::Content { path: path.to_owned(), what: error.to_string() });
+    }
+
+    /// The certificate with its key; a resolver serves an X.509 v1 certificate too, which the
+    /// usual path refuses.
+    fn certified(&mut self) -> Option<(CertifiedKey, CertificateInfo)> {
+        let (certificate, key) = (&self.files.certificate.clone(), &self.files.key.clone());
+        let chain = plain(certificate).map_err(|error| self.problem(error)).ok();
+        let secret = pki::read_secret(key).map_err(|error| self.problem(error)).ok();
+        let chain = pki::load_certificates(&chain?).map_err(|error| self.content(certificate, error)).ok();
+        let loaded = pki::load_key(&secret?).map_err(|error| self.content(key, error)).ok();
+        let (chain, loaded) = chain.zip(loaded)?;
+        let info = CertificateInfo::parse(&chain[0]).map_err(|error| self.content(certificate, error)).ok()?;
+        match pki::key_matches(&loaded, &info) {
+            Ok(true) => {}
+            Ok(false) => {
+                let what = format!("this key does not belong to the certificate {}", certificate.display());
+                self.content(key, what);
+                return None;
+            }
+            Err(error) => {
+                self.content(key, error);
+                return None;
+            }
+        }
+        self.check_server(certificate, &info)?;
+        let signing = aws_lc_rs::sign::any_supported_type(&loaded).map_err(|error| self.content(key, error)).ok()?;
+        Some((CertifiedKey::new(chain, signing), info))
+    }
+
+    fn check_server(&mut self, path: &Path, info: &CertificateInfo) -> Option<()> {
+        if info.not_after <= self.now {
+            let what = format!(
+                "the server certificate expired on {}: every client refuses it; remove it and its key and run `lockgate init` to make a new one",
+                info.not_after_date()
+            );
+            self.content(path, what);
+            return None;
+        }
+        if info.not_before > self.now {
+            self.content(
+                path,
+                format!("the server certificate is not valid before {}: check this machine's clock", info.not_before),
+            );
+            return None;
+        }
+        let days = info.days_left(self.now);
+        if days < 30 {
+            let what = format!(
+                "{}: the server certificate expires in {days} days, on {}",
+                path.display(),
+                info.not_after_date()
+            );
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
+        if info.is_v1 {
+            let what = format!("{}: an X.509 v1 certificate, without names: modern clients refuse it", path.display());
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
+        let missing: Vec<String> = self
+            .host
+            .names
+            .iter()
+            .filter(|name| !info.names.contains(name) && !covered_by_wildcard(name, &info.names))
+            .map(ToString::to_string)
+            .collect();
+        if !missing.is_empty() {
+            let what = format!(
+                "{}: the server certificate does not name {}: clients that dial this host so will refuse it",
+                path.display(),
+                missing.join(", ")
+            );
+            self.findings.push(Finding { severity: Severity::Note, what });
+        }
+        Some(())
+    }
+
+    fn roots(&mut self) -> Option<RootCertStore> {
+        let path = &self.files.client_ca.clone();
+        let pem = plain(path).map_err(|error| self.problem(error)).ok()?;
+        let certificates = pki::load_certificates(&pem).map_err(|error| self.content(path, error)).ok()?;
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates {
+            let info = CertificateInfo::parse(&certificate).map_err(|error| self.content(path, error)).ok()?;
+            if !info.is_ca && !info.is_v1 {
+                self.content(path, format!("{} is no CA: its basic constraints lack CA:TRUE", info.subject));
+                return None;
+            }
+            if info.not_after <= self.now {
+                self.content(path, format!("the CA {} expired on {}", info.subject, info.not_after_date()));
+                return None;
+            }
+            roots.add(certificate).map_err(|error| self.content(path, error)).ok()?;
+        }
+        Some(roots)
+    }
+
+    fn configs(
+        &self,
+        certified: CertifiedKey,
+        roots: RootCertStore,
+    ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = match self.files.client_certs {
+            ClientCerts::Off => Arc::new(NoClientAuth),
+            ClientCerts::Required => {
+                WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build()?
+            }
+            ClientCerts::Optional => WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+                .allow_unauthenticated()
+                .build()?,
+        };
+        let versions: &[&rustls::SupportedProtocolVersion] = match self.files.min_version {
+            TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::V13 => &[&rustls::version::TLS13],
+        };
+        let resolver = rustls::sign::SingleCertAndKey::from(certified);
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(resolver));
+        let without_alpn = Arc::new(config.clone());
+        config.alpn_protocols = vec![b"mqtt".to_vec()];
+        Ok(TlsMaterial {
+            with_alpn: Arc::new(config),
+            without_alpn,
+            client_certs: self.files.client_certs,
+            client_ca: self.files.client_ca.clone(),
+        })
+    }
+}
+
+fn covered_by_wildcard(name: &pki::ServerName, names: &[pki::ServerName]) -> bool {
+    let pki::ServerName::Dns(name) = name else { return false };
+    let Some((_, parent)) = name.split_once('.') else { return false };
+    names.contains(&pki::ServerName::Dns(format!("*.{parent}")))
+}

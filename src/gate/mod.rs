@@ -1,0 +1,98 @@
+//! Everything before a client is in: accept, TLS handshake, CONNECT, authentication, throttles.
+//!
+//! Slow and hostile peers end here, bounded in time, memory and number. Whoever is let in is handed
+//! over whole; the gate keeps nothing but its place in the count.
+
+mod admit;
+mod handshake;
+mod listen;
+mod material;
+mod seen;
+mod slots;
+mod stats;
+mod throttle;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+
+pub use listen::{Bound, ListenError, Listening, bind};
+pub use material::{Finding, Material, MaterialError, Severity};
+pub use seen::{Seen, SeenEntry};
+pub use stats::Stats;
+
+use crate::auth::Directory;
+use crate::config::{Admission, Settings};
+use crate::handover::Handover;
+use slots::Slots;
+use throttle::Throttle;
+
+/// Where clients that were let in go.
+pub type Deliver = Arc<dyn Fn(Handover) + Send + Sync>;
+
+/// The gate's state, shared by all listeners.
+pub struct Gate {
+    /// Swapped whole by a reload.
+    current: ArcSwap<Current>,
+    slots: Arc<Slots>,
+    throttle: Mutex<Throttle>,
+    hashing: Semaphore,
+    numbers: AtomicU64,
+    hasher: ahash::RandomState,
+    pub stats: Arc<Stats>,
+    pub seen: Arc<Seen>,
+    deliver: Deliver,
+}
+
+/// What the gate goes by at one time.
+struct Current {
+    admission: Admission,
+    directory: Arc<Directory>,
+    /// By the listener's name.
+    listeners: BTreeMap<String, Arc<material::ListenerMaterial>>,
+    own_ca: Option<crate::pki::CertificateInfo>,
+}
+
+impl Gate {
+    pub fn new(settings: &Settings, material: &Material, seen: Arc<Seen>, deliver: Deliver) -> Arc<Gate> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("the kernel's random generator");
+        let word = |at: usize| u64::from_ne_bytes(seed[at..at + 8].try_into().expect("eight bytes"));
+        Arc::new(Gate {
+            slots: Slots::new(&settings.admission),
+            throttle: Mutex::new(Throttle::new(&settings.admission)),
+            hashing: Semaphore::new(settings.admission.hashing_max),
+            numbers: AtomicU64::new(1),
+            hasher: ahash::RandomState::with_seeds(word(0), word(8), word(16), word(24)),
+            stats: Arc::default(),
+            seen,
+            current: ArcSwap::from_pointee(Current::new(settings, material)),
+            deliver,
+        })
+    }
+
+    /// From the next connection on, this holds; established ones stay.
+    pub fn reload(&self, settings: &Settings, material: &Material) {
+        self.slots.configure(&settings.admission);
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner).configure(&settings.admission);
+        self.current.store(Arc::new(Current::new(settings, material)));
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Current {
+    fn new(settings: &Settings, material: &Material) -> Current {
+        Current {
+            admission: settings.admission.clone(),
+            directory: material.directory.clone(),
+            listeners: material.listeners.clone(),
+            own_ca: material.own_ca.clone(),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::Admission;
+
+/// Counts connections: all, by listener, by address, and those that are not in yet.
+#[derive(Debug)]
+pub(super) struct Slots {
+    max: AtomicUsize,
+    per_address_max: AtomicUsize,
+    pending_max: AtomicUsize,
+    pending: AtomicUsize,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    listeners: HashMap<String, usize>,
+    addresses: HashMap<IpAddr, usize>,
+}
+
+/// Why there is no place for a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Full {
+    Connections,
+    Listener,
+    Address,
+    Pending,
+}
+
+impl Full {
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Full::Connections => "admission.connections-max",
+            Full::Listener => "the listener's connections-max",
+            Full::Address => "admission.connections-per-address-max",
+            Full::Pending => "admission.pending-max",
+        }
+    }
+}
+
+/// A connection's place, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    slots: Arc<Slots>,
+    listener: String,
+    address: Option<IpAddr>,
+}
+
+/// A place among those that are not in yet.
+#[derive(Debug)]
+pub(super) struct Pending(Arc<Slots>);
+
+impl Slots {
+    pub(super) fn new(admission: &Admission) -> Arc<Slots> {
+        let slots = Slots {
+            max: AtomicUsize::new(0),
+            per_address_max: AtomicUsize::new(0),
+            pending_max: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
+            counts: Mutex::default(),
+        };
+        slots.configure(admission);
+        Arc::new(slots)
+    }
+
+    pub(super) fn configure(&self, admission: &Admission) {
+        self.max.store(admission.connections_max, Ordering::Relaxed);
+        self.per_address_max.store(admission.connections_per_address_max, Ordering::Relaxed);
+        self.pending_max.store(admission.pending_max, Ordering::Relaxed);
+    }
+
+    pub(super) fn take(
+        self: &Arc<Self>,
+        listener: &str,
+        listener_max: usize,
+        address: Option<IpAddr>,
+    ) -> Result<(Slot, Pending), Full> {
+        let address = address.map(network_of);
+        if self.pending.load(Ordering::Relaxed) >= self.pending_max.load(Ordering::Relaxed) {
+            return Err(Full::Pending);
+        }
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.all >= self.max.load(Ordering::Relaxed) {
+            return Err(Full::Connections);
+        }
+        if counts.listeners.get(listener).is_some_and(|count| *count >= listener_max) {
+            return Err(Full::Listener);
+        }
+        if let Some(address) = address {
+            let count = counts.addresses.entry(address).or_default();
+            if *count >= self.per_address_max.load(Ordering::Relaxed) {
+                return Err(Full::Address);
+            }
+            *count += 1;
+        }
+        counts.all += 1;
+        *counts.listeners.entry(listener.to_owned()).or_default() += 1;
+        self.pending.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot { slots: self.clone(), listener: listener.to_owned(), address };
+        Ok((slot, Pending(self.clone())))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut counts = self.slots.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.all -= 1;
+        if let Some(count) = counts.listeners.get_mut(&self.listener) {
+            *count -= 1;
+        }
+        if let Some(address) = self.address
+            && let Some(count) = counts.addresses.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                counts.addresses.remove(&address);
+            }
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An IPv4 address, or the /64 that an IPv6 host can pick addresses from as it likes.
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_holds_and_places_are_given_back() {
+        let admission =
+            Admission { connections_max: 3, connections_per_address_max: 2, pending_max: 3, ..Admission::default() };
+        let slots = Slots::new(&admission);
+        let address = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+        let (first, pending) = slots.take("a", 10, address(1)).unwrap();
+        let second = slots.take("a", 10, address(1)).unwrap();
+        assert_eq!(slots.take("a", 10, address(1)).unwrap_err(), Full::Address);
+        assert_eq!(slots.take("a", 2, address(2)).unwrap_err(), Full::Listener);
+        let third = slots.take("a", 10, address(2)).unwrap();
+        assert_eq!(slots.take("a", 10, address(3)).unwrap_err(), Full::Pending);
+        drop(pending);
+        assert_eq!(slots.take("b", 10, address(3)).unwrap_err(), Full::Connections);
+        drop(first);
+        assert!(slots.take("b", 10, address(1)).is_ok());
+        drop((second, third));
+        assert_eq!(slots.counts.lock().unwrap().addresses.len(), 0);
+    }
+}

@@ -1,0 +1,64 @@
+//! What the gate gives the shard: everything of a client that was let in.
+
+use std::any::Any;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use crate::codec::Version;
+use crate::types::{ClientId, Identity, Level};
+
+/// A client that was let in, whole.
+pub struct Handover {
+    pub socket: Socket,
+    pub tls: Option<Box<rustls::ServerConnection>>,
+    /// Bytes of the MQTT stream that were read and not used: its CONNECT, and what came with it.
+    pub bytes: Vec<u8>,
+    pub client: ClientId,
+    /// The gate made the client id up.
+    pub assigned: bool,
+    pub identity: Option<Identity>,
+    pub about: About,
+    /// Its place among the connections that the gate counts: given back when this is dropped.
+    pub slot: Box<dyn Any + Send>,
+}
+
+/// The transport below TLS, in non-blocking mode.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// What the log and an administrator want to know of a connection.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// One number for all the log says of it.
+    pub number: u64,
+    pub peer: Peer,
+    pub listener: String,
+    pub version: Version,
+    pub level: Level,
+    /// Of the client's certificate.
+    pub certificate_serial: Option<Vec<u8>>,
+    pub since: SystemTime,
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peer {
+    Network(SocketAddr),
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Network(address) => match address.ip().to_canonical() {
+                std::net::IpAddr::V4(v4) => write!(f, "{v4}:{}", address.port()),
+                std::net::IpAddr::V6(_) => address.fmt(f),
+            },
+            Peer::Unix => f.write_str("unix socket"),
+        }
+    }
+}

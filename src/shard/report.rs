@@ -1,0 +1,40 @@
+use std::time::SystemTime;
+
+use crate::broker::{Counters, Gauges};
+use crate::types::{Histogram, Level};
+
+/// What a shard says of itself.
+#[derive(Debug)]
+pub struct ShardReport {
+    pub counters: Counters,
+    pub gauges: Gauges,
+    /// Connections by level, weakest first.
+    pub levels: [usize; 3],
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    /// How long the store took to commit.
+    pub commits: std::sync::Arc<Histogram>,
+}
+
+/// One session as an administrator sees it.
+#[derive(Clone, Debug)]
+pub struct ClientRow {
+    pub client: String,
+    pub identity: Option<String>,
+    /// `None`: the session waits for its client.
+    pub connected: Option<ConnectedRow>,
+    pub subscriptions: usize,
+    pub queued_messages: usize,
+    pub queued_bytes: usize,
+    pub inflight_messages: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct ConnectedRow {
+    pub number: u64,
+    pub address: String,
+    pub listener: String,
+    pub level: Level,
+    pub version: &'static str,
+    pub since: SystemTime,
+}

@@ -1,0 +1,597 @@
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+use slab::Slab;
+use tokio::sync::oneshot;
+use tracing::{debug, error, info};
+
+use super::Message;
+use super::link::Link;
+use super::output::Output;
+use super::report::{ClientRow, ConnectedRow, ShardReport};
+use super::wire::{Connection, Wire, who};
+use crate::broker::{Admission, Closing, Command, ConnectionId, Core, Input};
+use crate::codec::{self, Packet};
+use crate::handover::Handover;
+use crate::store::{Answer, Store};
+
+pub(super) const WAKER: Token = Token(usize::MAX);
+
+/// The shard's one read buffer.
+const BUFFER: usize = 256 * 1024;
+/// Bytes read from one connection before others get their turn.
+const READ_BUDGET: usize = 512 * 1024;
+/// Messages from outside taken in one turn.
+const INBOX_BUDGET: usize = 256;
+/// Sessions listed in one turn.
+const LIST_SLICE: usize = 1_000;
+/// How long what was written last may take to leave.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The clock's one door.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub(super) fn clock() -> Instant {
+    Instant::now()
+}
+
+pub(super) struct Shard {
+    poll: Poll,
+    inbox: Receiver<Message>,
+    core: Core,
+    wire: Wire,
+    buffer: Box<[u8]>,
+    /// Connections with bytes to read, in turn.
+    ready: VecDeque<usize>,
+    /// Closing connections and when they go, whatever is left.
+    lingering: VecDeque<(Instant, ConnectionId)>,
+    next_epoch: u32,
+    levels: [usize; 3],
+    bytes_received: u64,
+    bytes_sent: u64,
+    listings: VecDeque<Listing>,
+    stopping: Option<Stopping>,
+    /// The inbox was not emptied, and its waker has been heard.
+    more_messages: bool,
+}
+
+/// A list of sessions in the making.
+struct Listing {
+    cursor: usize,
+    rows: Vec<ClientRow>,
+    answer: oneshot::Sender<Vec<ClientRow>>,
+}
+
+struct Stopping {
+    by: Instant,
+    answer: oneshot::Sender<()>,
+}
+
+impl Shard {
+    pub(super) fn new(poll: Poll, inbox: Receiver<Message>, core: Core, store: Box<dyn Store + Send>) -> Shard {
+        Shard {
+            poll,
+            inbox,
+            core,
+            wire: Wire {
+                connections: Slab::new(),
+                dirty: Vec::new(),
+                store,
+                fetched: Vec::new(),
+                committing: HashMap::new(),
+                commits: Arc::default(),
+            },
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            ready: VecDeque::new(),
+            lingering: VecDeque::new(),
+            next_epoch: 1,
+            levels: [0; 3],
+            bytes_received: 0,
+            bytes_sent: 0,
+            listings: VecDeque::new(),
+            stopping: None,
+            more_messages: false,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return error!("the event loop failed: {error}");
+                }
+                _ => {}
+            }
+            let now = clock();
+            let mut inbox = std::mem::take(&mut self.more_messages);
+            for event in &events {
+                if event.token() == WAKER {
+                    inbox = true;
+                } else {
+                    self.mark(event.token().0, event.is_readable() || event.is_read_closed(), event.is_writable());
+                }
+            }
+            self.read_ready(now);
+            if inbox && !self.take_messages(now) {
+                return;
+            }
+            self.answers(now);
+            if self.core.next_deadline(now).is_some_and(|at| at <= now) {
+                self.core.handle(now, Input::Timer, &mut self.wire);
+            }
+            self.answers(now);
+            self.flush(now);
+            self.list();
+            self.let_go(now);
+            if self.is_over(now) {
+                return;
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let more = self.more_messages || !self.wire.dirty.is_empty();
+        if more || !self.ready.is_empty() || !self.listings.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let now = clock();
+        let deadlines = [
+            self.core.next_deadline(now),
+            self.lingering.front().map(|(at, _)| *at),
+            self.stopping.as_ref().map(|stopping| stopping.by),
+        ];
+        deadlines.into_iter().flatten().min().map(|at| at.saturating_duration_since(now))
+    }
+
+    fn mark(&mut self, key: usize, readable: bool, writable: bool) {
+        let Some(connection) = self.wire.connections.get_mut(key) else { return };
+        if readable && !connection.ready {
+            connection.ready = true;
+            self.ready.push_back(key);
+        }
+        let waits = !connection.output.is_empty() || connection.closing.is_some();
+        if writable && waits && !connection.dirty {
+            connection.dirty = true;
+            self.wire.dirty.push(key);
+        }
+    }
+
+    /// Each ready connection once; one with more to read than its budget comes again next turn.
+    fn read_ready(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(key) = self.ready.pop_front() else { return };
+            if let Some(connection) = self.wire.connections.get_mut(key) {
+                connection.ready = false;
+                self.read(now, key);
+            }
+        }
+    }
+
+    fn read(&mut self, now: Instant, key: usize) {
+        let mut left = READ_BUDGET;
+        loop {
+            let connection = &mut self.wire.connections[key];
+            let id = connection.id;
+            if connection.closing.is_some() {
+                match connection.link.discard(&mut self.buffer) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                    // The peer has seen our end, or is gone.
+                    Ok(0) | Err(_) => return self.remove(key),
+                }
+            } else {
+                match connection.link.read(&mut self.buffer) {
+                    Ok(0) => return self.lost(now, key, None),
+                    Ok(count) => {
+                        self.bytes_received += count as u64;
+                        self.take(now, id, count);
+                        left = left.saturating_sub(count);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                    Err(error) => return self.lost(now, key, Some(&error)),
+                }
+            }
+            if left == 0 {
+                self.wire.connections[key].ready = true;
+                self.ready.push_back(key);
+                return;
+            }
+        }
+    }
+
+    /// Handles the packets in the first `count` bytes of the buffer, behind what was there before.
+    fn take(&mut self, now: Instant, id: ConnectionId, count: usize) {
+        let Some(connection) = self.wire.connection(id) else { return };
+        if connection.input.is_empty() {
+            let buffer = std::mem::take(&mut self.buffer);
+            let used = self.packets(now, id, &buffer[..count]);
+            if let Some(connection) = self.wire.connection(id)
+                && used < count
+            {
+                connection.input.extend_from_slice(&buffer[used..count]);
+            }
+            self.buffer = buffer;
+        } else {
+            let mut input = std::mem::take(&mut connection.input);
+            input.extend_from_slice(&self.buffer[..count]);
+            self.feed(now, id, input);
+        }
+    }
+
+    /// Handles the packets in `input` and keeps the rest.
+    fn feed(&mut self, now: Instant, id: ConnectionId, mut input: Vec<u8>) {
+        let used = self.packets(now, id, &input);
+        if let Some(connection) = self.wire.connection(id)
+            && used < input.len()
+        {
+            input.drain(..used);
+            connection.input = input;
+        }
+    }
+
+    /// Gives whole packets to the core; says how many bytes they took.
+    fn packets(&mut self, now: Instant, id: ConnectionId, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        loop {
+            let Some(connection) = self.wire.connection(id) else { return bytes.len() };
+            if connection.closing.is_some() {
+                return bytes.len();
+            }
+            let rest = &bytes[used..];
+            let max = self.core.limits().packet_size_max as usize;
+            let decoded = match codec::frame(rest, max) {
+                Ok(None) => return used,
+                Ok(Some(frame)) => codec::decode(rest, frame, connection.version).map(|packet| (packet, frame.end)),
+                Err(error) => Err(error),
+            };
+            match decoded {
+                Ok((packet, end)) => {
+                    self.core.handle(now, Input::Received(id, packet), &mut self.wire);
+                    used += end;
+                }
+                Err(error) => {
+                    self.core.handle(now, Input::Malformed(id, error), &mut self.wire);
+                    return bytes.len();
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, now: Instant, key: usize, error: Option<&io::Error>) {
+        let connection = &mut self.wire.connections[key];
+        let id = connection.id;
+        match error {
+            Some(error) => info!(id = connection.about.number, "{} lost: {error}", who(connection.identity.as_ref())),
+            None => {
+                info!(id = connection.about.number, "{} closed without DISCONNECT", who(connection.identity.as_ref()))
+            }
+        }
+        self.core.handle(now, Input::Lost(id), &mut self.wire);
+        self.remove(key);
+    }
+
+    fn remove(&mut self, key: usize) {
+        let mut connection = self.wire.connections.remove(key);
+        connection.link.deregister(self.poll.registry());
+        self.levels[connection.about.level as usize] -= 1;
+    }
+
+    fn adopt(&mut self, now: Instant, handover: Handover) {
+        let Handover { socket, tls, bytes, client, assigned, identity, about, slot } = handover;
+        let entry = self.wire.connections.vacant_entry();
+        let key = entry.key();
+        let id = ConnectionId { index: key as u32, epoch: self.next_epoch };
+        self.next_epoch = self.next_epoch.wrapping_add(1);
+        let mut link = Link::new(socket, tls);
+        if let Err(error) = link.register(self.poll.registry(), Token(key)) {
+            return error!(id = about.number, "cannot watch a connection: {error}");
+        }
+        self.levels[about.level as usize] += 1;
+        let version = about.version;
+        entry.insert(Connection {
+            id,
+            link,
+            version,
+            input: Vec::new(),
+            output: Output::default(),
+            pressed: false,
+            // rustls may hold bytes that no event will tell of.
+            ready: true,
+            dirty: false,
+            closing: None,
+            finished: false,
+            said_why: false,
+            lingers: false,
+            client: client.clone(),
+            identity: identity.clone(),
+            about,
+            _slot: slot,
+        });
+        self.ready.push_back(key);
+        self.bytes_received += bytes.len() as u64;
+        // Decoded at the gate already: it travels as bytes so that nothing of it is copied.
+        let frame = codec::frame(&bytes, codec::PACKET_SIZE_MAX).ok().flatten().expect("the gate found it");
+        let Ok(Packet::Connect(connect)) = codec::decode(&bytes, frame, version) else {
+            unreachable!("the gate decoded it");
+        };
+        let admission = Admission { connect: &connect, client, assigned, identity };
+        self.core.handle(now, Input::Connected(id, admission), &mut self.wire);
+        if bytes.len() > frame.end {
+            let rest = bytes[frame.end..].to_vec();
+            drop(connect);
+            self.feed(now, id, rest);
+        }
+    }
+
+    /// `false` when nobody can send any more.
+    fn take_messages(&mut self, now: Instant) -> bool {
+        for _ in 0..INBOX_BUDGET {
+            match self.inbox.try_recv() {
+                Ok(message) => self.message(now, message),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        // More than one turn's worth: look again at once.
+        self.more_messages = true;
+        true
+    }
+
+    fn message(&mut self, now: Instant, message: Message) {
+        match message {
+            Message::Adopt(handover) => self.adopt(now, *handover),
+            Message::Configure { limits, acl } => self.core.configure(limits, acl),
+            Message::Kick(name, answer) => {
+                let kicked = self.kick(now, Closing::Kicked, |connection| {
+                    connection.client.as_str() == name
+                        || connection.identity.as_ref().is_some_and(|identity| identity.as_str() == name)
+                });
+                drop(answer.send(kicked));
+            }
+            Message::Forget(identities) => {
+                for identity in identities {
+                    self.core.handle(now, Input::Command(Command::Forget(identity)), &mut self.wire);
+                }
+            }
+            Message::Revoke(serials) => {
+                let serials: HashSet<Vec<u8>> = serials.into_iter().collect();
+                self.kick(now, Closing::Revoked, |connection| {
+                    connection.about.certificate_serial.as_ref().is_some_and(|serial| serials.contains(serial))
+                });
+            }
+            Message::Report(answer) => drop(answer.send(self.report())),
+            Message::Clients(answer) => self.listings.push_back(Listing { cursor: 0, rows: Vec::new(), answer }),
+            Message::Ping(answer) => drop(answer.send(())),
+            Message::ShutDown(answer) => {
+                self.core.handle(now, Input::Command(Command::ShutDown), &mut self.wire);
+                self.stopping = Some(Stopping { by: now + LINGER, answer });
+            }
+        }
+    }
+
+    fn kick(&mut self, now: Instant, why: Closing, wanted: impl Fn(&Connection) -> bool) -> usize {
+        let found: Vec<ConnectionId> = self
+            .wire
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.closing.is_none() && wanted(connection))
+            .map(|(_, connection)| connection.id)
+            .collect();
+        for id in &found {
+            self.core.handle(now, Input::Command(Command::Kick(*id, why)), &mut self.wire);
+        }
+        found.len()
+    }
+
+    /// What the store has to say, and what comes of it.
+    fn answers(&mut self, now: Instant) {
+        loop {
+            if let Some(answer) = self.wire.store.poll_answer() {
+                let (ticket, input) = match answer {
+                    Answer::Committed(ticket) => (ticket, Input::Committed(ticket)),
+                    Answer::Failed(ticket) => (ticket, Input::Failed(ticket)),
+                };
+                if let Some(since) = self.wire.committing.remove(&ticket) {
+                    self.wire.commits.observe(now.saturating_duration_since(since));
+                }
+                self.core.handle(now, input, &mut self.wire);
+            } else if let Some((client, messages)) = self.wire.fetched.pop() {
+                self.core.handle(now, Input::Fetched(client, messages), &mut self.wire);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Writes each connection that has something to say.
+    fn flush(&mut self, now: Instant) {
+        // Telling the core that a socket has room again can make it write more.
+        for _ in 0..8 {
+            if self.wire.dirty.is_empty() {
+                return;
+            }
+            let mut dirty = std::mem::take(&mut self.wire.dirty);
+            for key in dirty.drain(..) {
+                self.flush_one(now, key);
+            }
+            if self.wire.dirty.is_empty() {
+                self.wire.dirty = dirty;
+            }
+        }
+    }
+
+    fn flush_one(&mut self, now: Instant, key: usize) {
+        let Some(connection) = self.wire.connections.get_mut(key) else { return };
+        connection.dirty = false;
+        if connection.finished {
+            return;
+        }
+        let before = connection.output.len();
+        let written = connection.link.write(&mut connection.output);
+        self.bytes_sent += (before - connection.output.len()) as u64;
+        match written {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                connection.pressed = true;
+                if connection.closing.is_some() {
+                    self.linger(now, key);
+                }
+                return;
+            }
+            Err(error) => {
+                if connection.closing.is_some() {
+                    self.said_why(key);
+                    return self.remove(key);
+                }
+                return self.lost(now, key, Some(&error));
+            }
+        }
+        if connection.closing.is_some() {
+            connection.link.finish();
+            connection.finished = true;
+            self.linger(now, key);
+        } else if std::mem::take(&mut connection.pressed) {
+            let id = connection.id;
+            self.core.handle(now, Input::Drained(id), &mut self.wire);
+        }
+    }
+
+    /// A connection that the core is done with: the peer gets some time to take what was written.
+    fn linger(&mut self, now: Instant, key: usize) {
+        self.said_why(key);
+        let connection = &self.wire.connections[key];
+        match connection.closing {
+            // It said goodbye itself, or is gone: nobody reads any more.
+            Some(Closing::ByClient(_) | Closing::Lost) if connection.finished => self.remove(key),
+            _ => {
+                let id = connection.id;
+                if !std::mem::replace(&mut self.wire.connections[key].lingers, true) {
+                    self.lingering.push_back((now + LINGER, id));
+                }
+            }
+        }
+    }
+
+    /// The last line of a connection's life, once.
+    fn said_why(&mut self, key: usize) {
+        let connection = &mut self.wire.connections[key];
+        if std::mem::replace(&mut connection.said_why, true) {
+            return;
+        }
+        let number = connection.about.number;
+        let name = who(connection.identity.as_ref());
+        let client = &connection.client;
+        match connection.closing {
+            None | Some(Closing::Lost) => {}
+            Some(Closing::ByClient(reason)) => info!(id = number, "{name} disconnected ({reason})"),
+            Some(Closing::Violation(violation)) => {
+                info!(
+                    id = number,
+                    "{name} disconnected for a breach of the protocol: {violation} ({})",
+                    violation.reason()
+                );
+            }
+            Some(Closing::TakenOver) => info!(id = number, "{name} disconnected: client {client:?} connected again"),
+            Some(Closing::Kicked) => info!(id = number, "{name} disconnected by an administrator"),
+            Some(Closing::Revoked) => info!(id = number, "{name} disconnected: it may not come in any more"),
+            Some(Closing::ShuttingDown) => debug!(id = number, "{name} disconnected: the broker stops"),
+            Some(Closing::NotOwner) => {
+                let about = &connection.about;
+                tracing::warn!(
+                    id = number,
+                    address = %about.peer,
+                    listener = about.listener,
+                    "refused client {client:?} of {name}: the session belongs to another identity (0x87 not authorized)"
+                );
+            }
+            Some(Closing::WillNotAllowed) => {
+                tracing::warn!(id = number, "refused client {client:?} of {name}: its will's topic is outside the ACL");
+            }
+            Some(Closing::TooManySessions) => {
+                tracing::warn!(id = number, "refused client {client:?} of {name}: limits.sessions-max is reached");
+            }
+            Some(Closing::StoreFailed) => {
+                tracing::warn!(id = number, "{name} disconnected: the store cannot keep its messages")
+            }
+        }
+    }
+
+    /// Ends connections whose time to linger is over.
+    fn let_go(&mut self, now: Instant) {
+        while let Some((at, id)) = self.lingering.front().copied() {
+            let gone = self.wire.connection(id).is_none();
+            if !gone && at > now {
+                return;
+            }
+            if !gone {
+                self.remove(id.index as usize);
+            }
+            self.lingering.pop_front();
+        }
+    }
+
+    fn report(&self) -> ShardReport {
+        ShardReport {
+            counters: self.core.counters(),
+            gauges: self.core.gauges(),
+            levels: self.levels,
+            bytes_received: self.bytes_received,
+            bytes_sent: self.bytes_sent,
+            commits: self.wire.commits.clone(),
+        }
+    }
+
+    /// One slice of the oldest list in the making.
+    fn list(&mut self) {
+        let Some(listing) = self.listings.front_mut() else { return };
+        let (page, next) = self.core.sessions(listing.cursor, LIST_SLICE);
+        for session in page {
+            let connected = session
+                .connection
+                .and_then(|id| self.wire.connection(id))
+                .filter(|connection| connection.closing.is_none())
+                .map(|connection| ConnectedRow {
+                    number: connection.about.number,
+                    address: connection.about.peer.to_string(),
+                    listener: connection.about.listener.clone(),
+                    level: connection.about.level,
+                    version: connection.about.version.as_str(),
+                    since: connection.about.since,
+                });
+            listing.rows.push(ClientRow {
+                client: session.client.as_str().to_owned(),
+                identity: session.identity.map(|identity| identity.as_str().to_owned()),
+                connected,
+                subscriptions: session.subscriptions,
+                queued_messages: session.queued_messages,
+                queued_bytes: session.queued_bytes,
+                inflight_messages: session.inflight_messages,
+            });
+        }
+        match next {
+            Some(cursor) => listing.cursor = cursor,
+            None => {
+                let done = self.listings.pop_front().expect("looked at above");
+                drop(done.answer.send(done.rows));
+            }
+        }
+    }
+
+    /// After a shutdown, when all has left or its time is over.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let Some(stopping) = &self.stopping else { return false };
+        let all_left = self.wire.connections.iter().all(|(_, connection)| connection.finished);
+        if !all_left && now < stopping.by {
+            return false;
+        }
+        if let Some(stopping) = self.stopping.take() {
+            drop(stopping.answer.send(()));
+        }
+        true
+    }
+}

@@ -1,0 +1,158 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use slab::Slab;
+use tracing::{info, warn};
+
+use super::link::Link;
+use super::output::Output;
+use crate::broker::{Change, Closing, ConnectionId, Message, MessageId, Note, Outbox, Payload, Ticket};
+use crate::codec::Version;
+use crate::handover::About;
+use crate::store::Store;
+use crate::types::{ClientId, Histogram, Identity};
+
+/// A connection as the shard drives it.
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    pub(super) link: Link,
+    pub(super) version: Version,
+    /// A packet that is not there whole.
+    pub(super) input: Vec<u8>,
+    pub(super) output: Output,
+    /// Its socket did not take all: the core is told when it has.
+    pub(super) pressed: bool,
+    /// Waits in the list of those to read.
+    pub(super) ready: bool,
+    /// Waits in the list of those to write.
+    pub(super) dirty: bool,
+    /// The core is done with it; what was written may still leave.
+    pub(super) closing: Option<Closing>,
+    /// Everything was written and the peer told so.
+    pub(super) finished: bool,
+    /// The log has its last line.
+    pub(super) said_why: bool,
+    /// In the list of those that are let go after a while.
+    pub(super) lingers: bool,
+    pub(super) client: ClientId,
+    pub(super) identity: Option<Identity>,
+    pub(super) about: About,
+    /// Its place at the gate.
+    pub(super) _slot: Box<dyn std::any::Any + Send>,
+}
+
+/// The core's way out: connections' buffers, the store, the log.
+pub(super) struct Wire {
+    pub(super) connections: Slab<Connection>,
+    pub(super) dirty: Vec<usize>,
+    pub(super) store: Box<dyn Store + Send>,
+    /// Answers from the store that the core has not been given.
+    pub(super) fetched: Vec<(ClientId, Vec<(MessageId, Option<Arc<Message>>)>)>,
+    pub(super) committing: HashMap<Ticket, Instant>,
+    pub(super) commits: Arc<Histogram>,
+}
+
+impl Wire {
+    pub(super) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.connections.get_mut(id.index as usize).filter(|connection| connection.id == id)
+    }
+
+    /// A connection that the core may still write to.
+    fn open(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        let Wire { connections, dirty, .. } = self;
+        let connection = connections
+            .get_mut(id.index as usize)
+            .filter(|connection| connection.id == id && connection.closing.is_none())?;
+        if !connection.dirty {
+            connection.dirty = true;
+            dirty.push(id.index as usize);
+        }
+        Some(connection)
+    }
+
+    fn number(&self, id: ConnectionId) -> u64 {
+        self.connections
+            .get(id.index as usize)
+            .filter(|connection| connection.id == id)
+            .map_or(0, |connection| connection.about.number)
+    }
+}
+
+impl Outbox for Wire {
+    fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
+        if let Some(connection) = self.open(to) {
+            connection.output.copy(bytes);
+        }
+    }
+
+    fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>) {
+        if let Some(connection) = self.open(to) {
+            connection.output.copy(head);
+            match payload {
+                Payload::Borrowed(bytes) => connection.output.copy(bytes),
+                Payload::Shared(bytes) => connection.output.share(bytes),
+            }
+        }
+    }
+
+    fn backlog(&self, to: ConnectionId) -> usize {
+        self.connections.get(to.index as usize).map_or(0, |connection| connection.output.len())
+    }
+
+    fn close(&mut self, to: ConnectionId, why: Closing) {
+        if let Some(connection) = self.open(to) {
+            connection.closing = Some(why);
+        }
+    }
+
+    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
+        // Only measured: no decision of the core depends on it.
+        self.committing.insert(ticket, super::turn::clock());
+        self.store.append(ticket, changes);
+    }
+
+    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
+        let found = messages.iter().map(|id| (*id, self.store.fetch(*id))).collect();
+        self.fetched.push((client.clone(), found));
+    }
+
+    fn note(&mut self, note: Note<'_>) {
+        match note {
+            Note::Connected { connection, session_present } => {
+                let Some(connection) = self.connection(connection) else { return };
+                let about = &connection.about;
+                let session = if session_present { "session resumed" } else { "new session" };
+                info!(
+                    id = about.number,
+                    address = %about.peer,
+                    listener = about.listener,
+                    level = %about.level,
+                    version = %about.version,
+                    "{} connected as client {:?}, {session}",
+                    who(connection.identity.as_ref()),
+                    connection.client,
+                );
+            }
+            Note::PublishDenied { connection, topic } => {
+                warn!(id = self.number(connection), "publish to {topic:?} refused by the ACL");
+            }
+            Note::SubscribeDenied { connection, filter, reason } => {
+                warn!(id = self.number(connection), "subscription to {filter:?} refused: {reason}");
+            }
+            Note::QueueFull { client } => {
+                warn!(
+                    "the queue of client {client:?} is full (limits.queued-messages-max, queued-bytes-max): messages are dropped"
+                );
+            }
+            Note::RetainedFull { topic } => {
+                warn!("no room to retain {topic:?} (limits.retained-messages-max, retained-bytes-max)");
+            }
+            Note::SessionExpired { client } => info!("the session of client {client:?} expired"),
+        }
+    }
+}
+
+pub(super) fn who(identity: Option<&Identity>) -> String {
+    identity.map_or_else(|| "anonymous".to_owned(), ToString::to_string)
+}
