@@ -1,6 +1,7 @@
 pub mod admin;
 pub mod auth;
 pub mod broker;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod gate;

@@ -1,1 +1,5 @@
-fn main() {}
+//! Parse, call, exit code.
+
+fn main() -> std::process::ExitCode {
+    lockgate::cli::main()
+}

@@ -195,13 +195,19 @@ fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut V
             }
         }
     }
-    let mut min_levels = BTreeMap::new();
-    if let Some(path) = settings.identities.as_ref().filter(|path| path.exists()) {
-        min_levels = read_identities(path).map_err(|problem| problems.push(problem)).ok()?;
-    }
+    let min_levels = read_min_levels(settings).map_err(|problem| problems.push(problem)).ok()?;
     let current = ledger.map(Ledger::current).unwrap_or_default();
     let fallback = PasswordHash::new(b"", Cost::Human, [0; 16]);
     Some(Directory::new(passwords, min_levels, current, fallback))
+}
+
+/// The identities' minimum levels, or what is wrong with their file.
+pub fn read_min_levels(settings: &Settings) -> Result<BTreeMap<Identity, Level>, String> {
+    settings
+        .identities
+        .as_ref()
+        .filter(|path| path.exists())
+        .map_or_else(|| Ok(BTreeMap::new()), |path| read_identities(path))
 }
 
 #[derive(serde::Deserialize)]

@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 pub use listen::{Bound, ListenError, Listening, bind};
-pub use material::{Finding, Material, MaterialError, Severity};
+pub use material::{Finding, Material, MaterialError, Severity, read_min_levels};
 pub use seen::{Seen, SeenEntry};
 pub use stats::Stats;
 

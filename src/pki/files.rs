@@ -207,6 +207,13 @@ impl Transaction {
     }
 }
 
+/// Replaces one file's content, whole or not at all.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    stage_file(path, bytes, mode, None)?;
+    fs::rename(staged_path(path), path).map_err(io_error("write", path))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
 /// What [`recover`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Recovery {

@@ -351,7 +351,7 @@ impl Shard {
                     connection.client.as_str() == name
                         || connection.identity.as_ref().is_some_and(|identity| identity.as_str() == name)
                 });
-                drop(answer.send(kicked));
+                let _ = answer.send(kicked);
             }
             Message::Forget(identities) => {
                 for identity in identities {
@@ -590,7 +590,7 @@ impl Shard {
             return false;
         }
         if let Some(stopping) = self.stopping.take() {
-            drop(stopping.answer.send(()));
+            let _ = stopping.answer.send(());
         }
         true
     }

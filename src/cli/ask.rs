@@ -1,0 +1,63 @@
+//! Questions at a terminal. Without one, nothing is ever asked.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::Failure;
+
+/// Whether somebody is there to answer.
+pub(super) fn is_interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+fn aborted(error: inquire::InquireError) -> Failure {
+    Failure::new(format!("nothing was changed: {error}"))
+}
+
+pub(super) fn text(question: &str, default: &str, help: &str) -> Result<String, Failure> {
+    inquire::Text::new(question).with_default(default).with_help_message(help).prompt().map_err(aborted)
+}
+
+pub(super) fn confirm(question: &str, default: bool, help: &str) -> Result<bool, Failure> {
+    inquire::Confirm::new(question).with_default(default).with_help_message(help).prompt().map_err(aborted)
+}
+
+/// Asks for a new password twice; empty: one is to be made.
+pub(super) fn new_password(name: &str) -> Result<Option<Zeroizing<String>>, Failure> {
+    let question = format!("Password for {name}:");
+    let password = inquire::Password::new(&question)
+        .with_help_message("empty: one is generated")
+        .with_custom_confirmation_message("Again:")
+        .prompt()
+        .map_err(aborted)?;
+    Ok((!password.is_empty()).then(|| Zeroizing::new(password)))
+}
+
+/// Passwords by line, from standard input or a file.
+pub(super) fn password_lines(file: Option<&Path>) -> Result<Vec<Zeroizing<String>>, Failure> {
+    let text = match file {
+        Some(path) => Zeroizing::new(
+            std::fs::read_to_string(path)
+                .map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())))?,
+        ),
+        None => {
+            let mut text = Zeroizing::new(String::new());
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
+            text
+        }
+    };
+    Ok(text.lines().map(|line| Zeroizing::new(line.to_owned())).collect())
+}
+
+/// The one password on standard input or in a file.
+pub(super) fn one_password(file: Option<&Path>) -> Result<Zeroizing<String>, Failure> {
+    let from = file.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
+    match password_lines(file)?.into_iter().next() {
+        Some(password) if !password.is_empty() => Ok(password),
+        _ => Err(Failure::new(format!("the first line of {from} is empty: a password is expected there"))),
+    }
+}

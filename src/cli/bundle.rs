@@ -1,0 +1,233 @@
+//! A client's bundle: what it needs to connect, in a folder of its own.
+
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+use super::Failure;
+use super::environment::{Environment, path_text};
+use super::site::{self, Files};
+use crate::auth::Cost;
+use crate::config::Settings;
+use crate::pki::{Authority, Entry, Event, KeyType, Kind, Owner, Transaction};
+use crate::types::{Identity, Level};
+
+/// What a new identity gets.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) identity: Identity,
+    pub(super) certificate: bool,
+    pub(super) password: Password,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Password {
+    None,
+    Generated,
+    /// Known to a person: it is hashed, and written nowhere else.
+    Given(Zeroizing<String>),
+}
+
+/// What was made of it.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// The bundle's folder, where there is one.
+    pub(super) folder: Option<PathBuf>,
+    pub(super) events: Vec<Event>,
+    pub(super) hash: Option<crate::auth::PasswordHash>,
+    pub(super) fingerprint: Option<String>,
+    pub(super) expires: Option<String>,
+}
+
+/// What certificates are made with.
+pub(super) struct Issuing<'a> {
+    pub(super) authority: Option<&'a Authority>,
+    pub(super) site: &'a str,
+    pub(super) key_type: KeyType,
+    pub(super) days: u32,
+    pub(super) now: time::OffsetDateTime,
+}
+
+/// Where a bundle says that the broker is.
+pub(super) struct Reach {
+    pub(super) host: String,
+    pub(super) plain_port: Option<u16>,
+    pub(super) tls_port: Option<u16>,
+}
+
+/// Adds a new identity's files to `change`: certificate, key, CA and `mqtt.env`.
+pub(super) fn make(
+    change: &mut Transaction,
+    files: &Files,
+    issuing: &Issuing<'_>,
+    reach: &Reach,
+    wanted: &Wanted,
+    owner: Option<Owner>,
+) -> Result<Made, Failure> {
+    let mut made = Made::default();
+    let folder = files.bundles.join(wanted.identity.as_str());
+    let absolute = std::path::absolute(&folder).map_err(Failure::new)?;
+    let in_folder = |name: &str| path_text(&absolute.join(name));
+    let mut environment = Environment {
+        host: reach.host.clone(),
+        port: reach.tls_port.or(reach.plain_port).unwrap_or(8883),
+        use_tls: reach.tls_port.is_some(),
+        ..Environment::default()
+    };
+    let password = match &wanted.password {
+        Password::None => None,
+        Password::Generated => Some((site::generate_secret(), Cost::Generated)),
+        Password::Given(password) => Some((password.clone(), Cost::Human)),
+    };
+    if let Some((password, cost)) = &password {
+        made.hash = Some(site::hash(password, *cost));
+        environment.user = Some(wanted.identity.as_str().to_owned());
+        if *cost == Cost::Generated {
+            environment.password = Some(password.to_string());
+        }
+    }
+    let has_bundle = wanted.certificate || matches!(wanted.password, Password::Generated);
+    if !has_bundle {
+        return Ok(made);
+    }
+    change.folder(&files.bundles, 0o700, owner);
+    change.folder(&folder, 0o700, owner);
+    if let Some(authority) = issuing.authority {
+        change.write(&folder.join("ca.crt"), authority.certificate_pem.as_str(), 0o644, owner);
+        if reach.tls_port.is_some() {
+            environment.ca_certs = Some(in_folder("ca.crt"));
+        }
+    }
+    if wanted.certificate {
+        let authority =
+            issuing.authority.ok_or_else(|| Failure::new("a certificate needs the CA's key, which is not here"))?;
+        let issued = authority
+            .issue_client(issuing.site, &wanted.identity, issuing.key_type, issuing.days, issuing.now)
+            .map_err(Failure::new)?;
+        change.write(&folder.join("client.crt"), issued.certificate_pem.as_str(), 0o644, owner);
+        change.write(&folder.join("client.key"), issued.key_pem.as_str(), 0o600, owner);
+        if reach.tls_port.is_some() {
+            environment.certificate = Some((in_folder("client.crt"), in_folder("client.key")));
+        }
+        made.fingerprint = Some(issued.info.fingerprint.clone());
+        made.expires = Some(issued.info.not_after_date());
+        let entry = Entry::of(&issued.info, Kind::Client, Some(&wanted.identity), issuing.key_type, issuing.now);
+        made.events.push(Event::Issued(entry));
+    }
+    let text = environment.render().map_err(|error| {
+        Failure::new(format!("{error}; choose another --dir for the site, or make the bundle elsewhere with `lockgate client env --path-prefix`"))
+    })?;
+    change.write(&folder.join("mqtt.env"), text, 0o600, owner);
+    made.folder = Some(folder);
+    Ok(made)
+}
+
+/// The CA, where its key is here to sign with.
+pub(super) fn authority(settings: &Settings) -> Result<Authority, Failure> {
+    let (certificate, key) = (settings.ca_certificate(), settings.ca_key());
+    load_authority(&certificate, &key)
+}
+
+pub(super) fn load_authority(certificate: &Path, key: &Path) -> Result<Authority, Failure> {
+    let pem = std::fs::read_to_string(certificate)
+        .map_err(|error| Failure::new(format!("cannot read the CA {}: {error}", certificate.display())))?;
+    let secret = crate::pki::read_secret(key)
+        .map_err(|error| Failure::new(format!("{error}; the CA's key is needed to make a certificate")))?;
+    let secret = str::from_utf8(&secret).map_err(|_| Failure::new(format!("{}: it is no PEM text", key.display())))?;
+    Authority::load(&pem, secret, time::OffsetDateTime::now_utc())
+        .map_err(|error| Failure::new(format!("{}: {error}", certificate.display())))
+}
+
+/// A bundle for another machine, at one level: copies of what there is, with its host and paths.
+pub(super) struct Export<'a> {
+    pub(super) identity: &'a Identity,
+    pub(super) level: Level,
+    pub(super) host: String,
+    /// Where the files will lie on the other machine.
+    pub(super) prefix: PathBuf,
+}
+
+impl Export<'_> {
+    /// The files with their contents and modes.
+    pub(super) fn files(&self, settings: &Settings) -> Result<Vec<(&'static str, Zeroizing<Vec<u8>>, u32)>, Failure> {
+        let files = Files::of(settings);
+        let folder = files.bundles.join(self.identity.as_str());
+        let (plain_port, tls_port) = site::ports(settings);
+        let missing = |what: &str| {
+            Failure::new(format!(
+                "no listener of this site takes {what}: see `listeners` in {}",
+                settings.file.display()
+            ))
+        };
+        let use_tls = self.level != Level::Plain;
+        let port = match use_tls {
+            true => tls_port.ok_or_else(|| missing("TLS"))?,
+            false => plain_port.ok_or_else(|| missing("plain MQTT"))?,
+        };
+        let here = site::read_or_empty(&folder.join("mqtt.env"))?;
+        let password = Environment::value(&here, "MQTT_PASSWORD").map(str::to_owned);
+        let user = Environment::value(&here, "MQTT_USER").map(str::to_owned);
+        if self.level != Level::Mtls && password.is_none() {
+            return Err(Failure::new(format!(
+                "{} has no password in {}: level {} needs one; set it with `lockgate client passwd {}`",
+                self.identity,
+                folder.join("mqtt.env").display(),
+                self.level,
+                self.identity
+            )));
+        }
+        let mut made: Vec<(&'static str, Zeroizing<Vec<u8>>, u32)> = Vec::new();
+        let in_prefix = |name: &str| path_text(&self.prefix.join(name));
+        let mut environment =
+            Environment { host: self.host.clone(), port, use_tls, user, password, ..Environment::default() };
+        if use_tls {
+            let ca = std::fs::read(settings.ca_certificate()).map_err(|error| {
+                Failure::new(format!("cannot read {}: {error}", settings.ca_certificate().display()))
+            })?;
+            made.push(("ca.crt", Zeroizing::new(ca), 0o644));
+            environment.ca_certs = Some(in_prefix("ca.crt"));
+        }
+        if self.level == Level::Mtls {
+            let read = |name: &str| {
+                std::fs::read(folder.join(name)).map_err(|error| {
+                    Failure::new(format!(
+                        "cannot read {}: {error}; level mtls needs {}'s certificate and key",
+                        folder.join(name).display(),
+                        self.identity
+                    ))
+                })
+            };
+            made.push(("client.crt", Zeroizing::new(read("client.crt")?), 0o644));
+            made.push(("client.key", Zeroizing::new(read("client.key")?), 0o600));
+            environment.certificate = Some((in_prefix("client.crt"), in_prefix("client.key")));
+        }
+        let text = environment.render().map_err(Failure::new)?;
+        made.push(("mqtt.env", Zeroizing::new(text.into_bytes()), 0o600));
+        Ok(made)
+    }
+}
+
+/// Whether a bundle's key belongs to its certificate; `None` where there is no certificate.
+pub(super) fn is_consistent(folder: &Path) -> Option<Result<(), Failure>> {
+    use rustls_pki_types::pem::PemObject;
+    let (certificate, key) = (folder.join("client.crt"), folder.join("client.key"));
+    if !certificate.exists() {
+        return None;
+    }
+    let check = || -> Result<bool, String> {
+        let der = CertificateDer::from_pem_file(&certificate)
+            .map_err(|error| format!("{}: {error}", certificate.display()))?;
+        let info =
+            crate::pki::CertificateInfo::parse(&der).map_err(|error| format!("{}: {error}", certificate.display()))?;
+        let key_der = PrivateKeyDer::from_pem_file(&key).map_err(|error| format!("{}: {error}", key.display()))?;
+        crate::pki::key_matches(&key_der, &info).map_err(|error| format!("{}: {error}", key.display()))
+    };
+    Some(match check() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            Err(Failure::new(format!("{}: this key does not belong to {}", key.display(), certificate.display())))
+        }
+        Err(what) => Err(Failure::new(what)),
+    })
+}

@@ -1,0 +1,120 @@
+//! The command line: one file a command. What was typed becomes what is meant; errors become one
+//! sentence that says what happened, where, and what to do.
+
+mod acl;
+mod ask;
+mod bundle;
+mod client;
+mod environment;
+mod init;
+mod log;
+mod passwd;
+mod serve;
+mod site;
+mod status;
+mod up;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// An MQTT broker that is its own certificate authority.
+#[derive(Parser)]
+#[command(
+    name = "lockgate",
+    version,
+    about,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "From nothing to a running secure broker:\n  lockgate up\n\nOr step by step:\n  lockgate init --client device1\n  lockgate serve"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a site where there is none, then serve it, and print the commands to try it with
+    Up(up::Arguments),
+    /// Make the CA, certificates, passwords and configuration of a site
+    Init(init::Arguments),
+    /// Run the broker
+    Serve(serve::Arguments),
+    /// Manage who may connect: devices, applications, people
+    Client(client::Arguments),
+    /// Edit a bare password file
+    Passwd(passwd::Arguments),
+    /// Ask the ACL a question
+    Acl(acl::Arguments),
+    /// Show what a running broker does
+    Status(status::Arguments),
+    /// Make a running broker read its configuration, passwords, ACL and certificates anew
+    Reload(status::ReloadArguments),
+    /// Exit 0 if the broker is alive and ready, 1 otherwise (for containers)
+    Health(status::HealthArguments),
+}
+
+/// Which site a command is about.
+#[derive(Args, Clone, Debug, Default)]
+struct SiteArguments {
+    /// The configuration file [default: $LOCKGATE_CONFIG, ./config/lockgate.yaml, /etc/lockgate/lockgate.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The site's folder, in place of --config
+    #[arg(long, value_name = "FOLDER", conflicts_with = "config")]
+    dir: Option<PathBuf>,
+}
+
+/// A command that did not do what it was asked for.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Something in the world is not as it should be: exit code 1.
+    fn new(message: impl fmt::Display) -> Failure {
+        Failure { code: 1, message: message.to_string() }
+    }
+
+    /// The configuration is not valid, or the command line: exit code 2.
+    fn configuration(message: impl fmt::Display) -> Failure {
+        Failure { code: 2, message: message.to_string() }
+    }
+}
+
+impl From<crate::pki::FileError> for Failure {
+    fn from(error: crate::pki::FileError) -> Failure {
+        Failure::new(error)
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Up(arguments) => up::run(arguments),
+        Command::Init(arguments) => init::run(arguments),
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Client(arguments) => client::run(arguments),
+        Command::Passwd(arguments) => passwd::run(arguments),
+        Command::Acl(arguments) => acl::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+        Command::Reload(arguments) => status::reload(arguments),
+        Command::Health(arguments) => status::health(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("lockgate: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}

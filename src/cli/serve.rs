@@ -1,0 +1,425 @@
+//! `lockgate serve`: the broker, from its configuration to its last goodbye.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use clap::Args;
+use sd_notify::NotifyState;
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use super::log::{self, SetLevel};
+use super::site::{self, Files};
+use super::{Failure, SiteArguments, bundle};
+use crate::admin::{self, Admin, DataLockError, Reload, api};
+use crate::auth::Directory;
+use crate::config::{self, ListenerAddress, Settings, Transport};
+use crate::gate::{self, Bound, Gate, Listening, Material, Seen, Severity};
+use crate::handover::Handover;
+use crate::pki::{self, CertificateInfo, Entry, Event, KeyType, Kind, LEAF_DAYS_MAX, Ledger, Lock, Transaction};
+use crate::shard::{self, Handle};
+use crate::store::MemoryStore;
+
+#[derive(Args, Clone)]
+#[command(after_help = "Example:\n  lockgate serve --config /etc/lockgate/lockgate.yaml")]
+pub(super) struct Arguments {
+    /// Examine the configuration and everything it names, and stop
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
+impl Arguments {
+    pub(super) fn of(site: SiteArguments) -> Arguments {
+        Arguments { check: false, site }
+    }
+}
+
+/// How long a shutdown may take.
+const SHUTDOWN: Duration = Duration::from_secs(8);
+const WORKERS: usize = 2;
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let settings = site::load(&arguments.site)?;
+    if arguments.check {
+        return check(&settings);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("gate")
+        .enable_all()
+        .build()
+        .map_err(Failure::new)?;
+    let outcome = runtime.block_on(serve(settings, arguments.site));
+    // Tasks of connections that are not in yet end with the runtime.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+fn load_material(settings: &Settings) -> Result<Material, Failure> {
+    Material::load(settings, &pki::host_names(), OffsetDateTime::now_utc()).map_err(Failure::new)
+}
+
+/// `serve --check`: everything that a start would look at, and whether the ports are free.
+fn check(settings: &Settings) -> Result<(), Failure> {
+    let material = load_material(settings)?;
+    let lock = match admin::lock_data(&settings.data) {
+        Ok(lock) => Some(lock),
+        Err(DataLockError::Taken(_)) => None,
+        Err(error) => return Err(Failure::new(error)),
+    };
+    let ports = match &lock {
+        Some(_) => bind_all(&settings.listeners).map(|_| "the ports are free"),
+        None => Ok("a broker runs on this data folder: its ports are not tried"),
+    };
+    let ports = ports?;
+    println!("{}: good; {ports}", settings.file.display());
+    for (of, info) in &material.certificates {
+        println!("  {of}: {} ({} days left)", info.subject, info.days_left(OffsetDateTime::now_utc()));
+    }
+    for finding in &material.findings {
+        let severity = if finding.severity == Severity::Warning { "warning" } else { "note" };
+        println!("  {severity}: {}", finding.what);
+    }
+    Ok(())
+}
+
+fn bind_all(listeners: &[config::Listener]) -> Result<Vec<Bound>, Failure> {
+    listeners.iter().map(gate::bind).collect::<Result<_, _>>().map_err(Failure::new)
+}
+
+async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failure> {
+    let material = load_material(&settings)?;
+    let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
+    let bound = bind_all(&settings.listeners)?;
+    let (set_level, flood) = log::start(&settings.log);
+    raise_file_limit(settings.admission.connections_max);
+    let store = Box::new(MemoryStore::new());
+    let (shard, thread) =
+        shard::spawn(settings.limits.clone(), false, material.acl.clone(), store).map_err(Failure::new)?;
+    let seen_file = settings.data.join("seen.json");
+    let seen = Arc::new(Seen::load(&seen_file));
+    let deliver = {
+        let shard = shard.clone();
+        Arc::new(move |handover: Handover| {
+            if let Err(error) = shard.adopt(handover) {
+                error!("a client could not be taken over: {error}");
+            }
+        })
+    };
+    let gate = Gate::new(&settings, &material, seen.clone(), deliver);
+    let mut listening = Vec::new();
+    for bound in bound {
+        listening.push(bound.start(&gate).map_err(Failure::new)?);
+    }
+    let site = Arc::new(ArcSwap::from_pointee(site_of(&settings, &material, &listening)));
+    let state = Arc::new(State {
+        arguments,
+        shard: shard.clone(),
+        gate: gate.clone(),
+        site: site.clone(),
+        set_level,
+        running: Mutex::new(Running { settings: settings.clone(), directory: material.directory.clone(), listening }),
+    });
+    let reload: Reload = {
+        let state = state.clone();
+        Arc::new(move || {
+            let state = state.clone();
+            Box::pin(async move { state.reload().await })
+        })
+    };
+    let door = Admin::new(shard.clone(), gate, reload, site.clone());
+    let local = admin::serve_local(&settings.data, &data_lock, door.clone())
+        .await
+        .map_err(|error| Failure::new(format!("cannot open the local door in {}: {error}", settings.data.display())))?;
+    let mut tasks = vec![tokio::spawn(local), tokio::spawn(door.clone().sample())];
+    if let Some(address) = settings.metrics {
+        let (bound, public) = admin::serve_public(address, door.clone())
+            .await
+            .map_err(|error| Failure::new(format!("cannot listen on metrics.address {address}: {error}")))?;
+        info!("metrics and health on http://{bound}/metrics");
+        tasks.push(tokio::spawn(public));
+    }
+    tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood)));
+    tasks.push(tokio::spawn(watchdog(shard.clone())));
+    tasks.push(tokio::spawn(state.clone().keep_renewed()));
+    announce(&site.load(), &material);
+    notify(&[NotifyState::Ready]);
+    let stopped = signals(&state).await;
+    notify(&[NotifyState::Stopping]);
+    info!("{stopped}: stopping");
+    state.running.lock().await.listening.clear();
+    if !matches!(tokio::time::timeout(SHUTDOWN, shard.shut_down()).await, Ok(Ok(()))) {
+        warn!("not all clients took their goodbye in time");
+    }
+    drop(tokio::task::spawn_blocking(move || thread.join()).await);
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    save_seen(&seen, &seen_file);
+    info!("stopped");
+    Ok(())
+}
+
+/// As many files as the system allows: each connection is one.
+fn raise_file_limit(connections_max: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = setrlimit(Resource::Nofile, raised);
+    if let Some(files) = getrlimit(Resource::Nofile).current
+        && files < connections_max as u64 + 64
+    {
+        info!(
+            "the limit on open files allows about {} connections (admission.connections-max is {connections_max})",
+            files.saturating_sub(64)
+        );
+    }
+}
+
+fn announce(site: &admin::Site, material: &Material) {
+    for listener in &site.listeners {
+        info!(
+            "listening on {} ({}, client certificates {})",
+            listener.addresses.join(" and "),
+            listener.transport,
+            listener.client_certs
+        );
+    }
+    for finding in &material.findings {
+        match finding.severity {
+            Severity::Warning => warn!("{}", finding.what),
+            Severity::Note => info!("{}", finding.what),
+        }
+    }
+    info!("{} is ready", site.name);
+}
+
+fn site_of(settings: &Settings, material: &Material, listening: &[Listening]) -> admin::Site {
+    admin::Site {
+        name: settings.name.clone(),
+        configuration: settings.file.clone(),
+        listeners: listening.iter().map(|listening| listener_status(settings, listening)).collect(),
+        certificates: material.certificates.clone(),
+        findings: material.findings.iter().map(|finding| finding.what.clone()).collect(),
+    }
+}
+
+fn listener_status(settings: &Settings, listening: &Listening) -> api::ListenerStatus {
+    // Its rules may have changed since it was bound.
+    let listener = settings
+        .listeners
+        .iter()
+        .find(|listener| listener.address == listening.listener.address)
+        .unwrap_or(&listening.listener);
+    api::ListenerStatus {
+        name: listener.address.to_string(),
+        transport: listener.transport.as_str().to_owned(),
+        addresses: listening.addresses.clone(),
+        client_certs: match &listener.transport {
+            Transport::Tls(files) => files.client_certs.as_str().to_owned(),
+            _ => "off".to_owned(),
+        },
+        anonymous: listener.rules.allow_anonymous,
+        min_level: listener.rules.min_level.to_string(),
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        warn!("cannot tell systemd: {error}");
+    }
+}
+
+/// Waits for the signal that ends the broker; reloads meanwhile.
+async fn signals(state: &Arc<State>) -> &'static str {
+    let stream = |kind| signal(kind).expect("the kernel takes signal handlers");
+    let (mut terminate, mut interrupt) = (stream(SignalKind::terminate()), stream(SignalKind::interrupt()));
+    let mut hangup = stream(SignalKind::hangup());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return "SIGTERM",
+            _ = interrupt.recv() => return "SIGINT",
+            _ = hangup.recv() => {
+                let monotonic = NotifyState::monotonic_usec_now();
+                match monotonic {
+                    Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
+                    Err(_) => notify(&[NotifyState::Reloading]),
+                }
+                drop(state.reload().await);
+                notify(&[NotifyState::Ready]);
+            }
+        }
+    }
+}
+
+/// Tells systemd that the engine turns, as often as it wants to know.
+async fn watchdog(shard: Handle) {
+    let mut micros = 0;
+    if !sd_notify::watchdog_enabled(false, &mut micros) {
+        return;
+    }
+    loop {
+        tokio::time::sleep(Duration::from_micros(micros / 3)).await;
+        if shard.ping().await.is_ok() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+async fn housekeeping(seen: Arc<Seen>, file: PathBuf, flood: log::Flood) {
+    let mut saved = seen.entries();
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        flood.sum_up();
+        let entries = seen.entries();
+        if entries != saved {
+            saved = entries;
+            let (seen, file) = (seen.clone(), file.clone());
+            drop(tokio::task::spawn_blocking(move || save_seen(&seen, &file)).await);
+        }
+    }
+}
+
+fn save_seen(seen: &Seen, file: &std::path::Path) {
+    let text = serde_json::to_vec_pretty(&seen.entries()).expect("plain data");
+    if let Err(error) = pki::replace(file, &text, 0o600) {
+        warn!("cannot write who was seen: {error}");
+    }
+}
+
+/// What a reload changes.
+struct State {
+    arguments: SiteArguments,
+    shard: Handle,
+    gate: Arc<Gate>,
+    site: Arc<ArcSwap<admin::Site>>,
+    set_level: SetLevel,
+    running: Mutex<Running>,
+}
+
+struct Running {
+    settings: Settings,
+    directory: Arc<Directory>,
+    listening: Vec<Listening>,
+}
+
+impl State {
+    /// Reads everything, validates it as a whole, then swaps it; a bad file leaves all as it was.
+    async fn reload(&self) -> Result<api::Reloaded, String> {
+        let mut running = self.running.lock().await;
+        let reloaded = self.try_reload(&mut running).await;
+        match &reloaded {
+            Ok(reloaded) => {
+                info!("reloaded");
+                reloaded.notes.iter().for_each(|note| info!("{note}"));
+            }
+            Err(error) => warn!("not reloaded, all is as it was: {error}"),
+        }
+        reloaded
+    }
+
+    async fn try_reload(&self, running: &mut Running) -> Result<api::Reloaded, String> {
+        let arguments = self.arguments.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let settings = site::load(&arguments)?;
+            let material = load_material(&settings)?;
+            Ok::<_, Failure>((settings, material))
+        });
+        let (settings, material) = read.await.map_err(|error| error.to_string())?.map_err(|failure| failure.message)?;
+        let known: BTreeSet<ListenerAddress> =
+            running.listening.iter().map(|listening| listening.listener.address.clone()).collect();
+        let new: Vec<config::Listener> =
+            settings.listeners.iter().filter(|listener| !known.contains(&listener.address)).cloned().collect();
+        let bound = bind_all(&new).map_err(|failure| failure.message)?;
+        // Nothing can fail from here on.
+        let mut notes = Vec::new();
+        if settings.data != running.settings.data {
+            notes.push("`data` changed: it takes effect at the next start".to_owned());
+        }
+        if settings.metrics != running.settings.metrics {
+            notes.push("`metrics.address` changed: it takes effect at the next start".to_owned());
+        }
+        if settings.admission.hashing_max != running.settings.admission.hashing_max {
+            notes.push("`admission.hashing-max` changed: it takes effect at the next start".to_owned());
+        }
+        self.gate.reload(&settings, &material);
+        running
+            .listening
+            .retain(|listening| settings.listeners.iter().any(|kept| kept.address == listening.listener.address));
+        for bound in bound {
+            running.listening.push(bound.start(&self.gate).map_err(|error| error.to_string())?);
+        }
+        (self.set_level)(&settings.log);
+        let stopped = |_| "the broker's engine has stopped".to_owned();
+        self.shard.configure(settings.limits.clone(), material.acl.clone()).map_err(stopped)?;
+        let (gone, revoked) = difference(&running.directory, &material.directory);
+        self.shard.revoke(revoked).map_err(stopped)?;
+        self.shard.forget(gone).map_err(stopped)?;
+        self.gate.seen.retain(|name| material.directory.identities().iter().any(|known| known.as_str() == name));
+        self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
+        notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
+        running.settings = settings;
+        running.directory = material.directory;
+        Ok(api::Reloaded { notes })
+    }
+
+    /// With self-renewal on: a new server certificate at two thirds of the old one's life.
+    async fn keep_renewed(self: Arc<Self>) {
+        loop {
+            let settings = self.running.lock().await.settings.clone();
+            if settings.self_renew {
+                let renewed =
+                    tokio::task::spawn_blocking(move || renew_if_due(&settings, OffsetDateTime::now_utc())).await;
+                match renewed {
+                    Ok(Ok(false)) => {}
+                    Ok(Ok(true)) => drop(self.reload().await),
+                    Ok(Err(failure)) => warn!("the server certificate could not be renewed: {}", failure.message),
+                    Err(error) => warn!("the server certificate could not be renewed: {error}"),
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+    }
+}
+
+/// Who can come in no more, and which certificates admit no more.
+fn difference(old: &Directory, new: &Directory) -> (Vec<crate::types::Identity>, Vec<Vec<u8>>) {
+    let known = new.identities();
+    let gone = old.identities().into_iter().filter(|identity| !known.contains(identity)).cloned().collect();
+    let revoked = old.serials().filter(|serial| new.certificate_owner(serial).is_none()).map(<[u8]>::to_vec).collect();
+    (gone, revoked)
+}
+
+/// Renews the site's server certificate with the names that it has and a new key, if two thirds of
+/// its life are over; says whether it did.
+fn renew_if_due(settings: &Settings, now: OffsetDateTime) -> Result<bool, Failure> {
+    let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
+        Transport::Tls(files) if files.certificate.starts_with(&settings.pki) => Some(files),
+        _ => None,
+    });
+    let Some(tls) = tls else { return Ok(false) };
+    let old = CertificateInfo::read(&tls.certificate)?;
+    let life = old.not_after - old.not_before;
+    if now < old.not_before + life * 2 / 3 {
+        return Ok(false);
+    }
+    let files = Files::of(settings);
+    let _lock = Lock::acquire(&files.anchor)?;
+    let authority = bundle::authority(settings)?;
+    let days = u32::try_from(life.whole_days().clamp(1, i64::from(LEAF_DAYS_MAX))).unwrap_or(LEAF_DAYS_MAX);
+    let key_type = KeyType::EcdsaP256;
+    let issued = authority.issue_server(&settings.name, &old.names, key_type, days, now).map_err(Failure::new)?;
+    let event = Event::Issued(Entry::of(&issued.info, Kind::Server, None, key_type, now));
+    let mut change = Transaction::new(&files.anchor);
+    change.write(&tls.certificate, issued.certificate_pem.as_str(), 0o644, files.owner());
+    change.write(&tls.key, issued.key_pem.as_str(), 0o600, files.owner());
+    change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&[event]), 0o600, files.owner());
+    change.commit()?;
+    info!("the server certificate was renewed: it expires on {}", issued.info.not_after_date());
+    Ok(true)
+}

@@ -1,0 +1,203 @@
+//! Finding a site and its parts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::{Failure, SiteArguments};
+use crate::admin::{self, CallError, api};
+use crate::auth::{Cost, PasswordHash};
+use crate::config::{self, Settings, Transport};
+use crate::pki::{self, FileError, Ledger, Owner};
+use crate::types::{Identity, Level};
+
+/// The configuration's path, by the command line, the environment or the usual places.
+pub(super) fn find_configuration(arguments: &SiteArguments) -> Result<PathBuf, Failure> {
+    let from_environment = std::env::var_os("LOCKGATE_CONFIG").map(PathBuf::from);
+    let given = match (&arguments.config, &arguments.dir) {
+        (Some(file), _) => Some(file.clone()),
+        (None, Some(folder)) => Some(folder.join("config/lockgate.yaml")),
+        (None, None) => None,
+    };
+    let found = config::find(given.as_deref(), from_environment.as_deref()).ok_or_else(|| {
+        Failure::configuration(
+            "there is no configuration: neither ./config/lockgate.yaml nor /etc/lockgate/lockgate.yaml; \
+             make a site here with `lockgate init`, or name one with --config FILE or --dir FOLDER",
+        )
+    })?;
+    if !found.exists() {
+        let half_made = found.parent().is_some_and(pki::is_half_made);
+        return Err(match half_made {
+            true => {
+                Failure::new(format!("{}: this site is half made; run `lockgate init` to mend it", found.display()))
+            }
+            false => {
+                Failure::configuration(format!("there is no {}; make a site with `lockgate init`", found.display()))
+            }
+        });
+    }
+    Ok(found)
+}
+
+/// Reads the configuration with the environment laid over it.
+pub(super) fn load(arguments: &SiteArguments) -> Result<Settings, Failure> {
+    let path = find_configuration(arguments)?;
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    config::load(&path, environment).map_err(Failure::configuration)
+}
+
+/// A site's own files, as commands edit them.
+pub(super) struct Files {
+    pub(super) passwords: PathBuf,
+    pub(super) identities: PathBuf,
+    pub(super) ledger: PathBuf,
+    pub(super) bundles: PathBuf,
+    /// Where the journal and the lock stand.
+    pub(super) anchor: PathBuf,
+}
+
+impl Files {
+    pub(super) fn of(settings: &Settings) -> Files {
+        let folder = settings.folder();
+        Files {
+            passwords: settings.passwords.clone().unwrap_or_else(|| folder.join("passwd")),
+            identities: settings.identities.clone().unwrap_or_else(|| folder.join("identities.yaml")),
+            ledger: settings.ledger(),
+            bundles: settings.pki.join("clients"),
+            anchor: if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder },
+        }
+    }
+
+    /// The folders in which an interrupted change may have left staged files.
+    pub(super) fn recover(&self) -> Result<pki::Recovery, FileError> {
+        let pki = self.ledger.parent().unwrap_or(Path::new("."));
+        pki::recover(&self.anchor, &[&self.anchor, pki])
+    }
+
+    pub(super) fn ledger_text(&self) -> Result<String, Failure> {
+        read_or_empty(&self.ledger)
+    }
+
+    pub(super) fn ledger(&self) -> Result<Ledger, Failure> {
+        Ledger::parse(&self.ledger_text()?).map_err(|error| Failure::new(format!("{}: {error}", self.ledger.display())))
+    }
+
+    /// The owner that files of this site have, for new ones.
+    pub(super) fn owner(&self) -> Option<Owner> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(&self.anchor).ok()?;
+        // Only root can give files away; others make them as their own.
+        rustix::process::geteuid().is_root().then(|| Owner { uid: metadata.uid(), gid: metadata.gid() })
+    }
+}
+
+pub(super) fn read_or_empty(path: &Path) -> Result<String, Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Failure::new(format!("cannot read {}: {error}", path.display()))),
+    }
+}
+
+/// A password file's text with `identity`'s line set, or removed (`None`). Other lines stay as they
+/// are, comments too.
+pub(super) fn edit_passwords(text: &str, identity: &Identity, hash: Option<&PasswordHash>) -> String {
+    let prefix = format!("{identity}:");
+    let mut lines: Vec<String> = Vec::new();
+    let mut done = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with(&prefix) {
+            if let (Some(hash), false) = (hash, done) {
+                lines.push(format!("{prefix}{hash}"));
+            }
+            done = true;
+        } else {
+            lines.push(line.to_owned());
+        }
+    }
+    if let (Some(hash), false) = (hash, done) {
+        lines.push(format!("{prefix}{hash}"));
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+/// `identities.yaml` with one minimum level set or removed; the file is ours, and written whole.
+pub(super) fn edit_identities(path: &Path, identity: &Identity, min_level: Option<Level>) -> Result<String, Failure> {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+    struct Entry {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        min_level: Option<String>,
+    }
+    let text = read_or_empty(path)?;
+    let empty = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+    let mut entries: BTreeMap<String, Entry> = match empty {
+        true => BTreeMap::new(),
+        false => serde_saphyr::from_str(&text)
+            .map_err(|error| Failure::configuration(format!("{}: {}", path.display(), error.render())))?,
+    };
+    match min_level {
+        Some(level) => entries.insert(identity.as_str().to_owned(), Entry { min_level: Some(level.to_string()) }),
+        None => entries.remove(identity.as_str()),
+    };
+    let mut text = IDENTITIES_HEADER.to_owned();
+    if !entries.is_empty() {
+        text.push_str(&serde_saphyr::to_string(&entries).map_err(Failure::new)?);
+    }
+    Ok(text)
+}
+
+pub(super) const IDENTITIES_HEADER: &str = "# What belongs to an identity beside its password and certificate. Written by `lockgate client`.\n# NAME:\n#   min-level: tls     # plain | tls | mtls: refuse the identity where it is less protected\n";
+
+/// 192 random bits, in characters that every file format takes as they are.
+pub(super) fn generate_secret() -> Zeroizing<String> {
+    use base64::Engine;
+    let mut random = Zeroizing::new([0; 24]);
+    getrandom::fill(&mut *random).expect("the kernel's random generator");
+    Zeroizing::new(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&*random))
+}
+
+pub(super) fn hash(password: &str, cost: Cost) -> PasswordHash {
+    let mut salt = [0; 16];
+    getrandom::fill(&mut salt).expect("the kernel's random generator");
+    PasswordHash::new(password.as_bytes(), cost, salt)
+}
+
+/// Ports that a client of this machine can use: plain and TLS.
+pub(super) fn ports(settings: &Settings) -> (Option<u16>, Option<u16>) {
+    let port = |wanted: fn(&Transport) -> bool| {
+        settings
+            .listeners
+            .iter()
+            .find(|listener| wanted(&listener.transport))
+            .and_then(|listener| listener.address.port())
+    };
+    (port(|transport| *transport == Transport::Tcp), port(|transport| matches!(transport, Transport::Tls(_))))
+}
+
+/// Asks a running broker, from a command that has no runtime of its own.
+pub(super) fn ask<A: serde::de::DeserializeOwned>(
+    settings: &Settings,
+    path: &str,
+    body: Option<&impl serde::Serialize>,
+) -> Result<A, CallError> {
+    runtime().block_on(admin::call(&settings.data, path, body))
+}
+
+pub(super) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("the kernel gives a runtime its event queue")
+}
+
+/// After a change: a running broker learns of it at once.
+pub(super) fn tell_broker(settings: &Settings) -> Result<String, Failure> {
+    match ask::<api::Reloaded>(settings, "/reload", Some(&())) {
+        Ok(_) => Ok("the running broker has taken it up".to_owned()),
+        Err(CallError::NotRunning(_)) => Ok("no broker is running; it will hold from the next start on".to_owned()),
+        Err(error) => Err(Failure::new(format!("it is written, but the running broker has not taken it up: {error}"))),
+    }
+}

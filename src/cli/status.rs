@@ -1,0 +1,110 @@
+//! `lockgate status`, `reload` and `health`: questions to a running broker.
+
+use clap::Args;
+
+use super::init::new_table;
+use super::{Failure, SiteArguments, site};
+use crate::admin::api;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
+#[derive(Args)]
+pub(super) struct ReloadArguments {
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
+#[derive(Args)]
+pub(super) struct HealthArguments {
+    /// Ask only whether the engine lives, not whether it takes clients
+    #[arg(long)]
+    live: bool,
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let settings = site::load(&arguments.site)?;
+    let status: api::Status = site::ask(&settings, "/status", None::<&()>).map_err(Failure::new)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&status).map_err(Failure::new)?);
+        return Ok(());
+    }
+    println!("{} (Lockgate {}, pid {}), up {}", status.name, status.version, status.pid, duration(status.uptime_secs));
+    println!("  configuration: {}", status.configuration);
+    let mut table = new_table(&["Listener", "Speaks", "Addresses", "Client certificates", "Min level"]);
+    for listener in &status.listeners {
+        let min = if listener.anonymous {
+            format!("{}, anonymous too", listener.min_level)
+        } else {
+            listener.min_level.clone()
+        };
+        table.add_row([
+            &listener.name,
+            &listener.transport,
+            &listener.addresses.join("\n"),
+            &listener.client_certs,
+            &min,
+        ]);
+    }
+    println!("{table}");
+    let levels = status.connections;
+    let all = levels.plain + levels.tls + levels.mtls;
+    println!("  clients:       {all} connected: {} mtls, {} tls, {} plain", levels.mtls, levels.tls, levels.plain);
+    println!("  sessions:      {} with {} subscriptions", status.sessions, status.subscriptions);
+    println!(
+        "  messages:      {:.1}/s in, {:.1}/s out, {} dropped",
+        status.received_per_sec, status.sent_per_sec, status.dropped
+    );
+    println!(
+        "  queues:        {} messages waiting ({} bytes), {} in flight",
+        status.queued_messages, status.queued_bytes, status.inflight_messages
+    );
+    println!("  retained:      {} messages ({} bytes)", status.retained_messages, status.retained_bytes);
+    println!("  refused:       {} connections", status.refused);
+    for certificate in &status.certificates {
+        println!(
+            "  certificate:   {}: {} days left ({}), {}",
+            certificate.of, certificate.days_left, certificate.expires, certificate.subject
+        );
+    }
+    for finding in &status.findings {
+        println!("  note:          {finding}");
+    }
+    Ok(())
+}
+
+fn duration(secs: u64) -> String {
+    let (days, hours, minutes) = (secs / 86_400, secs / 3_600 % 24, secs / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{secs} s"),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+pub(super) fn reload(arguments: ReloadArguments) -> Result<(), Failure> {
+    let settings = site::load(&arguments.site)?;
+    let reloaded: api::Reloaded = site::ask(&settings, "/reload", Some(&())).map_err(Failure::new)?;
+    println!("reloaded");
+    for note in reloaded.notes {
+        println!("  {note}");
+    }
+    Ok(())
+}
+
+pub(super) fn health(arguments: HealthArguments) -> Result<(), Failure> {
+    let settings = site::load(&arguments.site)?;
+    let path = if arguments.live { "/health/live" } else { "/health" };
+    let health: api::Health = site::ask(&settings, path, None::<&()>).map_err(Failure::new)?;
+    println!("alive: {}, ready: {}", health.alive, health.ready);
+    Ok(())
+}
