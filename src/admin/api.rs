@@ -1,6 +1,10 @@
 //! What goes over the local door, as JSON.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+use crate::gate::SeenEntry;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -63,6 +67,8 @@ pub struct CertificateStatus {
 #[serde(rename_all = "kebab-case")]
 pub struct Clients {
     pub clients: Vec<Client>,
+    /// When and how each identity last came in.
+    pub seen: BTreeMap<String, SeenEntry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -186,7 +186,7 @@ async fn health(admin: &Admin, good: impl Fn(&api::Health) -> bool) -> Response 
 
 async fn clients(State(admin): State<Arc<Admin>>) -> Result<Json<api::Clients>, Refused> {
     let rows = admin.shard.clients().await?;
-    Ok(Json(api::Clients { clients: rows.into_iter().map(client).collect() }))
+    Ok(Json(api::Clients { clients: rows.into_iter().map(client).collect(), seen: admin.gate.seen.entries() }))
 }
 
 fn client(row: ClientRow) -> api::Client {

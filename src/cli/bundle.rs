@@ -139,6 +139,9 @@ pub(super) fn load_authority(certificate: &Path, key: &Path) -> Result<Authority
         .map_err(|error| Failure::new(format!("{}: {error}", certificate.display())))
 }
 
+/// A file's name, content and mode.
+type BundleFile = (&'static str, Zeroizing<Vec<u8>>, u32);
+
 /// A bundle for another machine, at one level: copies of what there is, with its host and paths.
 pub(super) struct Export<'a> {
     pub(super) identity: &'a Identity,
@@ -150,7 +153,7 @@ pub(super) struct Export<'a> {
 
 impl Export<'_> {
     /// The files with their contents and modes.
-    pub(super) fn files(&self, settings: &Settings) -> Result<Vec<(&'static str, Zeroizing<Vec<u8>>, u32)>, Failure> {
+    pub(super) fn files(&self, settings: &Settings) -> Result<Vec<BundleFile>, Failure> {
         let files = Files::of(settings);
         let folder = files.bundles.join(self.identity.as_str());
         let (plain_port, tls_port) = site::ports(settings);
@@ -177,7 +180,7 @@ impl Export<'_> {
                 self.identity
             )));
         }
-        let mut made: Vec<(&'static str, Zeroizing<Vec<u8>>, u32)> = Vec::new();
+        let mut made: Vec<BundleFile> = Vec::new();
         let in_prefix = |name: &str| path_text(&self.prefix.join(name));
         let mut environment =
             Environment { host: self.host.clone(), port, use_tls, user, password, ..Environment::default() };

@@ -446,8 +446,10 @@ fn rows(settings: &Settings) -> Result<(Vec<Row>, bool), Failure> {
         }
     }
     let asked = site::ask::<api::Clients>(settings, "/clients", None::<&()>);
+    let seen;
     let running = match asked {
         Ok(clients) => {
+            seen = clients.seen;
             for client in clients.clients {
                 let name = client.identity.clone().unwrap_or_else(|| "(anonymous)".to_owned());
                 let row = entry(&mut rows, &name);
@@ -456,11 +458,14 @@ fn rows(settings: &Settings) -> Result<(Vec<Row>, bool), Failure> {
             }
             true
         }
-        Err(CallError::NotRunning(_)) => false,
+        Err(CallError::NotRunning(_)) => {
+            seen = Seen::load(&settings.data.join("seen.json")).entries();
+            false
+        }
         Err(error) => return Err(Failure::new(error)),
     };
     let levels = crate::gate::read_min_levels(settings).map_err(Failure::configuration)?;
-    for (name, seen) in Seen::load(&settings.data.join("seen.json")).entries() {
+    for (name, seen) in seen {
         if let Some(row) = rows.get_mut(&name) {
             row.last_seen = Some(seen);
         }

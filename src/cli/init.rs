@@ -854,6 +854,10 @@ impl Report {
                 table.add_row([&format!("{}: {what}", client.name), &place, "", ""]);
             }
             text.push_str(&format!("{table}\n"));
+            let ca = self.made.iter().find(|made| made.what == "CA certificate");
+            if let Some(fingerprint) = ca.and_then(|made| made.fingerprint.as_deref()) {
+                text.push_str(&format!("The CA's SHA-256 fingerprint: {fingerprint}\n"));
+            }
         }
         let existing = self.existed.len() + self.clients.iter().filter(|client| client.existed).count();
         if existing > 0 {
@@ -934,20 +938,19 @@ impl TryIt {
         format!(
             r#"
 From Python (pip install 'paho-mqtt>=2'):
-  python3 - <<'PYTHON'
-  if True:
-      import paho.mqtt.client as mqtt
-      env = dict(line.strip().split("=", 1) for line in open("{environment}"))
-      client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-      if "MQTT_USER" in env:
-          client.username_pw_set(env["MQTT_USER"], env["MQTT_PASSWORD"])
-      if env["MQTT_USE_TLS"] == "true":
-          client.tls_set(env["MQTT_CA_CERTS"], env.get("MQTT_CERTFILE"), env.get("MQTT_KEYFILE"))
-      client.connect(env["MQTT_HOST"], int(env["MQTT_PORT"]))
-      client.loop_start()
-      client.publish("{topic}", "The gate is open, says Python", qos=1).wait_for_publish(10)
-      client.disconnect()
-  PYTHON
+python3 - <<'PYTHON'
+import paho.mqtt.client as mqtt
+env = dict(line.strip().split("=", 1) for line in open("{environment}"))
+client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+if "MQTT_USER" in env:
+    client.username_pw_set(env["MQTT_USER"], env["MQTT_PASSWORD"])
+if env["MQTT_USE_TLS"] == "true":
+    client.tls_set(env["MQTT_CA_CERTS"], env.get("MQTT_CERTFILE"), env.get("MQTT_KEYFILE"))
+client.connect(env["MQTT_HOST"], int(env["MQTT_PORT"]))
+client.loop_start()
+client.publish("{topic}", "The gate is open, says Python", qos=1).wait_for_publish(10)
+client.disconnect()
+PYTHON
 "#
         )
     }
@@ -955,6 +958,6 @@ From Python (pip install 'paho-mqtt>=2'):
 
 pub(super) fn new_table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_preset(comfy_table::presets::NOTHING).set_header(header);
     table
 }

@@ -156,7 +156,7 @@ pub(super) fn generate_secret() -> Zeroizing<String> {
     use base64::Engine;
     let mut random = Zeroizing::new([0; 24]);
     getrandom::fill(&mut *random).expect("the kernel's random generator");
-    Zeroizing::new(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&*random))
+    Zeroizing::new(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(*random))
 }
 
 pub(super) fn hash(password: &str, cost: Cost) -> PasswordHash {

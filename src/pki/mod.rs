@@ -8,7 +8,9 @@ mod issue;
 mod ledger;
 mod plan;
 
-pub use files::{FileError, Lock, Owner, Recovery, Transaction, check_secret, is_half_made, read_secret, recover, replace};
+pub use files::{
+    FileError, Lock, Owner, Recovery, Transaction, check_secret, is_half_made, read_secret, recover, replace,
+};
 pub use host::{HostNames, host_names};
 pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_certificates, load_key, rfc2253};
 pub use issue::{Authority, IssueError, Issued, random_serial};

@@ -276,6 +276,7 @@ impl Shard {
     }
 
     fn remove(&mut self, key: usize) {
+        self.said_why(key);
         let mut connection = self.wire.connections.remove(key);
         connection.link.deregister(self.poll.registry());
         self.levels[connection.about.level as usize] -= 1;
@@ -445,7 +446,6 @@ impl Shard {
             }
             Err(error) => {
                 if connection.closing.is_some() {
-                    self.said_why(key);
                     return self.remove(key);
                 }
                 return self.lost(now, key, Some(&error));

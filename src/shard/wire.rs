@@ -42,13 +42,16 @@ pub(super) struct Connection {
     pub(super) _slot: Box<dyn std::any::Any + Send>,
 }
 
+/// What the store found for a client's session.
+pub(super) type Fetched = (ClientId, Vec<(MessageId, Option<Arc<Message>>)>);
+
 /// The core's way out: connections' buffers, the store, the log.
 pub(super) struct Wire {
     pub(super) connections: Slab<Connection>,
     pub(super) dirty: Vec<usize>,
     pub(super) store: Box<dyn Store + Send>,
     /// Answers from the store that the core has not been given.
-    pub(super) fetched: Vec<(ClientId, Vec<(MessageId, Option<Arc<Message>>)>)>,
+    pub(super) fetched: Vec<Fetched>,
     pub(super) committing: HashMap<Ticket, Instant>,
     pub(super) commits: Arc<Histogram>,
 }

@@ -1,0 +1,15 @@
+//! The engine's behaviour, in virtual time and without a socket. Each test names the statement of
+//! MQTT 5.0 (or of 3.1.1, where it says so) that it proves.
+
+#[path = "../support/describe.rs"]
+mod describe;
+mod rig;
+
+mod access;
+mod delivery;
+mod durability;
+mod limits;
+mod retained;
+mod sessions;
+mod subscriptions;
+mod wills;

@@ -1,0 +1,148 @@
+use std::time::Duration;
+
+use crate::rig::{Rig, client};
+
+#[test]
+fn a_retained_message_is_for_those_who_subscribe_later() {
+    // [MQTT-3.3.1-5], [MQTT-3.3.1-9], [MQTT-3.3.1-12]
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    let live = rig.join(client("live"));
+    rig.subscribe(live, "t", 1);
+    rig.publish_with(publisher, "t", "old", 0b011, 1, &[]);
+    rig.publish_with(publisher, "t", "new", 0b011, 2, &[]);
+    // A subscription that was there sees RETAIN 0.
+    assert_eq!(rig.take(live), ["PUBLISH t old q1 #1", "PUBLISH t new q1 #2"]);
+    let late = rig.join(client("late"));
+    rig.subscribe_with(late, &[("+", 2)], &[]);
+    assert_eq!(rig.take(late), ["SUBACK #1 2", "PUBLISH t new q1 #1 retain"]);
+}
+
+#[test]
+fn an_empty_payload_removes_and_is_itself_not_kept() {
+    // [MQTT-3.3.1-6], [MQTT-3.3.1-7]
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    let live = rig.join(client("live"));
+    rig.subscribe(live, "t", 0);
+    rig.retain(publisher, "t", "x");
+    rig.retain(publisher, "t", "");
+    assert_eq!(rig.take(live), ["PUBLISH t x", "PUBLISH t "]);
+    let late = rig.join(client("late"));
+    rig.subscribe(late, "t", 0);
+    assert_eq!(rig.core.gauges().retained_messages, 0);
+}
+
+#[test]
+fn a_message_without_retain_leaves_the_retained_one_as_it_is() {
+    // [MQTT-3.3.1-8]
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    rig.retain(publisher, "t", "kept");
+    rig.publish(publisher, "t", "passing", 0, 0);
+    let late = rig.join(client("late"));
+    rig.subscribe_with(late, &[("t", 0)], &[]);
+    assert_eq!(rig.take(late), ["SUBACK #1 0", "PUBLISH t kept retain"]);
+}
+
+#[test]
+fn retain_handling_says_when_retained_messages_come() {
+    // [MQTT-3.3.1-9], [MQTT-3.3.1-10], [MQTT-3.3.1-11]
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    rig.retain(publisher, "t", "x");
+    let id = rig.join(client("s"));
+    let counts: Vec<usize> = [0x00, 0x00, 0x10, 0x20]
+        .iter()
+        .map(|options| {
+            rig.subscribe_with(id, &[("t", *options)], &[]);
+            rig.take(id).len() - 1
+        })
+        .collect();
+    assert_eq!(counts, [1, 1, 0, 0]);
+    rig.unsubscribe(id, "t");
+    rig.take(id);
+    rig.subscribe_with(id, &[("t", 0x10)], &[]);
+    assert_eq!(rig.take(id).len(), 2);
+}
+
+#[test]
+fn retain_as_published_keeps_the_flag() {
+    // [MQTT-3.3.1-13]
+    let mut rig = Rig::new();
+    let id = rig.join(client("s"));
+    rig.subscribe_with(id, &[("t", 0b1000)], &[]);
+    rig.take(id);
+    let publisher = rig.join(client("p"));
+    rig.retain(publisher, "t", "r");
+    rig.publish(publisher, "t", "n", 0, 0);
+    assert_eq!(rig.take(id), ["PUBLISH t r retain", "PUBLISH t n"]);
+}
+
+#[test]
+fn a_retained_message_expires_and_its_rest_is_told() {
+    // [MQTT-3.3.2-5], [MQTT-3.3.2-6]
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    rig.publish_with(publisher, "t", "x", 1, 0, &[0x02, 0, 0, 0, 60]);
+    rig.advance(Duration::from_secs(20));
+    let id = rig.join(client("s"));
+    rig.subscribe_with(id, &[("t", 0)], &[]);
+    assert_eq!(rig.take(id), ["SUBACK #1 0", "PUBLISH t x retain expiry=40"]);
+    rig.advance(Duration::from_secs(41));
+    assert_eq!((rig.core.gauges().retained_messages, rig.core.gauges().retained_bytes), (0, 0));
+}
+
+#[test]
+fn a_shared_subscription_gets_no_retained_messages() {
+    // Section 4.8.2
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    rig.retain(publisher, "t", "x");
+    let id = rig.join(client("s"));
+    rig.subscribe(id, "$share/g/t", 0);
+}
+
+#[test]
+fn a_wide_filter_over_many_comes_in_slices_within_the_clients_window() {
+    let mut rig = Rig::limited(|limits| {
+        limits.slice = 16;
+        limits.queued_messages_max = 20;
+    });
+    let publisher = rig.join(client("p"));
+    for at in 0..500 {
+        rig.publish_with(publisher, &format!("t/{at}"), "x", 0b011, 1, &[]);
+    }
+    let mut narrow = client("s");
+    narrow.properties.receive_maximum = 5;
+    let id = rig.join(narrow);
+    rig.subscribe_with(id, &[("#", 1)], &[]);
+    let mut seen = 0;
+    for _ in 0..10_000 {
+        rig.advance(Duration::from_millis(1));
+        let got = rig.take(id);
+        for text in got.iter().filter(|text| text.starts_with("PUBLISH")) {
+            seen += 1;
+            assert!(text.ends_with(" retain"), "{text}");
+            rig.puback(id, text.split('#').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap());
+        }
+    }
+    assert_eq!(seen, 500);
+    assert_eq!(rig.core.counters().dropped.queue_full, 0);
+}
+
+#[test]
+fn no_retained_copy_comes_after_a_newer_live_message() {
+    // design section 2: register first, scan second.
+    let mut rig = Rig::limited(|limits| limits.slice = 4);
+    let publisher = rig.join(client("p"));
+    for at in 0..100 {
+        rig.retain(publisher, &format!("t/{at:03}"), "old");
+    }
+    let id = rig.join(client("s"));
+    rig.subscribe_with(id, &[("#", 0)], &[]);
+    rig.publish(publisher, "t/099", "live", 0, 0);
+    rig.advance(Duration::from_secs(1));
+    let of_99: Vec<String> = rig.take(id).into_iter().filter(|text| text.contains("t/099")).collect();
+    assert_eq!(of_99, ["PUBLISH t/099 live"]);
+}

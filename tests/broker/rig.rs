@@ -1,0 +1,357 @@
+//! The core under virtual time, with a recorder for its output and the memory store behind it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockgate::auth::Acl;
+use lockgate::broker::{
+    Admission, Change, Closing, Command, ConnectionId, Core, Input, Limits, MessageId, Note, Options, Outbox, Payload,
+    Ticket,
+};
+use lockgate::codec::{self, Connect, ConnectProperties, Version, Will};
+use lockgate::store::{Answer, MemoryStore, Store};
+use lockgate::types::{ClientId, Identity};
+
+use crate::describe::describe_all;
+
+#[derive(Default)]
+pub(crate) struct Recorder {
+    written: BTreeMap<ConnectionId, Vec<u8>>,
+    /// What a connection's socket does not take: the rest is backlog.
+    stalled: BTreeMap<ConnectionId, usize>,
+    pub(crate) closed: BTreeMap<ConnectionId, Closing>,
+    pub(crate) store: MemoryStore,
+    fetched: Vec<(ClientId, Vec<MessageId>)>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Outbox for Recorder {
+    fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
+        assert!(!self.closed.contains_key(&to), "written after close");
+        self.written.entry(to).or_default().extend_from_slice(bytes);
+        if let Some(backlog) = self.stalled.get_mut(&to) {
+            *backlog += bytes.len();
+        }
+    }
+
+    fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>) {
+        self.write(to, &[head, payload.as_slice()].concat());
+    }
+
+    fn backlog(&self, to: ConnectionId) -> usize {
+        self.stalled.get(&to).copied().unwrap_or(0)
+    }
+
+    fn close(&mut self, to: ConnectionId, why: Closing) {
+        assert!(self.closed.insert(to, why).is_none(), "closed twice");
+    }
+
+    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
+        self.store.append(ticket, changes);
+    }
+
+    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
+        self.fetched.push((client.clone(), messages.to_vec()));
+    }
+
+    fn note(&mut self, note: Note<'_>) {
+        self.notes.push(format!("{note:?}"));
+    }
+}
+
+pub(crate) struct Rig {
+    pub(crate) core: Core,
+    pub(crate) out: Recorder,
+    pub(crate) now: Instant,
+    next: u32,
+    versions: BTreeMap<ConnectionId, Version>,
+}
+
+/// How a client connects; the rest has defaults.
+pub(crate) struct Client<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) identity: Option<&'a str>,
+    pub(crate) version: Version,
+    pub(crate) clean_start: bool,
+    pub(crate) keep_alive: u16,
+    pub(crate) properties: ConnectProperties<'a>,
+    pub(crate) will: Option<Will<'a>>,
+    pub(crate) assigned: bool,
+}
+
+/// An MQTT 5 client named `id` whose identity is its id, without a session that outlives it.
+pub(crate) fn client(id: &str) -> Client<'_> {
+    Client {
+        id,
+        identity: Some(id),
+        version: Version::V5,
+        clean_start: true,
+        keep_alive: 0,
+        properties: ConnectProperties::default(),
+        will: None,
+        assigned: false,
+    }
+}
+
+impl Client<'_> {
+    /// Takes up its session, or leaves one for an hour.
+    pub(crate) fn kept(mut self) -> Self {
+        self.clean_start = false;
+        self.properties.session_expiry_interval = Some(3_600);
+        self
+    }
+
+    pub(crate) fn v311(mut self) -> Self {
+        self.version = Version::V311;
+        self
+    }
+}
+
+impl Rig {
+    pub(crate) fn new() -> Rig {
+        Rig::with(Limits::default(), Acl::open(), false)
+    }
+
+    pub(crate) fn durable() -> Rig {
+        Rig::with(Limits::default(), Acl::open(), true)
+    }
+
+    pub(crate) fn limited(change: impl FnOnce(&mut Limits)) -> Rig {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Rig::with(limits, Acl::open(), false)
+    }
+
+    pub(crate) fn with_acl(text: &str) -> Rig {
+        Rig::with(Limits::default(), Acl::parse(text).unwrap(), false)
+    }
+
+    pub(crate) fn with(limits: Limits, acl: Acl, durable: bool) -> Rig {
+        Rig {
+            core: Core::new(Options { limits, durable, seed: [1, 2, 3, 4] }, Arc::new(acl)),
+            out: Recorder::default(),
+            now: Instant::now(),
+            next: 0,
+            versions: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn handle(&mut self, input: Input<'_>) {
+        self.core.handle(self.now, input, &mut self.out);
+        self.settle();
+    }
+
+    /// Gives the core the store's answers until there are none.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            if let Some(answer) = self.out.store.poll_answer() {
+                let input = match answer {
+                    Answer::Committed(ticket) => Input::Committed(ticket),
+                    Answer::Failed(ticket) => Input::Failed(ticket),
+                };
+                self.core.handle(self.now, input, &mut self.out);
+            } else if let Some((client, wanted)) = self.out.fetched.pop() {
+                let found = wanted.into_iter().map(|id| (id, self.out.store.fetch(id))).collect();
+                self.core.handle(self.now, Input::Fetched(client, found), &mut self.out);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Lets held answers of the store go, oldest first.
+    pub(crate) fn commit(&mut self, count: usize) {
+        self.out.store.release(count, |_| 0);
+        self.settle();
+    }
+
+    /// Moves the clock, firing what is due on the way.
+    pub(crate) fn advance(&mut self, by: Duration) {
+        let until = self.now + by;
+        while let Some(at) = self.core.next_deadline(self.now).filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            self.handle(Input::Timer);
+        }
+        self.now = until;
+    }
+
+    /// Connects and leaves CONNACK to be read.
+    pub(crate) fn connect(&mut self, client: Client<'_>) -> ConnectionId {
+        let id = ConnectionId { index: self.next % 7, epoch: self.next };
+        // Indices are used again once their connection is gone.
+        let id = (0..)
+            .map(|step| ConnectionId { index: id.index + 7 * step, epoch: self.next })
+            .find(|id| !self.versions.keys().any(|known| known.index == id.index && !self.is_closed(*known)))
+            .unwrap();
+        self.next += 1;
+        self.versions.insert(id, client.version);
+        let connect = Connect {
+            version: client.version,
+            clean_start: client.clean_start,
+            keep_alive: client.keep_alive,
+            properties: client.properties,
+            client_id: client.id,
+            will: client.will,
+            user_name: None,
+            password: None,
+        };
+        let admission = Admission {
+            connect: &connect,
+            client: ClientId::new(client.id).unwrap(),
+            assigned: client.assigned,
+            identity: client.identity.map(|name| Identity::parse(name).unwrap()),
+        };
+        self.handle(Input::Connected(id, admission));
+        id
+    }
+
+    /// Connects and reads CONNACK, which must be a success.
+    pub(crate) fn join(&mut self, client: Client<'_>) -> ConnectionId {
+        let id = self.connect(client);
+        let got = self.take(id);
+        assert!(got[0].starts_with("CONNACK") && !got[0].contains("0x"), "{got:?}");
+        id
+    }
+
+    fn is_closed(&self, id: ConnectionId) -> bool {
+        self.out.closed.contains_key(&id)
+    }
+
+    /// Packets as a client sends them: `encode`d here, decoded as the shard would.
+    pub(crate) fn send_bytes(&mut self, id: ConnectionId, bytes: &[u8]) {
+        let version = self.versions[&id];
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let frame = codec::frame(rest, codec::PACKET_SIZE_MAX).unwrap().expect("a whole packet");
+            match codec::decode(rest, frame, version) {
+                Ok(packet) => self.handle(Input::Received(id, packet)),
+                Err(error) => self.handle(Input::Malformed(id, error)),
+            }
+            rest = &rest[frame.end..];
+        }
+    }
+
+    /// `PUBLISH` at `qos` with identifier `packet_id` and encoded properties.
+    pub(crate) fn publish_with(
+        &mut self,
+        id: ConnectionId,
+        topic: &str,
+        payload: &str,
+        flags: u8,
+        packet_id: u16,
+        properties: &[u8],
+    ) {
+        let mut body = Vec::new();
+        body.extend_from_slice(&(topic.len() as u16).to_be_bytes());
+        body.extend_from_slice(topic.as_bytes());
+        if flags & 0b110 != 0 {
+            body.extend_from_slice(&packet_id.to_be_bytes());
+        }
+        if self.versions[&id] == Version::V5 {
+            body.push(u8::try_from(properties.len()).unwrap());
+            body.extend_from_slice(properties);
+        }
+        body.extend_from_slice(payload.as_bytes());
+        self.send_bytes(id, &framed(0x30 | flags, &body));
+    }
+
+    pub(crate) fn publish(&mut self, id: ConnectionId, topic: &str, payload: &str, qos: u8, packet_id: u16) {
+        self.publish_with(id, topic, payload, qos << 1, packet_id, &[]);
+    }
+
+    pub(crate) fn retain(&mut self, id: ConnectionId, topic: &str, payload: &str) {
+        self.publish_with(id, topic, payload, 1, 0, &[]);
+    }
+
+    /// SUBSCRIBE with options bytes and encoded properties; SUBACK is left to be read.
+    pub(crate) fn subscribe_with(&mut self, id: ConnectionId, filters: &[(&str, u8)], properties: &[u8]) {
+        let mut body = vec![0, 1];
+        if self.versions[&id] == Version::V5 {
+            body.push(properties.len() as u8);
+            body.extend_from_slice(properties);
+        }
+        for (filter, options) in filters {
+            body.extend_from_slice(&(filter.len() as u16).to_be_bytes());
+            body.extend_from_slice(filter.as_bytes());
+            body.push(*options);
+        }
+        self.send_bytes(id, &framed(0x82, &body));
+    }
+
+    /// Subscribes at `qos` and reads SUBACK.
+    pub(crate) fn subscribe(&mut self, id: ConnectionId, filter: &str, qos: u8) {
+        self.subscribe_with(id, &[(filter, qos)], &[]);
+        let got = self.take(id);
+        assert_eq!(got[0], format!("SUBACK #1 {qos}"));
+        assert_eq!(got.len(), 1, "{got:?}");
+    }
+
+    pub(crate) fn unsubscribe(&mut self, id: ConnectionId, filter: &str) {
+        let mut body = vec![0, 1];
+        if self.versions[&id] == Version::V5 {
+            body.push(0);
+        }
+        body.extend_from_slice(&(filter.len() as u16).to_be_bytes());
+        body.extend_from_slice(filter.as_bytes());
+        self.send_bytes(id, &framed(0xA2, &body));
+    }
+
+    pub(crate) fn puback(&mut self, id: ConnectionId, packet_id: u16) {
+        self.ack(id, 0x40, packet_id);
+    }
+
+    pub(crate) fn ack(&mut self, id: ConnectionId, first_byte: u8, packet_id: u16) {
+        let [high, low] = packet_id.to_be_bytes();
+        self.send_bytes(id, &[first_byte, 2, high, low]);
+    }
+
+    pub(crate) fn disconnect(&mut self, id: ConnectionId) {
+        self.send_bytes(id, &[0xE0, 0]);
+    }
+
+    pub(crate) fn lose(&mut self, id: ConnectionId) {
+        self.handle(Input::Lost(id));
+        self.out.closed.insert(id, Closing::Lost);
+    }
+
+    /// The socket takes nothing from here on.
+    pub(crate) fn stall(&mut self, id: ConnectionId) {
+        self.out.stalled.insert(id, 0);
+    }
+
+    /// The socket takes everything again.
+    pub(crate) fn drain(&mut self, id: ConnectionId) {
+        self.out.stalled.remove(&id);
+        self.handle(Input::Drained(id));
+    }
+
+    pub(crate) fn command(&mut self, command: Command) {
+        self.handle(Input::Command(command));
+    }
+
+    /// What was written to a connection since the last look.
+    pub(crate) fn take(&mut self, id: ConnectionId) -> Vec<String> {
+        let bytes = self.out.written.remove(&id).unwrap_or_default();
+        describe_all(&bytes, self.versions[&id])
+    }
+
+    pub(crate) fn closing(&self, id: ConnectionId) -> Option<Closing> {
+        self.out.closed.get(&id).copied()
+    }
+}
+
+fn framed(first_byte: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first_byte];
+    let mut length = body.len();
+    loop {
+        let low = (length & 0x7F) as u8;
+        length >>= 7;
+        bytes.push(if length > 0 { low | 0x80 } else { low });
+        if length == 0 {
+            break;
+        }
+    }
+    bytes.extend_from_slice(body);
+    bytes
+}
