@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::bundle::{self, Export, Issuing, Password, Reach, Wanted};
 use super::environment::Environment;
-use super::init::new_table;
+use super::report::new_table;
 use super::site::{self, Files};
 use super::{Failure, SiteArguments, ask};
 use crate::admin::{CallError, api};

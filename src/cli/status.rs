@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::init::new_table;
+use super::report::new_table;
 use super::{Failure, SiteArguments, site};
 use crate::admin::api;
 

@@ -108,9 +108,11 @@ fn explain_tls(error: &TlsError, tls: &TlsMaterial) -> (&'static str, String) {
                 "client-distrusts-us",
                 "the client says our certificate is expired: check its clock and the certificate".to_owned(),
             ),
+            // InternalError: what OpenSSL sends where the application refused the certificate's name.
             AlertDescription::BadCertificate
             | AlertDescription::CertificateUnknown
-            | AlertDescription::UnsupportedCertificate => (
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::InternalError => (
                 "client-distrusts-us",
                 "the client refuses our certificate: check the name it dialled, its clock, and that it has pki/ca.crt"
                     .to_owned(),

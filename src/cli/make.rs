@@ -1,0 +1,436 @@
+//! Makes what is missing of a site.
+
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+use super::Failure;
+use super::bundle::{self, Issuing, Reach, Wanted};
+use super::init::{Arguments, Layout};
+use super::report::{ClientReport, MadeFile, Report, TryIt, listener_report};
+use super::site::{self, Files};
+use crate::config::{self, ClientCerts, Settings, Template, Transport};
+use crate::pki::{
+    self, Authority, CertificateInfo, Entry, Event, KeyType, Kind, Ledger, Lifetimes, Owner, ServerName, Transaction,
+};
+use crate::types::Identity;
+
+pub(super) struct Maker<'a> {
+    pub(super) arguments: &'a Arguments,
+    pub(super) layout: &'a Layout,
+    pub(super) owner: Option<Owner>,
+    pub(super) now: OffsetDateTime,
+    pub(super) change: Transaction,
+    pub(super) events: Vec<Event>,
+    pub(super) report: Report,
+}
+
+impl Maker<'_> {
+    pub(super) fn make(&mut self, sans: &[ServerName], wanted: &[Wanted]) -> Result<(), Failure> {
+        let host = pki::host_names();
+        let site = self.arguments.name.clone().unwrap_or_else(|| match host.host.is_empty() {
+            true => "lockgate".to_owned(),
+            false => host.host.clone(),
+        });
+        self.folders()?;
+        let settings = self.configuration(&site)?;
+        let authority = self.authority(&settings, &site)?;
+        self.server(&settings, &authority, &host, sans, &site)?;
+        self.clients(&settings, &authority, &site, wanted)?;
+        self.ledger(&settings)?;
+        self.report.listeners = settings.listeners.iter().map(listener_report).collect();
+        if self.arguments.key_type() == KeyType::Ed25519 {
+            self.note("Ed25519 keys: clients with mbedTLS (many microcontrollers) cannot use them");
+        }
+        Ok(())
+    }
+
+    pub(super) fn note(&mut self, note: impl Into<String>) {
+        self.report.notes.push(note.into());
+    }
+
+    fn existed(&mut self, path: &Path) {
+        self.report.existed.push(path.to_owned());
+    }
+
+    fn made(&mut self, what: &str, path: &Path, info: Option<&CertificateInfo>) {
+        self.report.made.push(MadeFile {
+            what: what.to_owned(),
+            path: path.to_owned(),
+            fingerprint: info.map(|info| info.fingerprint.clone()),
+            days_left: info.map(|info| info.days_left(self.now)),
+        });
+    }
+
+    fn folders(&mut self) -> Result<(), Failure> {
+        for folder in [&self.layout.config, &self.layout.pki, &self.layout.data] {
+            self.change.folder(folder, 0o700, self.owner);
+        }
+        // Keys and passwords stay out of git, whatever the checkout's own rules are.
+        if is_in_git(&self.layout.config) {
+            for folder in [&self.layout.config, &self.layout.pki, &self.layout.data] {
+                let path = folder.join(".gitignore");
+                if !path.exists() {
+                    self.change.write(
+                        &path,
+                        "# Secrets and state: nothing here belongs in git.\n*\n",
+                        0o644,
+                        self.owner,
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the configuration and what it names, or reads the one that exists.
+    fn configuration(&mut self, site: &str) -> Result<Settings, Failure> {
+        let file = self.layout.file();
+        let arguments = self.arguments;
+        let settings = if file.exists() {
+            self.existed(&file);
+            let settings = config::load(&file, []).map_err(Failure::configuration)?;
+            self.note_differences(&settings);
+            settings
+        } else {
+            let template = Template {
+                name: site.to_owned(),
+                data: self.layout.data_text.to_owned(),
+                pki: self.layout.pki_text.to_owned(),
+                plain: match arguments.plain.as_str() {
+                    "off" => None,
+                    "all" => Some(("all", arguments.plain_port)),
+                    _ => Some(("loopback", arguments.plain_port)),
+                },
+                tls_port: arguments.tls_port,
+                client_certs: match arguments.client_certs.as_str() {
+                    "off" => ClientCerts::Off,
+                    "required" => ClientCerts::Required,
+                    _ => ClientCerts::Optional,
+                },
+                self_renew: arguments.self_renew,
+            };
+            let text = config::render(&template);
+            let settings = config::parse(&file, &text, []).map_err(Failure::configuration)?;
+            self.change.write(&file, text, 0o600, self.owner);
+            self.made("configuration", &file, None);
+            settings
+        };
+        self.text_file(settings.acl.clone(), "access control list", acl_text(arguments.acl == "own"))?;
+        self.text_file(settings.identities.clone(), "minimum levels", site::IDENTITIES_HEADER.to_owned())?;
+        Ok(settings)
+    }
+
+    fn text_file(&mut self, path: Option<PathBuf>, what: &str, text: String) -> Result<(), Failure> {
+        let Some(path) = path else { return Ok(()) };
+        if path.exists() {
+            self.existed(&path);
+        } else {
+            self.change.write(&path, text, 0o600, self.owner);
+            self.made(what, &path, None);
+        }
+        Ok(())
+    }
+
+    /// What was asked for and is not applied, since the configuration exists.
+    fn note_differences(&mut self, settings: &Settings) {
+        let arguments = self.arguments;
+        let (plain, tls) = site::ports(settings);
+        let file = self.layout.file();
+        let mut not_applied = Vec::new();
+        if arguments.plain_port != 1883 && plain != Some(arguments.plain_port) {
+            not_applied.push("--plain-port");
+        }
+        if arguments.tls_port != 8883 && tls != Some(arguments.tls_port) {
+            not_applied.push("--tls-port");
+        }
+        if (arguments.plain == "off") == plain.is_some() && arguments.plain != "loopback" {
+            not_applied.push("--plain");
+        }
+        if arguments.self_renew && !settings.self_renew {
+            not_applied.push("--self-renew");
+        }
+        if arguments.client_certs != "optional" {
+            not_applied.push("--client-certs");
+        }
+        if arguments.acl != "shared" {
+            not_applied.push("--acl");
+        }
+        if !not_applied.is_empty() {
+            self.note(format!(
+                "{} exists and is not changed: {} is not applied; edit the file",
+                file.display(),
+                not_applied.join(", ")
+            ));
+        }
+    }
+
+    fn authority(&mut self, settings: &Settings, site: &str) -> Result<Option<Authority>, Failure> {
+        let (certificate, key) = (settings.ca_certificate(), settings.ca_key());
+        match (certificate.exists(), key.exists()) {
+            (true, true) => {
+                self.existed(&certificate);
+                self.existed(&key);
+                bundle::load_authority(&certificate, &key).map(Some)
+            }
+            (true, false) => {
+                self.existed(&certificate);
+                let info = CertificateInfo::read(&certificate)?;
+                if !info.is_ca {
+                    return Err(Failure::new(format!(
+                        "{}: it is no CA: its basic constraints lack CA:TRUE",
+                        certificate.display()
+                    )));
+                }
+                Ok(None)
+            }
+            (false, true) => Err(Failure::new(format!(
+                "{} exists and {} does not: put the certificate back, or move the key away to make a new CA",
+                key.display(),
+                certificate.display()
+            ))),
+            (false, false) => {
+                let lifetimes = Lifetimes { ca_days: self.arguments.ca_days, leaf_days: self.arguments.days };
+                let key_type = self.arguments.key_type();
+                let (authority, issued) =
+                    Authority::create(site, key_type, lifetimes, self.now).map_err(Failure::new)?;
+                // The key stays root's, unless the broker is to use it.
+                let key_owner = match self.owner {
+                    Some(_) if !settings.self_renew => Some(Owner { uid: 0, gid: 0 }),
+                    owner => owner,
+                };
+                self.change.write(&certificate, issued.certificate_pem.as_str(), 0o644, self.owner);
+                self.change.write(&key, issued.key_pem.as_str(), 0o600, key_owner);
+                self.events.push(Event::Issued(Entry::of(&issued.info, Kind::Ca, None, key_type, self.now)));
+                self.made("CA certificate", &certificate, Some(&issued.info));
+                self.made("CA key", &key, None);
+                Ok(Some(authority))
+            }
+        }
+    }
+
+    fn server(
+        &mut self,
+        settings: &Settings,
+        authority: &Option<Authority>,
+        host: &pki::HostNames,
+        sans: &[ServerName],
+        site: &str,
+    ) -> Result<(), Failure> {
+        let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
+            Transport::Tls(files) => Some(files),
+            _ => None,
+        });
+        let Some(tls) = tls else { return Ok(()) };
+        let (certificate, key) = (&tls.certificate, &tls.key);
+        match (certificate.exists(), key.exists()) {
+            (true, true) => {
+                self.existed(certificate);
+                self.existed(key);
+                self.check_server(certificate, key, authority, sans)
+            }
+            (true, false) | (false, true) => {
+                let (there, gone) = if certificate.exists() { (certificate, key) } else { (key, certificate) };
+                Err(Failure::new(format!(
+                    "{} exists and {} does not: put it back, or move the other away to make both anew",
+                    there.display(),
+                    gone.display()
+                )))
+            }
+            (false, false) => {
+                let authority = authority.as_ref().ok_or_else(|| {
+                    Failure::new(format!(
+                        "a server certificate needs the CA's key {}, which is not here",
+                        settings.ca_key().display()
+                    ))
+                })?;
+                let mut names = host.names.clone();
+                names.extend(sans.iter().filter(|name| !host.names.contains(name)).cloned());
+                let key_type = self.arguments.key_type();
+                let issued = authority
+                    .issue_server(site, &names, key_type, self.arguments.days, self.now)
+                    .map_err(Failure::new)?;
+                self.change.write(certificate, issued.certificate_pem.as_str(), 0o644, self.owner);
+                self.change.write(key, issued.key_pem.as_str(), 0o600, self.owner);
+                self.events.push(Event::Issued(Entry::of(&issued.info, Kind::Server, None, key_type, self.now)));
+                self.made("server certificate", certificate, Some(&issued.info));
+                self.made("server key", key, None);
+                let list: Vec<String> = names.iter().map(ToString::to_string).collect();
+                self.note(format!("the server certificate is for {}; add names with --san", list.join(", ")));
+                Ok(())
+            }
+        }
+    }
+
+    fn check_server(
+        &mut self,
+        certificate: &Path,
+        key: &Path,
+        authority: &Option<Authority>,
+        sans: &[ServerName],
+    ) -> Result<(), Failure> {
+        let info = CertificateInfo::read(certificate)?;
+        let secret = pki::read_secret(key)?;
+        let loaded = pki::load_key(&secret).map_err(|error| Failure::new(format!("{}: {error}", key.display())))?;
+        match pki::key_matches(&loaded, &info) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(Failure::new(format!(
+                    "{}: this key does not belong to {}",
+                    key.display(),
+                    certificate.display()
+                )));
+            }
+            Err(error) => return Err(Failure::new(format!("{}: {error}", key.display()))),
+        }
+        if info.not_after <= self.now {
+            return Err(Failure::new(format!(
+                "{}: the server certificate expired on {}: remove it and its key and run `lockgate init` again",
+                certificate.display(),
+                info.not_after_date()
+            )));
+        }
+        if let Some(authority) = authority
+            && !info.is_issued_by(&authority.info)
+        {
+            self.note(format!("{} was not signed by this site's CA: clients need its own CA", certificate.display()));
+        }
+        let missing: Vec<String> =
+            sans.iter().filter(|name| !info.names.contains(name)).map(ToString::to_string).collect();
+        if !missing.is_empty() {
+            self.note(format!(
+                "{} exists and does not name {}: remove it and its key and run this again to have it made anew",
+                certificate.display(),
+                missing.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
+    fn clients(
+        &mut self,
+        settings: &Settings,
+        authority: &Option<Authority>,
+        site: &str,
+        wanted: &[Wanted],
+    ) -> Result<(), Failure> {
+        let files = Files::of(settings);
+        let mut passwords = site::read_or_empty(&files.passwords)?;
+        let known = crate::auth::parse_passwords(&passwords)
+            .map_err(|errors| Failure::new(format!("{}: {}", files.passwords.display(), errors[0])))?;
+        let ledger = files.ledger()?;
+        let existed = files.passwords.exists();
+        let (plain_port, tls_port) = site::ports(settings);
+        let reach = Reach { host: "localhost".to_owned(), plain_port, tls_port };
+        let issuing = Issuing {
+            authority: authority.as_ref(),
+            site,
+            key_type: self.arguments.key_type(),
+            days: self.arguments.days,
+            now: self.now,
+        };
+        let mut changed = !existed;
+        for wanted in wanted {
+            let folder = files.bundles.join(wanted.identity.as_str());
+            let has_password = known.iter().any(|line| line.identity == wanted.identity);
+            let has_certificate = !ledger.current_of(&wanted.identity).is_empty();
+            if has_password || has_certificate || folder.exists() {
+                if let Some(consistent) = bundle::is_consistent(&folder) {
+                    consistent?;
+                }
+                self.report.clients.push(ClientReport {
+                    name: wanted.identity.to_string(),
+                    bundle: folder.exists().then(|| folder.clone()),
+                    certificate: has_certificate,
+                    password: has_password,
+                    existed: true,
+                });
+                self.offer(&wanted.identity, &folder, has_certificate, &reach);
+                continue;
+            }
+            let made = bundle::make(&mut self.change, &files, &issuing, &reach, wanted, self.owner)?;
+            if let Some(hash) = &made.hash {
+                passwords = site::edit_passwords(&passwords, &wanted.identity, Some(hash));
+                changed = true;
+            }
+            self.events.extend(made.events);
+            self.report.clients.push(ClientReport {
+                name: wanted.identity.to_string(),
+                bundle: made.folder.clone(),
+                certificate: wanted.certificate,
+                password: made.hash.is_some(),
+                existed: false,
+            });
+            self.offer(&wanted.identity, &folder, wanted.certificate, &reach);
+        }
+        if changed {
+            if passwords.is_empty() {
+                passwords =
+                    "# NAME:HASH, a line each. Written by `lockgate client` and `lockgate passwd`.\n".to_owned();
+            }
+            self.change.write(&files.passwords, passwords, 0o600, self.owner);
+        }
+        match existed {
+            true => self.existed(&files.passwords),
+            false => self.made("passwords, hashed", &files.passwords, None),
+        }
+        Ok(())
+    }
+
+    /// The first client with a bundle is the one to try it with.
+    fn offer(&mut self, identity: &Identity, folder: &Path, certificate: bool, reach: &Reach) {
+        if self.report.reach.is_none() {
+            self.report.reach = Some(TryIt {
+                bundle: folder.to_owned(),
+                name: identity.to_string(),
+                tls_port: reach.tls_port,
+                plain_port: reach.plain_port,
+                certificate: certificate && self.arguments.client_certs != "off",
+            });
+        }
+    }
+
+    fn ledger(&mut self, settings: &Settings) -> Result<(), Failure> {
+        if self.events.is_empty() {
+            return Ok(());
+        }
+        let path = settings.ledger();
+        let existed = path.exists();
+        let text = site::read_or_empty(&path)? + &Ledger::lines(&self.events);
+        self.change.write(&path, text, 0o600, self.owner);
+        if !existed {
+            self.made("ledger of certificates", &path, None);
+        }
+        Ok(())
+    }
+}
+
+fn is_in_git(folder: &Path) -> bool {
+    let Ok(absolute) = std::path::absolute(folder) else { return false };
+    absolute.ancestors().any(|folder| folder.join(".git").exists())
+}
+
+fn acl_text(own: bool) -> String {
+    let rules = match own {
+        true => "# Every identity may read and write the topics below its own name.\npattern readwrite %u/#\n",
+        false => {
+            "# Every identity may read and write all topics, but for those that begin with $.\npattern readwrite #\n"
+        }
+    };
+    format!(
+        "# Who may do what. A topic that nothing here allows is denied.\n\
+         #   user NAME                          the lines that follow are for NAME\n\
+         #   topic [read|write|readwrite|deny] TOPIC\n\
+         #   pattern [read|write|readwrite|deny] TOPIC   for all; %u is the user, %c the client id\n\
+         # `lockgate acl test NAME read|write TOPIC` says what holds, and by which line.\n\
+         \n\
+         {rules}\
+         # The broker's own topics may be read.\n\
+         pattern read $SYS/#\n\
+         \n\
+         # For example, each device alone below devices/NAME, and one person who reads them all:\n\
+         # pattern readwrite devices/%u/#\n\
+         # user alice\n\
+         # topic read devices/#\n"
+    )
+}

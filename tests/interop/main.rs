@@ -1,0 +1,17 @@
+//! Clients that nobody here wrote, with the real binary: mosquitto_pub and mosquitto_sub,
+//! paho-mqtt, MQTT.js and rumqttc, at all three security levels. `tests/run` installs them; one that
+//! is missing is an error.
+
+#[path = "../support/describe.rs"]
+mod describe;
+#[path = "../support/mqtt.rs"]
+mod mqtt;
+#[path = "../support/site.rs"]
+mod site;
+
+mod clients;
+mod mosquitto;
+mod paho;
+mod refusals;
+mod rust;
+mod up;
