@@ -62,12 +62,10 @@ async fn ask<A: DeserializeOwned>(data: &Path, path: &str, body: Option<&impl Se
     let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
     let succeeded = response.status().is_success();
     let bytes = response.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
-    if !succeeded {
-        let problem: Option<api::Problem> = serde_json::from_slice(&bytes).ok();
-        return Err(match problem {
-            Some(problem) => CallError::Refused(problem.error),
-            None => CallError::Broken(String::from_utf8_lossy(&bytes).into_owned()),
-        });
+    let problem: Option<api::Problem> = if succeeded { None } else { serde_json::from_slice(&bytes).ok() };
+    if let Some(problem) = problem {
+        return Err(CallError::Refused(problem.error));
     }
+    // Health is answered in full, well or not.
     serde_json::from_slice(&bytes).map_err(|error| broken(&error))
 }

@@ -9,5 +9,5 @@ mod server;
 mod socket;
 
 pub use client::{CallError, call};
-pub use server::{Admin, Reload, Site, serve_local, serve_public};
-pub use socket::{DataLock, DataLockError, lock_data};
+pub use server::{Admin, Anew, Reload, Site, serve_local, serve_public};
+pub use socket::{DataLock, DataLockError, is_data_taken, lock_data};

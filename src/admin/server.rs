@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -14,6 +15,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 use super::{DataLock, api, metrics, socket};
@@ -21,8 +24,17 @@ use crate::gate::Gate;
 use crate::pki::CertificateInfo;
 use crate::shard::{ClientRow, Handle, ShardReport};
 
-/// Reads everything anew and puts it into effect, or says why not.
-pub type Reload = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<api::Reloaded, String>> + Send>> + Send + Sync>;
+/// What is to be read anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Anew {
+    Everything,
+    /// Passwords, identities and the ledger.
+    Clients,
+}
+
+/// Reads files anew and puts them into effect, or says why not.
+pub type Reload =
+    Arc<dyn Fn(Anew) -> Pin<Box<dyn Future<Output = Result<api::Reloaded, String>> + Send>> + Send + Sync>;
 
 /// What the door shows and moves.
 pub struct Admin {
@@ -158,7 +170,8 @@ fn local(admin: Arc<Admin>) -> Router {
         .route("/status", get(async |State(admin): State<Arc<Admin>>| admin.status().await.map(Json)))
         .route("/clients", get(clients))
         .route("/kick", post(kick))
-        .route("/reload", post(reload))
+        .route("/reload", post(async |State(admin): State<Arc<Admin>>| reload(&admin, Anew::Everything).await))
+        .route("/reload/clients", post(async |State(admin): State<Arc<Admin>>| reload(&admin, Anew::Clients).await))
         .merge(observer())
         .with_state(admin)
 }
@@ -217,8 +230,8 @@ async fn kick(State(admin): State<Arc<Admin>>, Json(kick): Json<api::Kick>) -> R
     Ok(Json(api::Kicked { connections: admin.shard.kick(kick.name).await? }))
 }
 
-async fn reload(State(admin): State<Arc<Admin>>) -> Result<Json<api::Reloaded>, Refused> {
-    (admin.reload)().await.map(Json).map_err(|error| Refused(StatusCode::CONFLICT, error))
+async fn reload(admin: &Admin, what: Anew) -> Result<Json<api::Reloaded>, Refused> {
+    (admin.reload)(what).await.map(Json).map_err(|error| Refused(StatusCode::CONFLICT, error))
 }
 
 async fn show_metrics(State(admin): State<Arc<Admin>>) -> Result<Response, Refused> {
@@ -253,16 +266,70 @@ impl Drop for RemoveSocket {
     }
 }
 
-/// Serves `/health` and `/metrics` on TCP until dropped.
-pub async fn serve_public(
-    address: SocketAddr,
+/// Serves `/health` and `/metrics` on a bound socket until dropped.
+pub fn serve_public(
+    socket: std::net::TcpListener,
     admin: Arc<Admin>,
 ) -> std::io::Result<(SocketAddr, impl Future<Output = ()> + use<>)> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
-    Ok((bound, async move {
-        if let Err(error) = axum::serve(listener, observer().with_state(admin)).await {
+    let socket = tokio::net::TcpListener::from_std(socket)?;
+    let address = socket.local_addr()?;
+    let bounded = Bounded { socket, places: Arc::new(Semaphore::new(OBSERVERS_MAX)) };
+    Ok((address, async move {
+        if let Err(error) = axum::serve(bounded, observer().with_state(admin)).await {
             warn!("the metrics' port closed: {error}");
         }
     }))
+}
+
+/// Connections to `metrics.address` at once: what is open to the network has a bound.
+const OBSERVERS_MAX: usize = 32;
+
+struct Bounded {
+    socket: tokio::net::TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl axum::serve::Listener for Bounded {
+    type Io = Placed;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Placed, SocketAddr) {
+        let place = self.places.clone().acquire_owned().await.expect("never closed");
+        let (stream, peer) = axum::serve::Listener::accept(&mut self.socket).await;
+        (Placed { stream, _place: place }, peer)
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// A connection that holds its place.
+struct Placed {
+    stream: tokio::net::TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Placed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Placed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

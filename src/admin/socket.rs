@@ -45,6 +45,14 @@ pub fn lock_data(data: &Path) -> Result<DataLock, DataLockError> {
     }
 }
 
+/// Whether a broker runs on the data folder; makes and changes nothing.
+pub fn is_data_taken(data: &Path) -> bool {
+    File::open(data.join(LOCK)).is_ok_and(|file| {
+        // Shared: two that only look do not see each other.
+        flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    })
+}
+
 /// The socket's path with the folder it goes through held open: a path through the open folder is
 /// short however deep the folder lies, and the system's limit of about 100 bytes is no concern.
 pub(super) fn path(data: &Path) -> io::Result<(File, PathBuf)> {
@@ -61,7 +69,7 @@ pub(super) fn bind(data: &Path, _lock: &DataLock) -> io::Result<std::os::unix::n
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Made under a name that nobody connects to, so that it never stands open.
+    // The folder is its owner's alone: nobody else comes by before the mode is set.
     let socket = std::os::unix::net::UnixListener::bind(&path)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     socket.set_nonblocking(true)?;

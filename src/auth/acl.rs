@@ -184,7 +184,11 @@ fn rule(line: u32, rest: &str, pattern: bool) -> Result<Rule, AclError> {
     if topic.is_empty() || (rest == topic && matches!(rest, "read" | "write" | "readwrite" | "deny")) {
         return Err(AclError::Incomplete { line, word });
     }
-    Filter::parse(topic).map_err(|error| AclError::Filter { line, topic: topic.to_owned(), error })?;
+    let refused = |error| AclError::Filter { line, topic: topic.to_owned(), error };
+    if Filter::parse(topic).map_err(refused)?.share().is_some() {
+        // Topics are permitted, not subscriptions.
+        return Err(refused(FilterError::Share));
+    }
     let substitutes = pattern && (topic.contains("%u") || topic.contains("%c"));
     Ok(Rule { line, access, filter: topic.into(), substitutes })
 }
@@ -205,7 +209,7 @@ impl Rule {
                 Some(b'c') => (subject.client_id, 2),
                 _ => ("%", 1),
             };
-            if skip == 2 && value.contains(['+', '#']) {
+            if skip == 2 && (value.contains(['+', '#']) || (text.is_empty() && value.starts_with('$'))) {
                 return None;
             }
             text.push_str(value);
@@ -219,7 +223,7 @@ impl Rule {
 fn decide(rules: &[Rule], subject: Subject<'_>, operation: Operation, topic: Topic<'_>) -> Option<Decision> {
     let matches = |rule: &Rule| {
         rule.filter_for(subject).is_some_and(|filter| {
-            (!topic.is_system() || filter.starts_with('$'))
+            (!topic.is_system() || rule.filter.starts_with('$'))
                 && Filter::parse(&filter).is_ok_and(|filter| filter.matches(topic))
         })
     };
@@ -332,6 +336,16 @@ mod tests {
         let sneaky = Subject { identity: Some("alice"), client_id: "%u" };
         assert!(acl.check(sneaky, Operation::Read, Topic::parse("%u/x").unwrap()).allowed);
         assert!(!acl.check(sneaky, Operation::Read, Topic::parse("alice/x").unwrap()).allowed);
+        for client_id in ["$SYS", "$share/g/victim"] {
+            let system = Subject { identity: Some("alice"), client_id };
+            for topic in ["$SYS/x", "victim/x"] {
+                assert!(
+                    !acl.check(system, Operation::Read, Topic::parse(topic).unwrap()).allowed,
+                    "{client_id} {topic}"
+                );
+            }
+        }
+        assert!(Acl::parse("topic read $share/g/t\n").is_err());
     }
 
     #[test]

@@ -102,11 +102,6 @@ impl Directory {
         self.certificates.get(serial)
     }
 
-    /// Whether the identity can come in at all: it has a password or a current certificate.
-    pub fn knows(&self, identity: &Identity) -> bool {
-        self.passwords.contains_key(identity) || self.certificates.values().any(|owner| owner == identity)
-    }
-
     /// Everybody that can come in.
     pub fn identities(&self) -> BTreeSet<&Identity> {
         self.passwords.keys().chain(self.certificates.values()).collect()

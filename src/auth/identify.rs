@@ -143,7 +143,12 @@ impl Refusal {
     }
 }
 
-/// For the log: why, and what to do. A peer's text is escaped.
+/// The beginning of a peer's text, for the log: it may have 65,535 bytes.
+pub fn cut(text: &str) -> &str {
+    text.char_indices().nth(100).map_or(text, |(at, _)| &text[..at])
+}
+
+/// For the log: why, and what to do. A peer's text is escaped and cut.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -154,19 +159,21 @@ impl fmt::Display for Refusal {
             }
             Refusal::CertificateWithoutName => f.write_str("its certificate has no common name"),
             Refusal::CertificateName { name } => {
-                write!(f, "the common name {name:?} of its certificate is no identity's name")
+                write!(f, "the common name {:?} of its certificate is no identity's name", cut(name))
             }
             Refusal::CertificateRequired => {
                 f.write_str("this listener takes the identity from a client certificate, and it sent none")
             }
             Refusal::CertificateContradictsUserName { certificate, user_name } => {
-                write!(f, "its certificate says {certificate:?}, its user name {user_name:?}")
+                write!(f, "its certificate says {:?}, its user name {:?}", cut(certificate), cut(user_name))
             }
             Refusal::NoCredentials => f.write_str(
                 "it sent no user name and no certificate, and this listener does not allow anonymous clients",
             ),
             Refusal::PasswordWithoutUserName => f.write_str("it sent a password without a user name"),
-            Refusal::WrongPassword { user_name } => write!(f, "wrong password, or no such user, for {user_name:?}"),
+            Refusal::WrongPassword { user_name } => {
+                write!(f, "wrong password, or no such user, for {:?}", cut(user_name))
+            }
             Refusal::Throttled { seconds, by: ThrottledBy::Address } => {
                 write!(f, "too many wrong passwords from its address; next attempt in {seconds} s")
             }

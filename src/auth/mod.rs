@@ -8,6 +8,7 @@ mod password;
 pub use acl::{Access, Acl, AclError, Decision, Operation, Subject};
 pub use directory::{Directory, DirectoryError, PasswordLine, parse_passwords};
 pub use identify::{
-    Certificate, Credentials, Identification, IdentityRule, ListenerRules, Refusal, ThrottledBy, check_level, identify,
+    Certificate, Credentials, Identification, IdentityRule, ListenerRules, Refusal, ThrottledBy, check_level, cut,
+    identify,
 };
 pub use password::{Cost, HashError, PasswordHash};

@@ -90,5 +90,4 @@ pub struct StoredWill {
     pub delay_interval_secs: u32,
     pub message_expiry_interval_secs: Option<u32>,
     pub forwarded: Box<[u8]>,
-    pub payload_is_utf8: bool,
 }

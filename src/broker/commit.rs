@@ -1,7 +1,7 @@
 //! What waits for the store, and the order in which acknowledgements leave.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -9,9 +9,15 @@ use super::change::Ticket;
 use super::connection::{ConnectionId, Held, HeldKind};
 use super::message::{Body, Message, MessageId};
 use super::outbox::{Closing, Outbox};
+use super::session::State;
+use super::timers::Timer;
+use super::violation::Violation;
 use super::{Core, dialect};
 use crate::codec::{self, Ack, ConnAck, Packet};
-use crate::types::{ClientId, PacketId, QoS, ReasonCode};
+use crate::types::{ClientId, PacketId, QoS, ReasonCode, Topic};
+
+/// How long after a failure the store is tried again, if nothing else moves the session.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Who waits for a ticket.
 #[derive(Debug)]
@@ -22,6 +28,14 @@ pub(super) enum Waiting {
     Deliveries(ClientId),
     /// PUBREL for this identifier.
     Release(ClientId, PacketId),
+    /// A queued QoS 2 message's outgoing identifier.
+    Sent(ClientId, PacketId),
+    /// An inbound QoS 2 identifier: free again if its message could not be kept.
+    Inbound(ClientId, PacketId),
+    /// A copy that waits in a queue without being held: gone if its message could not be kept.
+    Queued(ClientId, MessageId),
+    /// A topic's retained message: kept (or cleared: `None`) once it is safe.
+    Retain { topic: Box<str>, change: MessageId, message: Option<Arc<Message>> },
 }
 
 impl Core {
@@ -40,6 +54,13 @@ impl Core {
         bytes.clear();
         codec::encode(&mut bytes, packet, version);
         let connection = self.connection_mut(id).expect("found above");
+        if bytes.len() > connection.packet_size_max as usize {
+            let too_large = Violation::AnswerTooLarge { size: bytes.len(), max: connection.packet_size_max };
+            // Heard from in this very turn: acknowledgements answer packets.
+            let now = connection.heard;
+            self.scratch.packet = bytes;
+            return self.violate(now, id, too_large, out);
+        }
         if ticket.is_none() && connection.held.is_empty() {
             if kind == HeldKind::ConnAck {
                 connection.open = true;
@@ -70,19 +91,34 @@ impl Core {
             match waiting {
                 Waiting::Acknowledgement(id) => {
                     if let Some(connection) = self.connection_mut(id) {
-                        for held in connection.held.iter_mut().filter(|held| held.ticket == Some(ticket)) {
+                        // One of them for each of these: copies that joined have their own.
+                        if let Some(held) = connection.held.iter_mut().find(|held| held.ticket == Some(ticket)) {
                             held.ticket = None;
                         }
                         self.release_held(now, id, out);
                     }
                 }
-                Waiting::Deliveries(client) => {
+                Waiting::Deliveries(client) | Waiting::Sent(client, _) => {
                     if let Some(&session) = self.by_client.get(&client) {
                         self.pump(now, session, out);
                     }
                 }
                 Waiting::Release(client, packet_id) => self.send_release(&client, packet_id, out),
+                Waiting::Inbound(..) | Waiting::Queued(..) => {}
+                Waiting::Retain { topic, change, message } => self.retain_committed(&topic, change, message),
             }
+        }
+    }
+
+    /// A newer change of the topic that committed before wins.
+    fn retain_committed(&mut self, topic: &str, change: MessageId, message: Option<Arc<Message>>) {
+        let Some(&newest) = self.retained_pending.get(topic) else { return };
+        if newest == change {
+            self.retained_pending.remove(topic);
+        }
+        match message {
+            Some(message) => self.retained.set(message),
+            None => drop(self.retained.clear(Topic::from_parsed(topic))),
         }
     }
 
@@ -119,19 +155,82 @@ impl Core {
                     }
                 }
                 Waiting::Acknowledgement(id) => self.acknowledgement_failed(now, id, ticket, out),
-                // The session is not as it should be on disk, but PUBREL repeats what PUBREC said.
-                Waiting::Release(client, packet_id) => self.send_release(&client, packet_id, out),
+                // Said too early, PUBREL would let a restart send the message again [MQTT-4.3.3-6].
+                Waiting::Release(client, packet_id) => {
+                    if let Some(&at) = self.by_client.get(&client) {
+                        let outgoing = &mut self.sessions[at as usize].outgoing;
+                        if let Some(found) = outgoing.find(packet_id) {
+                            outgoing.inflight[found].unkept = true;
+                        }
+                        self.retry_later(now, at);
+                    }
+                }
+                // The message is safe, only its identifier is not: it goes back to where it was.
+                Waiting::Sent(client, packet_id) => {
+                    if let Some(&at) = self.by_client.get(&client) {
+                        let outgoing = &mut self.sessions[at as usize].outgoing;
+                        if let Some(found) = outgoing.find(packet_id) {
+                            let mut entry = outgoing.remove(found);
+                            entry.delivery.hold = None;
+                            outgoing.push_front(entry.delivery);
+                        }
+                        self.retry_later(now, at);
+                    }
+                }
+                Waiting::Inbound(client, packet_id) => {
+                    if let Some(&at) = self.by_client.get(&client) {
+                        let received = &mut self.sessions[at as usize].received;
+                        if received.get(&packet_id) == Some(&Some(ticket)) {
+                            received.remove(&packet_id);
+                        }
+                        if let Some(id) = self.sessions[at as usize].connection {
+                            self.complete(id, packet_id);
+                        }
+                    }
+                }
+                Waiting::Queued(client, message) => {
+                    if let Some(&at) = self.by_client.get(&client) {
+                        let outgoing = &mut self.sessions[at as usize].outgoing;
+                        let withdrawn = outgoing.remove_queued(|delivery| delivery.message_id() == message).len();
+                        self.counters.dropped.store_failed += withdrawn as u64;
+                    }
+                }
+                Waiting::Retain { topic, change, .. } => {
+                    if self.retained_pending.get(&topic) == Some(&change) {
+                        // Those before it that are still to commit count again.
+                        self.retained_pending.insert(topic, MessageId(0));
+                    }
+                }
             }
         }
+    }
+
+    /// The store failed: try again in a while, or when something else moves the session.
+    fn retry_later(&mut self, now: Instant, at: u32) {
+        let session = &mut self.sessions[at as usize];
+        if session.retry.is_none() {
+            let due = now + RETRY;
+            session.retry = Some(due);
+            self.timers.set(due, Timer::Retry(at));
+        }
+    }
+
+    pub(super) fn retry(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
+        let session = &mut self.sessions[at as usize];
+        session.retry = None;
+        let unkept: Vec<PacketId> =
+            session.outgoing.inflight.iter().filter(|entry| entry.unkept).map(|entry| entry.packet_id).collect();
+        for packet_id in unkept {
+            self.persist_received(at, packet_id, out);
+        }
+        self.pump(now, at, out);
     }
 
     fn acknowledgement_failed(&mut self, now: Instant, id: ConnectionId, ticket: Ticket, out: &mut impl Outbox) {
         let Some(connection) = self.connection_mut(id) else { return };
         let version = connection.version;
-        let session = connection.session;
         let mut close = dialect::closes_on_store_failure(version);
-        let mut refused = Vec::new();
-        for held in connection.held.iter_mut().filter(|held| held.ticket == Some(ticket)) {
+        if let Some(held) = connection.held.iter_mut().find(|held| held.ticket == Some(ticket)) {
             held.ticket = None;
             let mut bytes = Vec::new();
             match held.kind {
@@ -139,7 +238,6 @@ impl Core {
                     let ack = Ack::new(packet_id, ReasonCode::QuotaExceeded);
                     let packet = if qos == QoS::ExactlyOnce { Packet::PubRec(ack) } else { Packet::PubAck(ack) };
                     codec::encode(&mut bytes, &packet, version);
-                    refused.push((packet_id, qos));
                 }
                 HeldKind::ConnAck => {
                     let packet = Packet::ConnAck(Box::new(ConnAck::new(ReasonCode::QuotaExceeded)));
@@ -150,11 +248,6 @@ impl Core {
                 HeldKind::PubComp | HeldKind::Other => close = true,
             }
             held.bytes = SmallVec::from_vec(bytes);
-        }
-        for (packet_id, qos) in refused {
-            if qos == QoS::ExactlyOnce {
-                self.sessions[session as usize].received.remove(&packet_id);
-            }
         }
         if close {
             self.finish(now, id, Closing::StoreFailed, out);
@@ -174,6 +267,13 @@ impl Core {
         let outgoing = &mut self.sessions[at as usize].outgoing;
         outgoing.fetching = false;
         for (id, message) in messages {
+            let published = outgoing.inflight.iter_mut().find(|entry| {
+                entry.state == State::Published && matches!(entry.delivery.body, Body::Stored(stored) if stored == id)
+            });
+            if let (Some(entry), Some(message)) = (published, &message) {
+                entry.delivery.body = Body::Here(message.clone());
+                continue;
+            }
             let found = |delivery: &&mut super::message::Delivery| matches!(delivery.body, Body::Stored(stored) if stored == id);
             match message {
                 Some(message) => {
@@ -183,14 +283,7 @@ impl Core {
                     }
                 }
                 None => {
-                    let size = &mut outgoing.queue_bytes;
-                    outgoing.queue.retain(|delivery| {
-                        let gone = matches!(delivery.body, Body::Stored(stored) if stored == id);
-                        if gone {
-                            *size -= delivery.size as usize;
-                        }
-                        !gone
-                    });
+                    outgoing.remove_queued(|delivery| matches!(delivery.body, Body::Stored(stored) if stored == id));
                     self.counters.dropped.store_failed += 1;
                 }
             }

@@ -1,6 +1,6 @@
 //! A session's beginning, take-over and end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,9 @@ impl Core {
             let topic = Topic::from_parsed(will.topic);
             if !self.acl.check(subject, Operation::Write, topic).allowed {
                 return self.refuse(id, admission, ReasonCode::NotAuthorized, Closing::WillNotAllowed, out);
+            }
+            if will.properties.payload_is_utf8 && !codec::is_utf8_payload(will.payload) {
+                return self.refuse(id, admission, ReasonCode::PayloadFormatInvalid, Closing::WillInvalid, out);
             }
         }
         self.counters.connects += 1;
@@ -108,6 +111,9 @@ impl Core {
             will_due: None,
             scans: VecDeque::new(),
             permissions: Permissions::default(),
+            in_scanning: false,
+            stored: false,
+            retry: None,
         }) as u32;
         self.by_client.insert(admission.client.clone(), at);
         (at, false)
@@ -146,6 +152,9 @@ impl Core {
             aliases: Vec::new(),
             held: VecDeque::new(),
             unacknowledged: 0,
+            incomplete: BTreeSet::new(),
+            our_receive_maximum: limits.receive_maximum,
+            our_topic_alias_max: limits.topic_alias_max,
         });
         self.connected += 1;
         let session = &mut self.sessions[session as usize];
@@ -159,7 +168,6 @@ impl Core {
                 delay_interval_secs: will.properties.delay_interval,
                 message_expiry_interval_secs: will.properties.message_expiry_interval,
                 forwarded: will.properties.forwarded().flatten().copied().collect(),
-                payload_is_utf8: will.properties.payload_is_utf8,
             })
         });
     }
@@ -186,6 +194,7 @@ impl Core {
             };
             let ticket = self.ticket();
             out.persist(ticket, vec![change]);
+            self.sessions[session_at as usize].stored = true;
             ticket
         });
         let limits = &self.options.limits;
@@ -246,10 +255,12 @@ impl Core {
         session.connection = None;
         session.outgoing.drop_qos_0();
         session.outgoing.rewind();
-        // New subscriptions' retained messages were for this connection's SUBSCRIBE.
-        session.scans.clear();
         // [MQTT-3.14.4-3]: a normal disconnect discards the will.
         if why == Closing::ByClient(ReasonCode::Success) {
+            session.will = None;
+        }
+        // Never told that it was connected, the client has no will to speak of.
+        if !connection.open {
             session.will = None;
         }
         let (expiry_secs, delay_secs) =
@@ -272,23 +283,15 @@ impl Core {
                 self.timers.set(due, Timer::WillDelay(at));
             }
         }
-        if self.options.durable {
-            let session = &self.sessions[at as usize];
-            let change = Change::Session {
-                client: session.client.clone(),
-                identity: session.identity.clone(),
-                expiry_interval_secs: session.expiry_secs,
-                will: session.will.clone(),
-                connected: false,
-            };
-            let ticket = self.ticket();
-            out.persist(ticket, vec![change]);
-        }
+        self.persist_session(at, false, out);
     }
 
     fn cancel_session_timers(&mut self, at: u32) {
         let session = &mut self.sessions[at as usize];
-        let (expires, will_due) = (session.expires.take(), session.will_due.take());
+        let (expires, will_due, retry) = (session.expires.take(), session.will_due.take(), session.retry.take());
+        if let Some(at_retry) = retry {
+            self.timers.cancel(at_retry, Timer::Retry(at));
+        }
         if let Some(expires) = expires {
             self.timers.cancel(expires, Timer::SessionExpiry(at));
         }
@@ -341,6 +344,24 @@ impl Core {
     pub(super) fn will_due(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         self.sessions[at as usize].will_due = None;
         self.publish_will(now, at, out);
+        self.persist_session(at, false, out);
+    }
+
+    /// Writes down how a session stands, where it is written down at all.
+    fn persist_session(&mut self, at: u32, connected: bool, out: &mut impl Outbox) {
+        let session = &self.sessions[at as usize];
+        if !self.options.durable || !session.is_durable() {
+            return;
+        }
+        let change = Change::Session {
+            client: session.client.clone(),
+            identity: session.identity.clone(),
+            expiry_interval_secs: session.expiry_secs,
+            will: session.will.clone(),
+            connected,
+        };
+        let ticket = self.ticket();
+        out.persist(ticket, vec![change]);
     }
 
     pub(super) fn session_expired(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {

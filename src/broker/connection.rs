@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -39,7 +39,13 @@ pub(super) struct Connection {
     /// which their packets came.
     pub(super) held: VecDeque<Held>,
     /// QoS 1 messages from the client whose PUBACK is held.
-    pub(super) unacknowledged: u16,
+    pub(super) unacknowledged: u32,
+    /// QoS 2 messages that came on this connection and are not completed: with the former what
+    /// counts against our receive maximum (section 4.9: not preserved across connections).
+    pub(super) incomplete: BTreeSet<PacketId>,
+    /// As CONNACK told the client.
+    pub(super) our_receive_maximum: u16,
+    pub(super) our_topic_alias_max: u16,
 }
 
 #[derive(Debug)]

@@ -40,7 +40,4 @@ pub struct Gauges {
     pub subscriptions: usize,
     pub retained_messages: usize,
     pub retained_bytes: usize,
-    pub queued_messages: usize,
-    pub queued_bytes: usize,
-    pub inflight_messages: usize,
 }

@@ -40,8 +40,8 @@ impl Leaf {
         self.subscribers.is_empty() && self.groups.is_none()
     }
 
-    /// Adds or replaces a session's subscription; `true` if it was not there.
-    fn insert(&mut self, share: Option<&str>, subscriber: Subscriber) -> bool {
+    /// Adds a session's subscription, or replaces the one that is `known` to be there.
+    fn insert(&mut self, share: Option<&str>, known: bool, subscriber: Subscriber) {
         let list = match share {
             None => &mut self.subscribers,
             Some(name) => {
@@ -53,15 +53,11 @@ impl Leaf {
                 &mut groups[at].members
             }
         };
-        match list.iter_mut().find(|known| known.session == subscriber.session) {
-            Some(known) => {
-                *known = subscriber;
-                false
-            }
-            None => {
-                list.push(subscriber);
-                true
-            }
+        // A new one needs no search: a hundred thousand may have the same filter.
+        let there = if known { list.iter_mut().find(|old| old.session == subscriber.session) } else { None };
+        match there {
+            Some(old) => *old = subscriber,
+            None => list.push(subscriber),
         }
     }
 
@@ -150,8 +146,8 @@ impl Index {
         self.count
     }
 
-    /// `true` if the session did not have this filter before.
-    pub(super) fn insert(&mut self, filter: Filter<'_>, subscriber: Subscriber) -> bool {
+    /// `known`: the session has this filter already, and it is replaced.
+    pub(super) fn insert(&mut self, filter: Filter<'_>, known: bool, subscriber: Subscriber) {
         let leaf = if filter.has_wildcard() {
             let mut node = ROOT;
             let mut multi = false;
@@ -167,9 +163,8 @@ impl Index {
         } else {
             self.exact.entry_ref(filter.path()).or_default()
         };
-        let new = leaf.insert(filter.share(), subscriber);
-        self.count += usize::from(new);
-        new
+        leaf.insert(filter.share(), known, subscriber);
+        self.count += usize::from(!known);
     }
 
     /// `true` if the session had this filter.
@@ -394,7 +389,7 @@ mod tests {
             let mut model = Vec::new();
             for (session, filter) in filters.iter().enumerate() {
                 if let Ok(parsed) = Filter::parse(filter) {
-                    index.insert(parsed, subscriber(session as u32));
+                    index.insert(parsed, false, subscriber(session as u32));
                     model.push((session as u32, parsed));
                 }
             }
@@ -418,8 +413,8 @@ mod tests {
     #[test]
     fn a_topic_of_65535_slashes_neither_recurses_nor_blows_up() {
         let mut index = index();
-        index.insert(Filter::parse(&"+/".repeat(32_767)).unwrap(), subscriber(1));
-        index.insert(Filter::parse("#").unwrap(), subscriber(2));
+        index.insert(Filter::parse(&"+/".repeat(32_767)).unwrap(), false, subscriber(1));
+        index.insert(Filter::parse("#").unwrap(), false, subscriber(2));
         assert_eq!(sessions(&index, &"/".repeat(65_535)), [2]);
         assert_eq!(sessions(&index, &"/".repeat(32_767)), [1, 2]);
     }

@@ -65,6 +65,8 @@ pub(super) struct Delivery {
     pub(super) identifiers: Identifiers,
     /// Not to leave before this is committed.
     pub(super) hold: Option<Ticket>,
+    /// A retained message that a new subscription brought: a newer live one makes it void.
+    pub(super) scanned: bool,
     pub(super) size: u32,
 }
 

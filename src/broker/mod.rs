@@ -75,6 +75,8 @@ pub struct Core {
     by_client: HashMap<ClientId, u32, ahash::RandomState>,
     index: Index,
     retained: Retained,
+    /// The newest change of a topic's retained message that waits for its commit.
+    retained_pending: HashMap<Box<str>, MessageId, ahash::RandomState>,
     timers: Timers,
     /// Sessions with retained scans to go on with, in turn.
     scanning: VecDeque<u32>,
@@ -99,6 +101,7 @@ impl Core {
             by_client: HashMap::with_hasher(hasher.clone()),
             index: Index::new(hasher.clone()),
             retained: Retained::default(),
+            retained_pending: HashMap::with_hasher(hasher.clone()),
             timers: Timers::default(),
             scanning: VecDeque::new(),
             waiting: HashMap::with_hasher(hasher.clone()),
@@ -153,6 +156,7 @@ impl Core {
                 Timer::KeepAlive(index) => self.keep_alive_due(now, index, out),
                 Timer::WillDelay(session) => self.will_due(now, session, out),
                 Timer::SessionExpiry(session) => self.session_expired(now, session, out),
+                Timer::Retry(session) => self.retry(now, session, out),
             }
         }
         for _ in 0..self.options.limits.slice {
@@ -164,6 +168,9 @@ impl Core {
             }
         }
         if let Some(session) = self.scanning.pop_front() {
+            if let Some(session) = self.sessions.get_mut(session as usize) {
+                session.in_scanning = false;
+            }
             self.scan_retained(now, session, out);
         }
     }

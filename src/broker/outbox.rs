@@ -73,6 +73,8 @@ pub enum Closing {
     NotOwner,
     /// The will's topic is outside the ACL.
     WillNotAllowed,
+    /// The will's payload says that it is UTF-8 and is not.
+    WillInvalid,
     TooManySessions,
     StoreFailed,
 }

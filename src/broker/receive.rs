@@ -28,7 +28,7 @@ impl Core {
             Packet::PingReq if connection.open => out.write(id, &[0xD0, 0]),
             Packet::PingReq => self.acknowledge(id, HeldKind::Other, &Packet::PingResp, None, out),
             Packet::Subscribe(subscribe) => self.subscribe(now, id, &subscribe, out),
-            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(id, &unsubscribe, out),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(now, id, &unsubscribe, out),
             Packet::Disconnect(disconnect) => self.disconnect(now, id, &disconnect, out),
             Packet::Connect(_) => self.violate(now, id, Violation::SecondConnect, out),
             Packet::Auth(_) => self.violate(now, id, Violation::UnexpectedAuth, out),
@@ -67,10 +67,10 @@ impl Core {
     /// the alias sets it (section 3.3.2.3.4).
     fn resolve_alias(&mut self, id: ConnectionId, number: u16, topic: &str) -> Result<Box<str>, Violation> {
         // [MQTT-3.3.2-9]
-        if number > self.options.limits.topic_alias_max {
+        let connection = self.connection_mut(id).expect("checked by receive");
+        if number > connection.our_topic_alias_max {
             return Err(Violation::TopicAlias(number));
         }
-        let connection = self.connection_mut(id).expect("checked by receive");
         let at = usize::from(number) - 1;
         if connection.aliases.len() <= at {
             connection.aliases.resize(at + 1, None);
@@ -105,6 +105,18 @@ impl Core {
         let qos = publish.qos;
         let connection = self.connection(id).expect("checked by receive");
         let (version, at) = (connection.version, connection.session);
+        let explains = dialect::explains_itself(version);
+        // [MQTT-3.3.4-7]; before MQTT 5 nobody tells the client of a limit. One sent again on this
+        // connection is not one more.
+        let connection = self.connection_mut(id).expect("checked by receive");
+        let repeated = connection.incomplete.contains(&packet_id);
+        let inbound = connection.incomplete.len() + connection.unacknowledged as usize;
+        if explains && !repeated && inbound >= usize::from(connection.our_receive_maximum) {
+            return self.violate(now, id, Violation::ReceiveMaximumExceeded, out);
+        }
+        if qos == QoS::ExactlyOnce {
+            connection.incomplete.insert(packet_id);
+        }
         let received = &self.sessions[at as usize].received;
         // [MQTT-4.3.3-10]: until PUBREL the same identifier is the same message, DUP or not; it is
         // acknowledged again, together with its first copy where that still commits.
@@ -112,11 +124,6 @@ impl Core {
             let ticket = received[&packet_id].filter(|ticket| !self.is_committed(Some(*ticket)));
             let ack = Packet::PubRec(Ack::new(packet_id, ReasonCode::Success));
             return self.acknowledge(id, HeldKind::PubAck(packet_id, qos), &ack, ticket, out);
-        }
-        // [MQTT-3.3.4-9]; before MQTT 5 nobody tells the client of a limit.
-        let inbound = received.len() + usize::from(connection.unacknowledged);
-        if dialect::explains_itself(version) && inbound >= usize::from(self.options.limits.receive_maximum) {
-            return self.violate(now, id, Violation::ReceiveMaximumExceeded, out);
         }
         let (reason, ticket) = match self.refusal(id, at, publish, topic, out) {
             Some(reason) => (dialect::refused_publish(version, reason), None),
@@ -127,12 +134,25 @@ impl Core {
         };
         let ack = Ack::new(packet_id, reason);
         if qos == QoS::ExactlyOnce {
-            if !reason.is_error() {
+            if reason.is_error() {
+                self.complete(id, packet_id);
+            } else {
                 self.sessions[at as usize].received.insert(packet_id, ticket);
+                if let Some(ticket) = ticket {
+                    let client = self.sessions[at as usize].client.clone();
+                    self.wait(ticket, Waiting::Inbound(client, packet_id));
+                }
             }
             self.acknowledge(id, HeldKind::PubAck(packet_id, qos), &Packet::PubRec(ack), ticket, out);
         } else {
             self.acknowledge(id, HeldKind::PubAck(packet_id, qos), &Packet::PubAck(ack), ticket, out);
+        }
+    }
+
+    /// An inbound QoS 2 identifier no longer counts against our receive maximum.
+    pub(super) fn complete(&mut self, id: ConnectionId, packet_id: PacketId) {
+        if let Some(connection) = self.connection_mut(id) {
+            connection.incomplete.remove(&packet_id);
         }
     }
 
@@ -158,7 +178,13 @@ impl Core {
             out.note(Note::PublishDenied { connection: id, topic: topic.as_str() });
             return Some(ReasonCode::NotAuthorized);
         }
-        if publish.retain && !publish.payload.is_empty() && !self.has_room_to_retain(topic, publish.payload.len()) {
+        if publish.retain
+            && !publish.payload.is_empty()
+            && !self.has_room_to_retain(
+                topic,
+                publish.payload.len() + publish.properties.forwarded().map(<[u8]>::len).sum::<usize>(),
+            )
+        {
             self.counters.dropped.retained_full += 1;
             out.note(Note::RetainedFull { topic: topic.as_str() });
             return Some(ReasonCode::QuotaExceeded);
@@ -247,14 +273,11 @@ impl Core {
             .filter(|found| *found < outgoing.sent && outgoing.inflight[*found].delivery.qos == QoS::ExactlyOnce);
         let Some(found) = found else {
             // Section 3.5.2.1: 0x92; the client can finish its side.
-            let reason = if dialect::explains_itself(version) {
-                ReasonCode::PacketIdentifierNotFound
-            } else {
-                ReasonCode::Success
+            let reason = match dialect::explains_itself(version) {
+                true => ReasonCode::PacketIdentifierNotFound,
+                false => ReasonCode::Success,
             };
-            let mut bytes = Vec::new();
-            codec::encode(&mut bytes, &Packet::PubRel(Ack::new(packet_id, reason)), version);
-            return out.write(id, &bytes);
+            return self.acknowledge(id, HeldKind::Other, &Packet::PubRel(Ack::new(packet_id, reason)), None, out);
         };
         if ack.reason.is_error() {
             self.done(at, packet_id, |_, state| state == State::Published, out);
@@ -268,18 +291,39 @@ impl Core {
             entry.delivery.body = super::message::Body::Stored(entry.delivery.message_id());
         }
         if durable && first {
-            let ticket = self.ticket();
-            out.persist(ticket, vec![Change::Received { client: client.clone(), packet_id }]);
-            self.wait(ticket, Waiting::Release(client, packet_id));
+            self.persist_received(at, packet_id, out);
         } else {
             self.send_release(&client, packet_id, out);
         }
     }
 
+    /// Writes down that PUBREC came; PUBREL waits for it.
+    pub(super) fn persist_received(&mut self, at: u32, packet_id: PacketId, out: &mut impl Outbox) {
+        let client = self.sessions[at as usize].client.clone();
+        let ticket = self.ticket();
+        let outgoing = &mut self.sessions[at as usize].outgoing;
+        if let Some(found) = outgoing.find(packet_id) {
+            let entry = &mut outgoing.inflight[found];
+            entry.delivery.hold = Some(ticket);
+            entry.unkept = false;
+        }
+        out.persist(ticket, vec![Change::Received { client: client.clone(), packet_id }]);
+        self.wait(ticket, Waiting::Release(client, packet_id));
+    }
+
+    /// PUBREL, if its exchange is still there and safe.
     pub(super) fn send_release(&mut self, client: &ClientId, packet_id: PacketId, out: &mut impl Outbox) {
         let Some(&at) = self.by_client.get(client) else { return };
         let session = &self.sessions[at as usize];
-        let Some(connection) = session.connection.and_then(|id| self.connection(id)) else { return };
+        let outgoing = &session.outgoing;
+        let ready = outgoing.find(packet_id).is_some_and(|found| {
+            let entry = &outgoing.inflight[found];
+            found < outgoing.sent
+                && entry.state == State::Released
+                && !entry.unkept
+                && self.is_committed(entry.delivery.hold)
+        });
+        let Some(connection) = session.connection.and_then(|id| self.connection(id)).filter(|_| ready) else { return };
         if !connection.open {
             return;
         }
@@ -305,6 +349,7 @@ impl Core {
         } else {
             ReasonCode::PacketIdentifierNotFound
         };
+        self.complete(id, packet_id);
         self.acknowledge(id, HeldKind::PubComp, &Packet::PubComp(Ack::new(packet_id, reason)), ticket, out);
     }
 

@@ -12,11 +12,11 @@ use super::index::{Matches, Subscriber};
 use super::limits::QueuePolicy;
 use super::message::{Body, Delivery, Identifiers, Message, MessageId, expires_at, remaining_secs};
 use super::outbox::{Note, Outbox, Payload};
-use super::session::{Inflight, State};
+use super::session::{Inflight, LIVE_MAX, State};
 use super::{Core, Counters, permitted};
-use crate::auth::Operation;
+use crate::auth::{Operation, Subject};
 use crate::codec::{self, Ack, Packet, PublishFrame, PublishHead, Version};
-use crate::types::{PacketId, QoS, ReasonCode, Topic};
+use crate::types::{Filter, PacketId, QoS, ReasonCode, Topic};
 
 /// A message that comes in, borrowed from where it was read.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ impl Core {
         let matched = !scratch.targets.is_empty();
         let mut message = None;
         let ticket = self.needs_ticket(incoming, &scratch.targets).then(|| self.ticket());
-        let retained = incoming.retain && self.retain(now, incoming, &mut message, ticket.is_some(), out);
+        let retained = incoming.retain && self.retain(now, incoming, &mut message, ticket, out);
         let mut queued = Vec::new();
         scratch.frames.reset();
         let mut targets = std::mem::take(&mut scratch.targets);
@@ -155,7 +155,11 @@ impl Core {
                 .received
                 .map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id));
             let message = message.unwrap_or_else(|| keep(now, incoming, &mut self.next_message));
-            out.persist(ticket, vec![Change::Message { message, received, queued, retained }]);
+            let mut changes = vec![Change::Message { message, received, queued, retained }];
+            if incoming.retain && incoming.payload.is_empty() {
+                changes.push(Change::RetainedCleared { topic: incoming.topic.as_str().into() });
+            }
+            out.persist(ticket, changes);
         }
         self.scratch = Scratch {
             packet: std::mem::take(&mut self.scratch.packet),
@@ -191,13 +195,20 @@ impl Core {
             });
         }
         if self.index.has_groups(topic, &scratch.matches) {
-            let (sessions, connections) = (&self.sessions, &self.connections);
+            let (sessions, connections, acl) = (&self.sessions, &self.connections, &self.acl);
             self.index.groups(topic, &scratch.matches, |group| {
                 // The first from whose turn it is that can take more; else one that is there; else
-                // one whose session waits (section 4.8.2).
+                // one whose session waits (section 4.8.2); one that may not read it at the very last.
                 let count = group.members.len();
                 let rank = |member: &Subscriber| {
                     let session = &sessions[member.session as usize];
+                    let subject = Subject {
+                        identity: session.identity.as_ref().map(|name| name.as_str()),
+                        client_id: session.client.as_str(),
+                    };
+                    if !acl.check(subject, Operation::Read, topic).allowed {
+                        return 4;
+                    }
                     let connection = session.connection.and_then(|id| connections[id.index as usize].as_ref());
                     match connection {
                         Some(connection) if connection.open && !connection.congested && session.outgoing.is_idle() => {
@@ -242,24 +253,32 @@ impl Core {
         now: Instant,
         incoming: &Incoming<'_>,
         message: &mut Option<Arc<Message>>,
-        durable: bool,
+        ticket: Option<Ticket>,
         out: &mut impl Outbox,
     ) -> bool {
-        if incoming.payload.is_empty() {
-            let cleared = self.retained.clear(incoming.topic);
-            if cleared && durable {
-                let ticket = self.ticket();
-                out.persist(ticket, vec![Change::RetainedCleared { topic: incoming.topic.as_str().into() }]);
-            }
-            return false;
-        }
+        let clears = incoming.payload.is_empty();
         // A will was not checked when it came: what is retained by then decides.
-        if !self.has_room_to_retain(incoming.topic, incoming.payload.len()) {
+        if !clears && !self.has_room_to_retain(incoming.topic, incoming.payload.len() + incoming.forwarded.len()) {
+            self.counters.dropped.retained_full += 1;
+            out.note(Note::RetainedFull { topic: incoming.topic.as_str() });
             return false;
         }
-        let message = message.get_or_insert_with(|| keep(now, incoming, &mut self.next_message));
-        self.retained.set(message.clone());
-        true
+        let message = match ticket.is_some() || !clears {
+            true => Some(message.get_or_insert_with(|| keep(now, incoming, &mut self.next_message)).clone()),
+            false => None,
+        };
+        match (ticket, message) {
+            // Nobody who subscribes sees it before it is safe.
+            (Some(ticket), Some(message)) => {
+                let topic: Box<str> = incoming.topic.as_str().into();
+                let change = message.id;
+                self.retained_pending.insert(topic.clone(), change);
+                self.wait(ticket, Waiting::Retain { topic, change, message: (!clears).then_some(message) });
+            }
+            (None, Some(message)) => self.retained.set(message),
+            (_, None) => drop(self.retained.clear(incoming.topic)),
+        }
+        !clears
     }
 
     #[expect(clippy::too_many_arguments, reason = "the inner loop of a fan-out: one call site, no state of its own")]
@@ -278,11 +297,23 @@ impl Core {
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, incoming.topic) {
             return;
         }
-        for scan in session.scans.iter_mut() {
-            if crate::types::Filter::from_parsed(&scan.filter).matches(incoming.topic) {
+        // What is retained of the topic is older from here on: it is not to come after this.
+        for scan in session.scans.iter_mut().filter(|scan| scan.live.len() < LIVE_MAX) {
+            if Filter::from_parsed(&scan.filter).matches(incoming.topic) {
                 scan.live.insert(incoming.topic.as_str().into());
             }
         }
+        let voided = match session.outgoing.scanned {
+            0 => Vec::new(),
+            _ => session.outgoing.remove_queued(|delivery| {
+                delivery.scanned
+                    && matches!(&delivery.body, Body::Here(message) if *message.topic == *incoming.topic.as_str())
+            }),
+        };
+        for delivery in voided {
+            self.dropped(target.session, &delivery, None, out);
+        }
+        let session = &mut self.sessions[target.session as usize];
         let qos = target.qos.min(incoming.qos);
         // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
         let retain = incoming.retain && target.retain_as_published;
@@ -323,6 +354,7 @@ impl Core {
             retain,
             identifiers: target.identifiers,
             hold,
+            scanned: false,
         };
         let client = session.client.clone();
         let mut packet_id = None;
@@ -334,6 +366,15 @@ impl Core {
                 && outgoing.inflight.len() < usize::from(connection.receive_maximum)
         });
         if sends_now {
+            let connection = connection.expect("sends_now says so");
+            let Body::Here(kept) = &delivery.body else { unreachable!("made above") };
+            let frame =
+                frames.prepare(&View::of(kept, now), connection.version, qos, retain, false, &delivery.identifiers);
+            if frame.packet_len() > connection.packet_size_max as usize {
+                // [MQTT-3.1.2-25]: as if it had been delivered.
+                self.counters.dropped.too_large += 1;
+                return;
+            }
             // An outgoing QoS 2 PUBLISH waits for its identifier's commit, QoS 1 may leave early.
             if durable && qos == QoS::ExactlyOnce {
                 delivery.hold = ticket;
@@ -341,7 +382,13 @@ impl Core {
             let id = outgoing.free_id();
             packet_id = Some(id);
             let held = delivery.hold;
-            outgoing.inflight.push_back(Inflight { packet_id: id, state: State::Published, delivery, tried: false });
+            outgoing.inflight.push_back(Inflight {
+                packet_id: id,
+                state: State::Published,
+                delivery,
+                tried: false,
+                unkept: false,
+            });
             if let Some(ticket) = held {
                 self.wait(ticket, Waiting::Deliveries(client.clone()));
             } else {
@@ -355,9 +402,12 @@ impl Core {
             if durable && session.connection.is_none() {
                 delivery.body = Body::Stored(delivery.message_id());
             }
+            let message = delivery.message_id();
             session.outgoing.push_queue(delivery);
-            if let Some(ticket) = hold {
-                self.wait(ticket, Waiting::Deliveries(client.clone()));
+            match (hold, ticket) {
+                (Some(ticket), _) => self.wait(ticket, Waiting::Deliveries(client.clone())),
+                (None, Some(ticket)) => self.wait(ticket, Waiting::Queued(client.clone(), message)),
+                (None, None) => {}
             }
         }
         if durable {
@@ -382,11 +432,13 @@ impl Core {
             while full(outgoing) {
                 let Some(oldest) = outgoing.pop_queue() else { break };
                 self.counters.dropped.queue_full += 1;
-                changes.push(Change::Done {
-                    client: session.client.clone(),
-                    message: oldest.message_id(),
-                    packet_id: None,
-                });
+                if oldest.qos != QoS::AtMostOnce {
+                    changes.push(Change::Done {
+                        client: session.client.clone(),
+                        message: oldest.message_id(),
+                        packet_id: None,
+                    });
+                }
             }
             if self.options.durable && session.is_durable() && !changes.is_empty() {
                 let ticket = self.ticket();
@@ -406,12 +458,13 @@ impl Core {
         while self.send_next(now, at, &mut frames, out) {}
         frames.reset();
         self.scratch.frames = frames;
-        if let Some(session) = self.sessions.get(at as usize)
+        if let Some(session) = self.sessions.get_mut(at as usize)
             && !session.scans.is_empty()
             && session.connection.is_some()
             && session.outgoing.queue.is_empty()
-            && !self.scanning.contains(&at)
+            && !session.in_scanning
         {
+            session.in_scanning = true;
             self.scanning.push_back(at);
         }
     }
@@ -429,6 +482,16 @@ impl Core {
         if let Some(entry) = outgoing.inflight.get_mut(outgoing.sent) {
             let committed = entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
             match (entry.state, &entry.delivery.body) {
+                (State::Released, _) if !committed || entry.unkept => {
+                    // PUBREL comes when PUBREC is written down; the others need not wait for it.
+                }
+                (State::Published, Body::Here(message)) if !entry.tried && message.is_expired(now) => {
+                    // [MQTT-3.3.2-5]
+                    self.counters.dropped.expired += 1;
+                    let entry = outgoing.remove(outgoing.sent);
+                    self.dropped(at, &entry.delivery, Some(entry.packet_id), out);
+                    return true;
+                }
                 (State::Released, _) => {
                     let mut bytes = Vec::with_capacity(4);
                     let release = Packet::PubRel(Ack::new(entry.packet_id, ReasonCode::Success));
@@ -437,9 +500,10 @@ impl Core {
                 }
                 _ if outgoing.sent >= window || !committed => return false,
                 (State::Published, Body::Stored(id)) => {
-                    let (id, client) = (*id, session.client.clone());
-                    outgoing.fetching = true;
-                    out.fetch(&client, &[id]);
+                    if !outgoing.fetching {
+                        outgoing.fetching = true;
+                        out.fetch(&session.client, &[*id]);
+                    }
                     return false;
                 }
                 (State::Published, Body::Here(message)) => {
@@ -501,19 +565,25 @@ impl Core {
             outgoing.pop_queue();
             return true;
         }
-        let durable = self.options.durable && session.expiry_secs > 0;
+        let durable = self.options.durable && (session.expiry_secs > 0 || session.stored);
         let mut delivery = outgoing.pop_queue().expect("looked at above");
         let packet_id = outgoing.free_id();
         delivery.hold = None;
         let (qos, message, client) = (delivery.qos, delivery.message_id(), session.client.clone());
-        outgoing.inflight.push_back(Inflight { packet_id, state: State::Published, delivery, tried: false });
+        outgoing.inflight.push_back(Inflight {
+            packet_id,
+            state: State::Published,
+            delivery,
+            tried: false,
+            unkept: false,
+        });
         if durable {
             let ticket = self.ticket();
             out.persist(ticket, vec![Change::Sent { client: client.clone(), message, packet_id }]);
             if qos == QoS::ExactlyOnce {
                 let outgoing = &mut self.sessions[at as usize].outgoing;
                 outgoing.inflight.back_mut().expect("pushed above").delivery.hold = Some(ticket);
-                self.wait(ticket, Waiting::Deliveries(client));
+                self.wait(ticket, Waiting::Sent(client, packet_id));
             }
         }
         true

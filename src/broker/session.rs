@@ -32,6 +32,12 @@ pub(super) struct Session {
     /// Retained messages still to be looked at for new subscriptions, oldest first.
     pub(super) scans: VecDeque<RetainedScan>,
     pub(super) permissions: Permissions,
+    /// In the core's list of those to scan for.
+    pub(super) in_scanning: bool,
+    /// The store knows it: it is told of its end, whatever its expiry has become.
+    pub(super) stored: bool,
+    /// When what could not be written down is tried again.
+    pub(super) retry: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +55,10 @@ pub(super) struct RetainedScan {
     pub(super) live: BTreeSet<Box<str>>,
 }
 
+/// Topics remembered in [`RetainedScan::live`]; a scan that lasts through more lets an older copy
+/// through rather than grow.
+pub(super) const LIVE_MAX: usize = 10_000;
+
 /// Shortcuts through the ACL, valid for one version of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Permissions {
@@ -59,9 +69,9 @@ pub(super) struct Permissions {
 }
 
 impl Session {
-    /// Whether it is written down: it is to outlive its connection.
+    /// Whether it is written down: it is to outlive its connection, or was to.
     pub(super) fn is_durable(&self) -> bool {
-        self.expiry_secs > 0
+        self.expiry_secs > 0 || self.stored
     }
 }
 
@@ -77,6 +87,8 @@ pub(super) struct Outgoing {
     next_id: PacketId,
     /// The front of the queue has been asked for from the store.
     pub(super) fetching: bool,
+    /// Deliveries in the queue that a retained scan put there.
+    pub(super) scanned: usize,
 }
 
 #[derive(Debug)]
@@ -86,6 +98,8 @@ pub(super) struct Inflight {
     pub(super) delivery: Delivery,
     /// Sent once, on whatever connection: DUP is set from then on [MQTT-3.3.1-1].
     pub(super) tried: bool,
+    /// PUBREC came and could not be written down: PUBREL waits.
+    pub(super) unkept: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +119,7 @@ impl Outgoing {
             queue_bytes: 0,
             next_id: PacketId::FIRST,
             fetching: false,
+            scanned: 0,
         }
     }
 
@@ -139,12 +154,20 @@ impl Outgoing {
 
     pub(super) fn push_queue(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.size as usize;
+        self.scanned += usize::from(delivery.scanned);
         self.queue.push_back(delivery);
+    }
+
+    /// Back to where it came from.
+    pub(super) fn push_front(&mut self, delivery: Delivery) {
+        self.queue_bytes += delivery.size as usize;
+        self.queue.push_front(delivery);
     }
 
     pub(super) fn pop_queue(&mut self) -> Option<Delivery> {
         let delivery = self.queue.pop_front()?;
         self.queue_bytes -= delivery.size as usize;
+        self.scanned -= usize::from(delivery.scanned);
         Some(delivery)
     }
 
@@ -156,30 +179,32 @@ impl Outgoing {
 
     /// QoS 0 that waits is for the connection that it was published to, not for the next.
     pub(super) fn drop_qos_0(&mut self) {
-        let bytes = &mut self.queue_bytes;
-        self.queue.retain(|delivery| {
-            let keep = delivery.qos != QoS::AtMostOnce;
-            if !keep {
-                *bytes -= delivery.size as usize;
-            }
-            keep
-        });
+        self.remove_queued(|delivery| delivery.qos == QoS::AtMostOnce);
     }
 
     /// Takes out of the queue what waited for a commit that failed.
     pub(super) fn withdraw(&mut self, ticket: Ticket) -> usize {
-        let before = self.queue.len() + self.inflight.len();
-        let bytes = &mut self.queue_bytes;
-        self.queue.retain(|delivery| {
-            let keep = delivery.hold != Some(ticket);
-            if !keep {
-                *bytes -= delivery.size as usize;
-            }
-            keep
-        });
+        let before = self.inflight.len();
         // What is held has not been sent: it lies behind `sent`.
         self.inflight.retain(|entry| entry.delivery.hold != Some(ticket));
-        before - self.queue.len() - self.inflight.len()
+        before - self.inflight.len() + self.remove_queued(|delivery| delivery.hold == Some(ticket)).len()
+    }
+
+    /// Takes what `unwanted` says out of the queue.
+    pub(super) fn remove_queued(&mut self, unwanted: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
+        let mut removed = Vec::new();
+        // Rare, and the queue is bounded; the order of the rest stays.
+        for _ in 0..self.queue.len() {
+            let delivery = self.queue.pop_front().expect("counted above");
+            if unwanted(&delivery) {
+                self.queue_bytes -= delivery.size as usize;
+                self.scanned -= usize::from(delivery.scanned);
+                removed.push(delivery);
+            } else {
+                self.queue.push_back(delivery);
+            }
+        }
+        removed
     }
 
     /// Positions at the queue's front that lie only in the store.

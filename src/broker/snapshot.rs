@@ -15,6 +15,9 @@ pub struct SessionSnapshot {
     pub inflight_messages: usize,
 }
 
+/// Acknowledgements of one connection that may wait for the store.
+const HELD_MAX: usize = 1_000;
+
 impl Core {
     pub fn counters(&self) -> Counters {
         self.counters
@@ -28,8 +31,12 @@ impl Core {
             subscriptions: self.index.len(),
             retained_messages: self.retained.len(),
             retained_bytes: self.retained.bytes(),
-            ..Gauges::default()
         }
+    }
+
+    /// Whether a connection's packets should rest: so many of its acknowledgements wait for the store.
+    pub fn must_wait(&self, id: ConnectionId) -> bool {
+        self.connection(id).is_some_and(|connection| connection.held.len() >= HELD_MAX)
     }
 
     /// Up to `most` sessions from `cursor` on, and where to go on; `None` at the end. A session

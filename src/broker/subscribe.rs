@@ -80,6 +80,7 @@ impl Core {
         session.subscriptions.insert(filter.as_str().into(), subscription);
         self.index.insert(
             filter,
+            known,
             Subscriber {
                 session: at,
                 identifier: identifier.unwrap_or(0),
@@ -103,6 +104,8 @@ impl Core {
             RetainHandling::DoNotSend => false,
         };
         if wanted && filter.share().is_none() && self.retained.len() > 0 {
+            // One scan a filter: the new one sees all that the old one had left.
+            session.scans.retain(|scan| &*scan.filter != filter.as_str());
             session.scans.push_back(RetainedScan {
                 filter: filter.as_str().into(),
                 scan: Scan::new(filter),
@@ -117,8 +120,18 @@ impl Core {
         })
     }
 
-    pub(super) fn unsubscribe(&mut self, id: ConnectionId, packet: &Unsubscribe<'_>, out: &mut impl Outbox) {
+    pub(super) fn unsubscribe(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        packet: &Unsubscribe<'_>,
+        out: &mut impl Outbox,
+    ) {
         let at = self.connection(id).expect("checked by receive").session;
+        let count = packet.filters.iter().count();
+        if count > self.options.limits.filters_per_subscribe_max {
+            return self.violate(now, id, Violation::TooManyFilters(count), out);
+        }
         let mut changes = Vec::new();
         let mut reasons = Vec::new();
         for text in packet.filters.iter() {
@@ -152,7 +165,8 @@ impl Core {
     pub(super) fn scan_retained(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         let slice = self.options.limits.slice;
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
-        if !session.outgoing.queue.is_empty() {
+        // Its turn comes again when the client is there and has taken what it got.
+        if session.connection.is_none() || !session.outgoing.queue.is_empty() {
             return;
         }
         let Some(mut current) = session.scans.pop_front() else { return };
@@ -221,6 +235,7 @@ impl Core {
             retain: true,
             identifiers: scan.subscription.identifier.into_iter().collect(),
             hold: None,
+            scanned: true,
         });
     }
 }

@@ -8,6 +8,8 @@ pub(super) enum Timer {
     KeepAlive(u32),
     WillDelay(u32),
     SessionExpiry(u32),
+    /// What a session could not have written down is tried again.
+    Retry(u32),
 }
 
 #[derive(Default, Debug)]

@@ -18,7 +18,7 @@ pub enum Violation {
     /// [MQTT-4.12.0-1]: no exchange was agreed on in CONNECT.
     #[error("AUTH without an authentication method in CONNECT")]
     UnexpectedAuth,
-    /// [MQTT-3.3.4-9]
+    /// [MQTT-3.3.4-7]
     #[error("more QoS 1 and 2 messages in flight than the receive maximum")]
     ReceiveMaximumExceeded,
     /// [MQTT-3.3.2-8], [MQTT-3.3.2-9]
@@ -34,8 +34,11 @@ pub enum Violation {
     SessionExpiryRaised,
     #[error("a disconnect reason that only a server may give")]
     DisconnectReason,
-    #[error("a SUBSCRIBE with {0} filters")]
+    #[error("{0} filters in one packet")]
     TooManyFilters(usize),
+    /// [MQTT-3.1.2-24]
+    #[error("an answer of {size} bytes, the client takes {max}")]
+    AnswerTooLarge { size: usize, max: u32 },
 }
 
 impl Violation {
@@ -52,6 +55,7 @@ impl Violation {
             Violation::TopicAlias(_) => ReasonCode::TopicAliasInvalid,
             Violation::KeepAlive => ReasonCode::KeepAliveTimeout,
             Violation::TooManyFilters(_) => ReasonCode::QuotaExceeded,
+            Violation::AnswerTooLarge { .. } => ReasonCode::PacketTooLarge,
         }
     }
 }

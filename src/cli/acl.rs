@@ -46,7 +46,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 .map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())))?;
             let acl = Acl::parse(&text).map_err(|errors| {
                 let lines: Vec<String> = errors.iter().map(|error| format!("{}: {error}", path.display())).collect();
-                Failure::configuration(lines.join("\n"))
+                Failure::new(lines.join("\n"))
             })?;
             (acl, text, path.display().to_string())
         }
@@ -65,10 +65,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let who = identity.unwrap_or("an anonymous client");
     if decision.allowed {
-        println!("yes: {who} may {verb} {topic}\n  {why}");
+        say!("yes: {who} may {verb} {topic}\n  {why}");
         Ok(())
     } else {
-        println!("no: {who} may not {verb} {topic}\n  {why}");
+        say!("no: {who} may not {verb} {topic}\n  {why}");
         Err(Failure::new("not allowed"))
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Made {
 /// What certificates are made with.
 pub(super) struct Issuing<'a> {
     pub(super) authority: Option<&'a Authority>,
+    /// What clients are to trust: goes into every bundle, also one without a certificate.
+    pub(super) ca_pem: Option<String>,
     pub(super) site: &'a str,
     pub(super) key_type: KeyType,
     pub(super) days: u32,
@@ -93,8 +95,8 @@ pub(super) fn make(
     }
     change.folder(&files.bundles, 0o700, owner);
     change.folder(&folder, 0o700, owner);
-    if let Some(authority) = issuing.authority {
-        change.write(&folder.join("ca.crt"), authority.certificate_pem.as_str(), 0o644, owner);
+    if let Some(ca) = &issuing.ca_pem {
+        change.write(&folder.join("ca.crt"), ca.as_str(), 0o644, owner);
         if reach.tls_port.is_some() {
             environment.ca_certs = Some(in_folder("ca.crt"));
         }
@@ -121,6 +123,11 @@ pub(super) fn make(
     change.write(&folder.join("mqtt.env"), text, 0o600, owner);
     made.folder = Some(folder);
     Ok(made)
+}
+
+/// The CA's certificate, where there is one.
+pub(super) fn ca_pem(settings: &Settings) -> Result<Option<String>, Failure> {
+    site::read_or_empty(&settings.ca_certificate()).map(|pem| (!pem.is_empty()).then_some(pem))
 }
 
 /// The CA, where its key is here to sign with.

@@ -194,6 +194,7 @@ fn add(arguments: &Add) -> Result<(), Failure> {
     let reach = Reach { host: "localhost".to_owned(), plain_port, tls_port };
     let issuing = Issuing {
         authority: authority.as_ref(),
+        ca_pem: bundle::ca_pem(settings)?,
         site: &settings.name,
         key_type: KeyType::parse(&arguments.key_type).expect("clap takes no other"),
         days: arguments.days,
@@ -210,11 +211,6 @@ fn add(arguments: &Add) -> Result<(), Failure> {
     };
     let mut change = Transaction::new(&files.anchor);
     let made = bundle::make(&mut change, files, &issuing, &reach, &wanted, *owner)?;
-    if arguments.no_cert && made.folder.is_some() && settings.ca_certificate().exists() {
-        // A bundle with a password only still needs the CA to know the broker by.
-        let ca = std::fs::read(settings.ca_certificate()).map_err(Failure::new)?;
-        change.write(&files.bundles.join(name.as_str()).join("ca.crt"), ca, 0o644, *owner);
-    }
     if let Some(hash) = &made.hash {
         change.write(&files.passwords, site::edit_passwords(&text, name, Some(hash)), 0o600, *owner);
     }
@@ -230,22 +226,24 @@ fn add(arguments: &Add) -> Result<(), Failure> {
         (false, false) => "a certificate",
         _ => "a password",
     };
-    println!("{name} has {what}.");
+    say!("{name} has {what}.");
     if let Some(folder) = &made.folder {
-        println!("  bundle: {}/ (mqtt.env is ready for an application)", folder.display());
+        say!("  bundle: {}/ (mqtt.env is ready for an application)", folder.display());
     }
     if let (Some(fingerprint), Some(expires)) = (&made.fingerprint, &made.expires) {
-        println!("  certificate: expires {expires}, SHA-256 {fingerprint}");
+        say!("  certificate: expires {expires}, SHA-256 {fingerprint}");
     }
     if let Some(level) = &arguments.min_level {
-        println!("  minimum level: {level}");
+        say!("  minimum level: {level}");
     }
-    learned(&editing)
+    learned(editing)
 }
 
-/// Tells a running broker, without the lock: it reads the files itself.
-fn learned(editing: &Editing) -> Result<(), Failure> {
-    println!("  {}", site::tell_broker(&editing.settings)?);
+/// Tells a running broker, when the site's lock is free again.
+fn learned(editing: Editing) -> Result<(), Failure> {
+    let Editing { settings, _lock: lock, .. } = editing;
+    drop(lock);
+    say!("  {}", site::tell_broker(&settings)?);
     Ok(())
 }
 
@@ -267,16 +265,10 @@ fn env(arguments: &Env) -> Result<(), Failure> {
     if out.exists() {
         return Err(Failure::new(format!("{} exists: name another folder with --out", out.display())));
     }
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut change = Transaction::new(parent);
-    change.folder(&out, 0o700, owner);
-    for (name, bytes, mode) in made {
-        change.write(&out.join(name), bytes.to_vec(), mode, owner);
-    }
-    change.commit()?;
-    println!("{}: a bundle for {} to connect to {host} at level {level}", out.display(), arguments.name);
+    crate::pki::write_folder(&out, &made, owner)?;
+    say!("{}: a bundle for {} to connect to {host} at level {level}", out.display(), arguments.name);
     if level == Level::Plain {
-        println!("  without TLS: whoever is on the way reads its password and its messages");
+        say!("  without TLS: whoever is on the way reads its password and its messages");
     }
     Ok(())
 }
@@ -318,36 +310,40 @@ fn passwd(arguments: &Passwd) -> Result<(), Failure> {
     let folder = files.bundles.join(name.as_str());
     let environment = folder.join("mqtt.env");
     let here = site::read_or_empty(&environment)?;
-    // A device's bundle holds the new one; where there is none, somebody has to be told a
-    // generated one.
-    let holds = Environment::value(&here, "MQTT_PASSWORD").is_some() || cost == Cost::Generated;
-    if holds {
-        let text = match here.is_empty() {
-            true => {
-                let (plain_port, tls_port) = site::ports(settings);
-                let environment = Environment {
-                    host: "localhost".to_owned(),
-                    port: tls_port.or(plain_port).unwrap_or(8883),
-                    use_tls: tls_port.is_some(),
-                    ca_certs: tls_port.map(|_| super::environment::path_text(&settings.ca_certificate())),
-                    user: Some(name.to_string()),
-                    password: Some(password.to_string()),
-                    certificate: None,
-                };
-                environment.render().map_err(Failure::new)?
-            }
-            false => Environment::with_password(&here, name.as_str(), &password).map_err(Failure::new)?,
-        };
+    // A generated one goes into the bundle, where somebody can read it once; what a person chose is
+    // written nowhere, and an old one that a bundle holds is of no use any more.
+    let holds = cost == Cost::Generated;
+    let text = match (holds, here.is_empty()) {
+        (true, true) => Some(new_environment(settings, name, &password)?),
+        (true, false) => Some(Environment::with_password(&here, name.as_str(), Some(&password)).map_err(Failure::new)?),
+        (false, true) => None,
+        (false, false) => Some(Environment::with_password(&here, name.as_str(), None).map_err(Failure::new)?),
+    };
+    if let Some(text) = text {
         change.folder(&files.bundles, 0o700, *owner);
         change.folder(&folder, 0o700, *owner);
         change.write(&environment, text, 0o600, *owner);
     }
     change.commit()?;
-    println!("{name} has a new password.");
+    say!("{name} has a new password.");
     if holds {
-        println!("  it is in {}", environment.display());
+        say!("  it is in {}", environment.display());
     }
-    learned(&editing)
+    learned(editing)
+}
+
+fn new_environment(settings: &Settings, name: &Identity, password: &str) -> Result<String, Failure> {
+    let (plain_port, tls_port) = site::ports(settings);
+    let environment = Environment {
+        host: "localhost".to_owned(),
+        port: tls_port.or(plain_port).unwrap_or(8883),
+        use_tls: tls_port.is_some(),
+        ca_certs: tls_port.map(|_| super::environment::path_text(&settings.ca_certificate())),
+        user: Some(name.to_string()),
+        password: Some(password.to_owned()),
+        certificate: None,
+    };
+    environment.render().map_err(Failure::new)
 }
 
 fn remove(arguments: &SiteArguments, name: &Identity) -> Result<(), Failure> {
@@ -381,8 +377,8 @@ fn remove(arguments: &SiteArguments, name: &Identity) -> Result<(), Failure> {
     }
     let count = certificates.len();
     change.commit()?;
-    println!("{name} is removed: its password and {count} certificate(s) admit no more.");
-    learned(&editing)
+    say!("{name} is removed: its password and {count} certificate(s) admit no more.");
+    learned(editing)
 }
 
 fn kick(arguments: &SiteArguments, name: String) -> Result<(), Failure> {
@@ -392,7 +388,7 @@ fn kick(arguments: &SiteArguments, name: String) -> Result<(), Failure> {
     match kicked.connections {
         0 => Err(Failure::new(format!("{name} is not connected: `lockgate client list` shows who is"))),
         count => {
-            println!("{name}: {count} connection(s) ended");
+            say!("{name}: {count} connection(s) ended");
             Ok(())
         }
     }
@@ -486,11 +482,11 @@ fn list(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
     let settings = site::load(arguments)?;
     let (rows, running) = rows(&settings)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows).map_err(Failure::new)?);
+        say!("{}", serde_json::to_string_pretty(&rows).map_err(Failure::new)?);
         return Ok(());
     }
     if rows.is_empty() {
-        println!("There is nobody yet. Add a client: lockgate client add device1");
+        say!("There is nobody yet. Add a client: lockgate client add device1");
         return Ok(());
     }
     let mut table = new_table(&["Name", "Has", "Expires", "Min", "Connected", "Since", "Last seen"]);
@@ -515,9 +511,9 @@ fn list(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
             seen,
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     if !running {
-        println!("No broker is running: who is connected is not known.");
+        say!("No broker is running: who is connected is not known.");
     }
     Ok(())
 }
@@ -544,25 +540,27 @@ fn show(arguments: &SiteArguments, name: &Identity, json: bool) -> Result<(), Fa
         .find(|row| row.name == name.as_str())
         .ok_or_else(|| Failure::new(format!("there is no {name}: `lockgate client list` shows who there is")))?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&row).map_err(Failure::new)?);
+        say!("{}", serde_json::to_string_pretty(&row).map_err(Failure::new)?);
         return Ok(());
     }
-    println!("{name}");
-    println!("  has:         {}", row.has());
+    say!("{name}");
+    say!("  has:         {}", row.has());
     for certificate in &row.certificates {
-        println!(
+        say!(
             "  certificate: expires {} (in {} days), serial {}",
-            certificate.expires, certificate.days_left, certificate.serial
+            certificate.expires,
+            certificate.days_left,
+            certificate.serial
         );
-        println!("               SHA-256 {}", certificate.fingerprint);
+        say!("               SHA-256 {}", certificate.fingerprint);
     }
-    println!("  min level:   {}", row.min_level.as_deref().unwrap_or("plain"));
+    say!("  min level:   {}", row.min_level.as_deref().unwrap_or("plain"));
     if let Some(bundle) = &row.bundle {
-        println!("  bundle:      {}/", bundle.display());
+        say!("  bundle:      {}/", bundle.display());
     }
     match (running, row.sessions.is_empty()) {
-        (false, _) => println!("  sessions:    not known: no broker is running"),
-        (true, true) => println!("  sessions:    none"),
+        (false, _) => say!("  sessions:    not known: no broker is running"),
+        (true, true) => say!("  sessions:    none"),
         (true, false) => {}
     }
     for session in &row.sessions {
@@ -572,14 +570,17 @@ fn show(arguments: &SiteArguments, name: &Identity, json: bool) -> Result<(), Fa
             }
             None => "not connected".to_owned(),
         };
-        println!("  session:     {:?} {state}", session.client_id);
-        println!(
+        say!("  session:     {:?} {state}", session.client_id);
+        say!(
             "               {} subscriptions, {} messages queued ({} bytes), {} in flight",
-            session.subscriptions, session.queued_messages, session.queued_bytes, session.inflight_messages
+            session.subscriptions,
+            session.queued_messages,
+            session.queued_bytes,
+            session.inflight_messages
         );
     }
     if let Some(seen) = &row.last_seen {
-        println!("  last seen:   {} at level {} from {}", short_time(seen.at), seen.level, seen.from);
+        say!("  last seen:   {} at level {} from {}", short_time(seen.at), seen.level, seen.from);
     }
     Ok(())
 }

@@ -65,10 +65,10 @@ impl Environment {
         Ok(text)
     }
 
-    /// A file's text with another password; what else is in it stays.
-    pub(super) fn with_password(text: &str, user: &str, password: &str) -> Result<String, ValueError> {
-        let checked =
-            Environment { user: Some(user.to_owned()), password: Some(password.to_owned()), ..Environment::default() };
+    /// A file's text with another password, or with none; what else is in it stays.
+    pub(super) fn with_password(text: &str, user: &str, password: Option<&str>) -> Result<String, ValueError> {
+        let password = password.map(str::to_owned);
+        let checked = Environment { user: Some(user.to_owned()), password, ..Environment::default() };
         let rendered = checked.render()?;
         let ours: Vec<&str> = rendered
             .lines()

@@ -121,10 +121,9 @@ pub(super) fn run(mut arguments: Arguments) -> Result<(), Failure> {
     }
     let report = make(&arguments)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report).map_err(Failure::new)?);
+        say!("{}", serde_json::to_string_pretty(&report).map_err(Failure::new)?);
     } else {
-        print!("{}", report.table());
-        print!("{}", report.commands(&arguments.serve_command()));
+        say!("{}{}", report.table(), report.commands(&arguments.serve_command()));
     }
     Ok(())
 }
@@ -205,6 +204,13 @@ impl Arguments {
 }
 
 fn make(arguments: &Arguments) -> Result<Report, Failure> {
+    if arguments
+        .name
+        .as_ref()
+        .is_some_and(|name| name.trim().is_empty() || name.len() > 40 || name.contains(char::is_control))
+    {
+        return Err(Failure::configuration("--name has 1 to 40 characters: it stands in the CA's subject"));
+    }
     let mut sans = Vec::new();
     for text in &arguments.san {
         sans.push(ServerName::parse(text).map_err(|error| Failure::configuration(format!("--san {error}")))?);
@@ -216,7 +222,7 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
         .map_err(|error| Failure::new(format!("cannot make {}: {error}", layout.config.display())))?;
     restrict(&layout.config, owner)?;
     let lock = Lock::acquire(&layout.config)?;
-    let recovery = pki::recover(&layout.config, &[&layout.config, &layout.pki])?;
+    let recovery = pki::recover(&layout.config, &[&layout.config, &layout.pki, &layout.data])?;
     let mut maker = Maker {
         arguments,
         layout: &layout,

@@ -182,6 +182,10 @@ impl Maker<'_> {
                         certificate.display()
                     )));
                 }
+                if info.not_after <= self.now {
+                    let (path, date) = (certificate.display(), info.not_after_date());
+                    return Err(Failure::new(format!("{path}: the CA certificate expired on {date}")));
+                }
                 Ok(None)
             }
             (false, true) => Err(Failure::new(format!(
@@ -324,6 +328,10 @@ impl Maker<'_> {
         let reach = Reach { host: "localhost".to_owned(), plain_port, tls_port };
         let issuing = Issuing {
             authority: authority.as_ref(),
+            ca_pem: match authority {
+                Some(authority) => Some(authority.certificate_pem.clone()),
+                None => bundle::ca_pem(settings)?,
+            },
             site,
             key_type: self.arguments.key_type(),
             days: self.arguments.days,
@@ -345,7 +353,8 @@ impl Maker<'_> {
                     password: has_password,
                     existed: true,
                 });
-                self.offer(&wanted.identity, &folder, has_certificate, &reach);
+                let bundle = folder.join("mqtt.env").exists().then_some(folder.as_path());
+                self.offer(settings, &wanted.identity, bundle, folder.join("client.crt").exists());
                 continue;
             }
             let made = bundle::make(&mut self.change, &files, &issuing, &reach, wanted, self.owner)?;
@@ -361,7 +370,7 @@ impl Maker<'_> {
                 password: made.hash.is_some(),
                 existed: false,
             });
-            self.offer(&wanted.identity, &folder, wanted.certificate, &reach);
+            self.offer(settings, &wanted.identity, made.folder.as_deref(), wanted.certificate);
         }
         if changed {
             if passwords.is_empty() {
@@ -378,16 +387,17 @@ impl Maker<'_> {
     }
 
     /// The first client with a bundle is the one to try it with.
-    fn offer(&mut self, identity: &Identity, folder: &Path, certificate: bool, reach: &Reach) {
-        if self.report.reach.is_none() {
-            self.report.reach = Some(TryIt {
-                bundle: folder.to_owned(),
-                name: identity.to_string(),
-                tls_port: reach.tls_port,
-                plain_port: reach.plain_port,
-                certificate: certificate && self.arguments.client_certs != "off",
-            });
-        }
+    fn offer(&mut self, settings: &Settings, identity: &Identity, bundle: Option<&Path>, certificate: bool) {
+        let Some(bundle) = bundle.filter(|_| self.report.reach.is_none()) else { return };
+        let certs_asked = settings.listeners.iter().any(
+            |listener| matches!(&listener.transport, Transport::Tls(files) if files.client_certs != ClientCerts::Off),
+        );
+        let (_, tls_port) = site::ports(settings);
+        self.report.reach = Some(TryIt {
+            bundle: bundle.to_owned(),
+            name: identity.to_string(),
+            tls_port: tls_port.filter(|_| certificate && certs_asked),
+        });
     }
 
     fn ledger(&mut self, settings: &Settings) -> Result<(), Failure> {

@@ -1,6 +1,14 @@
 //! The command line: one file a command. What was typed becomes what is meant; errors become one
 //! sentence that says what happened, where, and what to do.
 
+/// Prints a line. A reader that went away (`lockgate client list | head -1`) is no error.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
 mod acl;
 mod ask;
 mod bundle;

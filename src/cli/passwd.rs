@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Failure, ask, site};
 use crate::auth::{Cost, parse_passwords};
-use crate::pki::{Lock, Transaction};
+use crate::pki::Lock;
 use crate::types::Identity;
 
 #[derive(Args)]
@@ -59,16 +59,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(site::hash(&password, Cost::Human))
     };
     let _lock = Lock::acquire(folder)?;
-    crate::pki::recover(folder, &[folder])?;
     let text = site::read_or_empty(&file)?;
     parse_passwords(&text).map_err(|errors| Failure::new(format!("{}: {}", file.display(), errors[0])))?;
     let edited = site::edit_passwords(&text, &name, hash.as_ref());
     if delete && edited == text {
         return Err(Failure::new(format!("there is no {name} in {}", file.display())));
     }
-    let mut change = Transaction::new(folder);
-    change.write(&file, edited, 0o600, None);
-    change.commit()?;
-    println!("{}: {name} {}", file.display(), if delete { "removed" } else { "set" });
+    crate::pki::replace(&file, edited.as_bytes(), 0o600)?;
+    say!("{}: {name} {}", file.display(), if delete { "removed" } else { "set" });
     Ok(())
 }

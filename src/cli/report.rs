@@ -56,9 +56,8 @@ pub(super) struct ListenerReport {
 pub(super) struct TryIt {
     pub(super) bundle: PathBuf,
     pub(super) name: String,
+    /// Where a certificate can be shown.
     pub(super) tls_port: Option<u16>,
-    pub(super) plain_port: Option<u16>,
-    pub(super) certificate: bool,
 }
 
 pub(super) fn listener_report(listener: &config::Listener) -> ListenerReport {
@@ -168,33 +167,19 @@ impl Report {
 }
 
 impl TryIt {
+    /// With a certificate: a password would be shown on the command line.
     fn mosquitto(&self) -> String {
+        let Some(port) = self.tls_port else { return String::new() };
         let topic = format!("{}/hello", self.name);
         let file = |name: &str| shell(&self.bundle.join(name));
-        let options = match (self.tls_port, self.certificate, self.plain_port) {
-            (Some(port), true, _) => format!(
-                "-h localhost -p {port} --cafile {} \\\n    --cert {} --key {}",
-                file("ca.crt"),
-                file("client.crt"),
-                file("client.key")
-            ),
-            (Some(port), false, _) => {
-                return self.with_environment(&format!("-h localhost -p {port} --cafile {}", file("ca.crt")), &topic);
-            }
-            (None, _, Some(port)) => return self.with_environment(&format!("-h localhost -p {port}"), &topic),
-            (None, _, None) => return String::new(),
-        };
+        let options = format!(
+            "-h localhost -p {port} --cafile {} \\\n    --cert {} --key {}",
+            file("ca.crt"),
+            file("client.crt"),
+            file("client.key")
+        );
         format!(
             "  mosquitto_sub {options} \\\n    -t {topic} -v\n\n  mosquitto_pub {options} \\\n    -t {topic} -m 'The gate is open'\n"
-        )
-    }
-
-    /// The password comes from the bundle by way of the environment: it is not shown.
-    fn with_environment(&self, options: &str, topic: &str) -> String {
-        let environment = shell(&self.bundle.join("mqtt.env"));
-        format!(
-            "  . {environment}; mosquitto_sub {options} \\\n    -u \"$MQTT_USER\" -P \"$MQTT_PASSWORD\" -t {topic} -v\n\n  \
-             . {environment}; mosquitto_pub {options} \\\n    -u \"$MQTT_USER\" -P \"$MQTT_PASSWORD\" -t {topic} -m 'The gate is open'\n"
         )
     }
 

@@ -9,21 +9,22 @@ use arc_swap::ArcSwap;
 use clap::Args;
 use sd_notify::NotifyState;
 use time::OffsetDateTime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
 use super::log::{self, SetLevel};
 use super::site::{self, Files};
 use super::{Failure, SiteArguments, bundle};
-use crate::admin::{self, Admin, DataLockError, Reload, api};
+use crate::admin::{self, Admin, Anew, Reload, api};
 use crate::auth::Directory;
 use crate::config::{self, ListenerAddress, Settings, Transport};
 use crate::gate::{self, Bound, Gate, Listening, Material, Seen, Severity};
 use crate::handover::Handover;
-use crate::pki::{self, CertificateInfo, Entry, Event, KeyType, Kind, LEAF_DAYS_MAX, Ledger, Lock, Transaction};
+use crate::pki::{self, CertificateInfo, Entry, Event, Kind, LEAF_DAYS_MAX, Ledger, Lock, Transaction};
 use crate::shard::{self, Handle};
 use crate::store::MemoryStore;
+use crate::types::Identity;
 
 #[derive(Args, Clone)]
 #[command(after_help = "Example:\n  lockgate serve --config /etc/lockgate/lockgate.yaml")]
@@ -69,23 +70,20 @@ fn load_material(settings: &Settings) -> Result<Material, Failure> {
 /// `serve --check`: everything that a start would look at, and whether the ports are free.
 fn check(settings: &Settings) -> Result<(), Failure> {
     let material = load_material(settings)?;
-    let lock = match admin::lock_data(&settings.data) {
-        Ok(lock) => Some(lock),
-        Err(DataLockError::Taken(_)) => None,
-        Err(error) => return Err(Failure::new(error)),
+    let ports = if admin::is_data_taken(&settings.data) {
+        "a broker runs on this data folder: its ports are not tried"
+    } else {
+        bind_all(&settings.listeners)?;
+        bind_metrics(settings)?;
+        "the ports are free"
     };
-    let ports = match &lock {
-        Some(_) => bind_all(&settings.listeners).map(|_| "the ports are free"),
-        None => Ok("a broker runs on this data folder: its ports are not tried"),
-    };
-    let ports = ports?;
-    println!("{}: good; {ports}", settings.file.display());
+    say!("{}: good; {ports}", settings.file.display());
     for (of, info) in &material.certificates {
-        println!("  {of}: {} ({} days left)", info.subject, info.days_left(OffsetDateTime::now_utc()));
+        say!("  {of}: {} ({} days left)", info.subject, info.days_left(OffsetDateTime::now_utc()));
     }
     for finding in &material.findings {
         let severity = if finding.severity == Severity::Warning { "warning" } else { "note" };
-        println!("  {severity}: {}", finding.what);
+        say!("  {severity}: {}", finding.what);
     }
     Ok(())
 }
@@ -94,11 +92,22 @@ fn bind_all(listeners: &[config::Listener]) -> Result<Vec<Bound>, Failure> {
     listeners.iter().map(gate::bind).collect::<Result<_, _>>().map_err(Failure::new)
 }
 
+/// The socket for `/metrics` and `/health`, if they are to be on the network.
+fn bind_metrics(settings: &Settings) -> Result<Option<std::net::TcpListener>, Failure> {
+    let Some(address) = settings.metrics else { return Ok(None) };
+    let bound = std::net::TcpListener::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    bound.map(Some).map_err(|error| {
+        Failure::new(format!("cannot listen on {address} (metrics.address): {error}; choose another, or `off`"))
+    })
+}
+
 async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failure> {
+    let signals = Signals::new()?;
     let material = load_material(&settings)?;
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
-    let bound = bind_all(&settings.listeners)?;
     let (set_level, flood) = log::start(&settings.log);
+    let bound = bind_all(&settings.listeners)?;
+    let metrics = bind_metrics(&settings)?;
     raise_file_limit(settings.admission.connections_max);
     let store = Box::new(MemoryStore::new());
     let (shard, thread) =
@@ -129,9 +138,14 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     });
     let reload: Reload = {
         let state = state.clone();
-        Arc::new(move || {
+        Arc::new(move |what| {
             let state = state.clone();
-            Box::pin(async move { state.reload().await })
+            Box::pin(async move {
+                match what {
+                    Anew::Everything => state.reload().await,
+                    Anew::Clients => state.reload_directory().await,
+                }
+            })
         })
     };
     let door = Admin::new(shard.clone(), gate, reload, site.clone());
@@ -139,11 +153,9 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
         .await
         .map_err(|error| Failure::new(format!("cannot open the local door in {}: {error}", settings.data.display())))?;
     let mut tasks = vec![tokio::spawn(local), tokio::spawn(door.clone().sample())];
-    if let Some(address) = settings.metrics {
-        let (bound, public) = admin::serve_public(address, door.clone())
-            .await
-            .map_err(|error| Failure::new(format!("cannot listen on metrics.address {address}: {error}")))?;
-        info!("metrics and health on http://{bound}/metrics");
+    if let Some(socket) = metrics {
+        let (address, public) = admin::serve_public(socket, door.clone()).map_err(Failure::new)?;
+        info!("metrics and health on http://{address}/metrics");
         tasks.push(tokio::spawn(public));
     }
     tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood)));
@@ -151,14 +163,19 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     tasks.push(tokio::spawn(state.clone().keep_renewed()));
     announce(&site.load(), &material);
     notify(&[NotifyState::Ready]);
-    let stopped = signals(&state).await;
+    let stopped = signals.wait(&state).await;
     notify(&[NotifyState::Stopping]);
     info!("{stopped}: stopping");
     state.running.lock().await.listening.clear();
+    // Alive, and no longer ready.
+    site.store(Arc::new(admin::Site { listeners: Vec::new(), ..admin::Site::clone(&site.load()) }));
     if !matches!(tokio::time::timeout(SHUTDOWN, shard.shut_down()).await, Ok(Ok(()))) {
         warn!("not all clients took their goodbye in time");
     }
-    drop(tokio::task::spawn_blocking(move || thread.join()).await);
+    let ended = tokio::task::spawn_blocking(move || thread.join());
+    if tokio::time::timeout(Duration::from_secs(1), ended).await.is_err() {
+        warn!("the engine does not end");
+    }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     save_seen(&seen, &seen_file);
     info!("stopped");
@@ -235,23 +252,37 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Waits for the signal that ends the broker; reloads meanwhile.
-async fn signals(state: &Arc<State>) -> &'static str {
-    let stream = |kind| signal(kind).expect("the kernel takes signal handlers");
-    let (mut terminate, mut interrupt) = (stream(SignalKind::terminate()), stream(SignalKind::interrupt()));
-    let mut hangup = stream(SignalKind::hangup());
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return "SIGTERM",
-            _ = interrupt.recv() => return "SIGINT",
-            _ = hangup.recv() => {
-                let monotonic = NotifyState::monotonic_usec_now();
-                match monotonic {
-                    Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
-                    Err(_) => notify(&[NotifyState::Reloading]),
+/// Taken before anything else, so that an early signal is not the default's.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, Failure> {
+        let stream = |kind| signal(kind).map_err(|error| Failure::new(format!("cannot take signals: {error}")));
+        Ok(Signals {
+            terminate: stream(SignalKind::terminate())?,
+            interrupt: stream(SignalKind::interrupt())?,
+            hangup: stream(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the signal that ends the broker; reloads meanwhile.
+    async fn wait(mut self, state: &State) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => {
+                    match NotifyState::monotonic_usec_now() {
+                        Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
+                        Err(_) => notify(&[NotifyState::Reloading]),
+                    }
+                    drop(state.reload().await);
+                    notify(&[NotifyState::Ready]);
                 }
-                drop(state.reload().await);
-                notify(&[NotifyState::Ready]);
             }
         }
     }
@@ -331,41 +362,82 @@ impl State {
             Ok::<_, Failure>((settings, material))
         });
         let (settings, material) = read.await.map_err(|error| error.to_string())?.map_err(|failure| failure.message)?;
-        let known: BTreeSet<ListenerAddress> =
-            running.listening.iter().map(|listening| listening.listener.address.clone()).collect();
-        let new: Vec<config::Listener> =
-            settings.listeners.iter().filter(|listener| !known.contains(&listener.address)).cloned().collect();
-        let bound = bind_all(&new).map_err(|failure| failure.message)?;
-        // Nothing can fail from here on.
-        let mut notes = Vec::new();
         if settings.data != running.settings.data {
-            notes.push("`data` changed: it takes effect at the next start".to_owned());
+            return Err("`data` cannot change while the broker runs: restart it".to_owned());
         }
-        if settings.metrics != running.settings.metrics {
-            notes.push("`metrics.address` changed: it takes effect at the next start".to_owned());
-        }
-        if settings.admission.hashing_max != running.settings.admission.hashing_max {
-            notes.push("`admission.hashing-max` changed: it takes effect at the next start".to_owned());
+        let bound = self.rebind(running, &settings).await?;
+        let mut notes = Vec::new();
+        let changed = [
+            (settings.metrics != running.settings.metrics, "metrics.address"),
+            (settings.admission.hashing_max != running.settings.admission.hashing_max, "admission.hashing-max"),
+            (settings.log.format != running.settings.log.format, "log.format"),
+        ];
+        for (_, key) in changed.iter().filter(|(changed, _)| *changed) {
+            notes.push(format!("`{key}` changed: it takes effect at the next start"));
         }
         self.gate.reload(&settings, &material);
-        running
-            .listening
-            .retain(|listening| settings.listeners.iter().any(|kept| kept.address == listening.listener.address));
         for bound in bound {
             running.listening.push(bound.start(&self.gate).map_err(|error| error.to_string())?);
         }
         (self.set_level)(&settings.log);
-        let stopped = |_| "the broker's engine has stopped".to_owned();
-        self.shard.configure(settings.limits.clone(), material.acl.clone()).map_err(stopped)?;
-        let (gone, revoked) = difference(&running.directory, &material.directory);
-        self.shard.revoke(revoked).map_err(stopped)?;
-        self.shard.forget(gone).map_err(stopped)?;
-        self.gate.seen.retain(|name| material.directory.identities().iter().any(|known| known.as_str() == name));
+        self.shard.configure(settings.limits.clone(), material.acl.clone()).map_err(|error| error.to_string())?;
+        self.admit_only(running, material.directory.clone())?;
         self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
         notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
         running.settings = settings;
-        running.directory = material.directory;
         Ok(api::Reloaded { notes })
+    }
+
+    /// Binds the listeners that are new and stops those that are gone; these first, since a new one
+    /// may want their port. If it cannot be had, they come back.
+    async fn rebind(&self, running: &mut Running, settings: &Settings) -> Result<Vec<Bound>, String> {
+        let known: BTreeSet<ListenerAddress> =
+            running.listening.iter().map(|listening| listening.listener.address.clone()).collect();
+        let new: Vec<config::Listener> =
+            settings.listeners.iter().filter(|listener| !known.contains(&listener.address)).cloned().collect();
+        let (kept, gone): (Vec<Listening>, Vec<Listening>) = std::mem::take(&mut running.listening)
+            .into_iter()
+            .partition(|listening| settings.listeners.iter().any(|kept| kept.address == listening.listener.address));
+        running.listening = kept;
+        let mut stopped = Vec::new();
+        for listening in gone {
+            stopped.push(listening.listener.clone());
+            listening.stop().await;
+        }
+        match bind_all(&new) {
+            Ok(bound) => Ok(bound),
+            Err(failure) => {
+                for bound in bind_all(&stopped).unwrap_or_default() {
+                    running.listening.extend(bound.start(&self.gate));
+                }
+                Err(failure.message)
+            }
+        }
+    }
+
+    /// Reads passwords, identities and the ledger alone: a change of clients takes effect whatever
+    /// else is wrong.
+    async fn reload_directory(&self) -> Result<api::Reloaded, String> {
+        let mut running = self.running.lock().await;
+        let settings = running.settings.clone();
+        let read = tokio::task::spawn_blocking(move || gate::load_directory(&settings));
+        let directory = read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let directory = Arc::new(directory);
+        self.gate.replace_directory(directory.clone());
+        self.admit_only(&mut running, directory)?;
+        info!("clients were read anew");
+        Ok(api::Reloaded { notes: Vec::new() })
+    }
+
+    /// Ends what `directory`, which the gate goes by already, no longer admits.
+    fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
+        let (gone, revoked) = difference(&running.directory, &directory);
+        self.shard.revoke(revoked).map_err(|error| error.to_string())?;
+        self.shard.forget(gone).map_err(|error| error.to_string())?;
+        let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
+        self.gate.seen.retain(|name| known.contains(name));
+        running.directory = directory;
+        Ok(())
     }
 
     /// With self-renewal on: a new server certificate at two thirds of the old one's life.
@@ -388,7 +460,7 @@ impl State {
 }
 
 /// Who can come in no more, and which certificates admit no more.
-fn difference(old: &Directory, new: &Directory) -> (Vec<crate::types::Identity>, Vec<Vec<u8>>) {
+fn difference(old: &Directory, new: &Directory) -> (Vec<Identity>, Vec<Vec<u8>>) {
     let known = new.identities();
     let gone = old.identities().into_iter().filter(|identity| !known.contains(identity)).cloned().collect();
     let revoked = old.serials().filter(|serial| new.certificate_owner(serial).is_none()).map(<[u8]>::to_vec).collect();
@@ -410,9 +482,11 @@ fn renew_if_due(settings: &Settings, now: OffsetDateTime) -> Result<bool, Failur
     }
     let files = Files::of(settings);
     let _lock = Lock::acquire(&files.anchor)?;
+    files.recover()?;
     let authority = bundle::authority(settings)?;
     let days = u32::try_from(life.whole_days().clamp(1, i64::from(LEAF_DAYS_MAX))).unwrap_or(LEAF_DAYS_MAX);
-    let key_type = KeyType::EcdsaP256;
+    // Clients that need RSA still need it.
+    let key_type = old.key_type.unwrap_or_default();
     let issued = authority.issue_server(&settings.name, &old.names, key_type, days, now).map_err(Failure::new)?;
     let event = Event::Issued(Entry::of(&issued.info, Kind::Server, None, key_type, now));
     let mut change = Transaction::new(&files.anchor);

@@ -125,23 +125,13 @@ pub(super) fn edit_passwords(text: &str, identity: &Identity, hash: Option<&Pass
 
 /// `identities.yaml` with one minimum level set or removed; the file is ours, and written whole.
 pub(super) fn edit_identities(path: &Path, identity: &Identity, min_level: Option<Level>) -> Result<String, Failure> {
-    #[derive(serde::Serialize, serde::Deserialize)]
-    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-    struct Entry {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        min_level: Option<String>,
-    }
-    let text = read_or_empty(path)?;
-    let empty = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
-    let mut entries: BTreeMap<String, Entry> = match empty {
-        true => BTreeMap::new(),
-        false => serde_saphyr::from_str(&text)
-            .map_err(|error| Failure::configuration(format!("{}: {}", path.display(), error.render())))?,
-    };
+    let mut levels = crate::gate::read_identities(path).map_err(Failure::configuration)?;
     match min_level {
-        Some(level) => entries.insert(identity.as_str().to_owned(), Entry { min_level: Some(level.to_string()) }),
-        None => entries.remove(identity.as_str()),
+        Some(level) => levels.insert(identity.clone(), level),
+        None => levels.remove(identity),
     };
+    let entries: BTreeMap<&str, BTreeMap<&str, &str>> =
+        levels.iter().map(|(name, level)| (name.as_str(), BTreeMap::from([("min-level", level.as_str())]))).collect();
     let mut text = IDENTITIES_HEADER.to_owned();
     if !entries.is_empty() {
         text.push_str(&serde_saphyr::to_string(&entries).map_err(Failure::new)?);
@@ -195,7 +185,7 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
 
 /// After a change: a running broker learns of it at once.
 pub(super) fn tell_broker(settings: &Settings) -> Result<String, Failure> {
-    match ask::<api::Reloaded>(settings, "/reload", Some(&())) {
+    match ask::<api::Reloaded>(settings, "/reload/clients", Some(&())) {
         Ok(_) => Ok("the running broker has taken it up".to_owned()),
         Err(CallError::NotRunning(_)) => Ok("no broker is running; it will hold from the next start on".to_owned()),
         Err(error) => Err(Failure::new(format!("it is written, but the running broker has not taken it up: {error}"))),

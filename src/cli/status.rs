@@ -34,11 +34,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let status: api::Status = site::ask(&settings, "/status", None::<&()>).map_err(Failure::new)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&status).map_err(Failure::new)?);
+        say!("{}", serde_json::to_string_pretty(&status).map_err(Failure::new)?);
         return Ok(());
     }
-    println!("{} (Lockgate {}, pid {}), up {}", status.name, status.version, status.pid, duration(status.uptime_secs));
-    println!("  configuration: {}", status.configuration);
+    say!("{} (Lockgate {}, pid {}), up {}", status.name, status.version, status.pid, duration(status.uptime_secs));
+    say!("  configuration: {}", status.configuration);
     let mut table = new_table(&["Listener", "Speaks", "Addresses", "Client certificates", "Min level"]);
     for listener in &status.listeners {
         let min = if listener.anonymous {
@@ -54,29 +54,36 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             &min,
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     let levels = status.connections;
     let all = levels.plain + levels.tls + levels.mtls;
-    println!("  clients:       {all} connected: {} mtls, {} tls, {} plain", levels.mtls, levels.tls, levels.plain);
-    println!("  sessions:      {} with {} subscriptions", status.sessions, status.subscriptions);
-    println!(
+    say!("  clients:       {all} connected: {} mtls, {} tls, {} plain", levels.mtls, levels.tls, levels.plain);
+    say!("  sessions:      {} with {} subscriptions", status.sessions, status.subscriptions);
+    say!(
         "  messages:      {:.1}/s in, {:.1}/s out, {} dropped",
-        status.received_per_sec, status.sent_per_sec, status.dropped
+        status.received_per_sec,
+        status.sent_per_sec,
+        status.dropped
     );
-    println!(
+    say!(
         "  queues:        {} messages waiting ({} bytes), {} in flight",
-        status.queued_messages, status.queued_bytes, status.inflight_messages
+        status.queued_messages,
+        status.queued_bytes,
+        status.inflight_messages
     );
-    println!("  retained:      {} messages ({} bytes)", status.retained_messages, status.retained_bytes);
-    println!("  refused:       {} connections", status.refused);
+    say!("  retained:      {} messages ({} bytes)", status.retained_messages, status.retained_bytes);
+    say!("  refused:       {} connections", status.refused);
     for certificate in &status.certificates {
-        println!(
+        say!(
             "  certificate:   {}: {} days left ({}), {}",
-            certificate.of, certificate.days_left, certificate.expires, certificate.subject
+            certificate.of,
+            certificate.days_left,
+            certificate.expires,
+            certificate.subject
         );
     }
     for finding in &status.findings {
-        println!("  note:          {finding}");
+        say!("  note:          {finding}");
     }
     Ok(())
 }
@@ -94,9 +101,9 @@ fn duration(secs: u64) -> String {
 pub(super) fn reload(arguments: ReloadArguments) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let reloaded: api::Reloaded = site::ask(&settings, "/reload", Some(&())).map_err(Failure::new)?;
-    println!("reloaded");
+    say!("reloaded");
     for note in reloaded.notes {
-        println!("  {note}");
+        say!("  {note}");
     }
     Ok(())
 }
@@ -105,6 +112,9 @@ pub(super) fn health(arguments: HealthArguments) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let path = if arguments.live { "/health/live" } else { "/health" };
     let health: api::Health = site::ask(&settings, path, None::<&()>).map_err(Failure::new)?;
-    println!("alive: {}, ready: {}", health.alive, health.ready);
-    Ok(())
+    say!("alive: {}, ready: {}", health.alive, health.ready);
+    match health.alive && (arguments.live || health.ready) {
+        true => Ok(()),
+        false => Err(Failure::new("the broker is not well")),
+    }
 }

@@ -26,11 +26,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config_folder = folder.join("config");
     if !configuration.exists() || crate::pki::is_half_made(&config_folder) {
         let report = init::for_up(&arguments.dir, arguments.plain_port, arguments.tls_port)?;
-        print!("{}", report.table());
-        print!("{}", report.commands(""));
-        println!("\nThe broker runs until you press Ctrl-C. Next time `lockgate serve` (or `up`) starts it again.\n");
+        say!("{}{}", report.table(), report.commands(""));
+        say!("\nThe broker runs until you press Ctrl-C. Next time `lockgate serve` (or `up`) starts it again.\n");
     } else {
-        println!("{} exists: starting its broker.", configuration.display());
+        say!("{} exists: starting its broker.", configuration.display());
     }
     serve::run(serve::Arguments::of(SiteArguments { config: Some(configuration), dir: None }))
 }

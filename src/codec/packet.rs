@@ -1,5 +1,5 @@
 use super::properties::{PublishProperties, UserProperties, WillProperties};
-use crate::types::{Filter, PacketId, QoS, ReasonCode, RetainHandling};
+use crate::types::{PacketId, QoS, ReasonCode, RetainHandling};
 
 /// The protocol's version, told by CONNECT. Only the codec and the broker's dialect look at it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -329,11 +329,4 @@ pub struct Auth<'a> {
     pub data: Option<&'a [u8]>,
     pub reason_string: Option<&'a str>,
     pub user_properties: UserProperties<'a>,
-}
-
-impl<'a> Subscribe<'a> {
-    /// Whether every filter is one; used by tests and by the client side.
-    pub fn parsed(self) -> impl Iterator<Item = (Result<Filter<'a>, crate::types::FilterError>, SubscriptionOptions)> {
-        self.filters.iter().map(|entry| (Filter::parse(entry.filter), entry.options))
-    }
 }

@@ -2,7 +2,7 @@
 //! is not needed to route a message stays in the block and is read or forwarded from there.
 
 use super::DecodeError;
-use super::read::{Reader, utf8};
+use super::read::Reader;
 use crate::types::{QoS, Topic};
 
 pub(super) mod id {
@@ -356,5 +356,5 @@ pub(super) fn maximum_qos(value: Value<'_>) -> QoS {
 
 /// Whether a payload that says it is UTF-8 is (section 3.3.2.3.2).
 pub(crate) fn is_utf8_payload(payload: &[u8]) -> bool {
-    utf8(payload).is_ok() || str::from_utf8(payload).is_ok()
+    str::from_utf8(payload).is_ok()
 }

@@ -77,11 +77,10 @@ fn listeners(reader: &mut Reader<'_>, root: &mut Section, defaults: &ListenerDef
     for item in list {
         let origin = item.origin.clone();
         let Some(mut section) = reader.section(item, "a listener") else { continue };
-        let Some(read) = listener(reader, &mut section, defaults) else { continue };
+        let read = listener(reader, &mut section, defaults);
         reader.finish(section);
-        if let Some(twin) =
-            listeners.iter().find(|known| known.address == read.address && read.address.port() != Some(0))
-        {
+        let Some(read) = read else { continue };
+        if let Some(twin) = listeners.iter().find(|known| known.address == read.address) {
             let what = format!("{} is there twice", twin.address);
             reader.problem(&origin, what);
         }
@@ -107,15 +106,15 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
                 let what = "a unix listener needs `path:`, the socket's place".to_owned();
                 reader.problem(&section.origin.clone(), what);
             }
-            ListenerAddress::Unix(path?)
+            path.map(ListenerAddress::Unix)
         }
         _ => {
             let default_port = if kind == Kind::Tls { 8883 } else { 1883 };
             let port = reader.number(section, "port", 0..=65_535).unwrap_or(default_port) as u16;
             let address = section.take("address");
             match address {
-                None => ListenerAddress::Loopback(port),
-                Some((_, value)) => reader.address(value, port)?,
+                None => Some(ListenerAddress::Loopback(port)),
+                Some((_, value)) => reader.address(value, port),
             }
         }
     };
@@ -163,7 +162,8 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
     let connections_max = reader
         .number(section, "connections-max", 1..=10_000_000)
         .map_or(defaults.connections_max, |count| count as usize);
-    Some(Listener { address, transport, rules, connections_max })
+    // Its other keys were looked at all the same: all that is wrong is said at once.
+    Some(Listener { address: address?, transport, rules, connections_max })
 }
 
 /// 1883 on loopback, 8883 with TLS for all.
@@ -189,7 +189,8 @@ fn admission(reader: &mut Reader<'_>, section: &mut Section) -> Admission {
     let count = 1..=10_000_000;
     reader.set_usize(section, "connections-max", count.clone(), &mut read.connections_max);
     reader.set_usize(section, "connections-per-address-max", count.clone(), &mut read.connections_per_address_max);
-    reader.set_usize(section, "pending-max", count, &mut read.pending_max);
+    reader.set_usize(section, "pending-max", count.clone(), &mut read.pending_max);
+    reader.set_usize(section, "pending-per-address-max", count, &mut read.pending_per_address_max);
     reader.set_duration(section, "connect-timeout", 1..=3_600, &mut read.connect_timeout);
     reader.set_size(section, "connect-size-max", 1_024..=1_048_576, &mut read.connect_size_max);
     reader.set_usize(section, "hashing-max", 1..=256, &mut read.hashing_max);
@@ -204,7 +205,7 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
     let mut read = Limits::default();
     let count = 1..=1_000_000_000;
     let bytes = 1..=1 << 40;
-    if let Some(size) = reader.size(section, "packet-size-max", 1_024..=268_435_460) {
+    if let Some(size) = reader.size(section, "packet-size-max", 1_024..=256 * 1024 * 1024) {
         read.packet_size_max = size as u32;
     }
     for (key, value) in [("inflight-max", &mut read.inflight_max), ("receive-maximum", &mut read.receive_maximum)] {

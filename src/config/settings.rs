@@ -148,6 +148,7 @@ pub struct Admission {
     pub connections_per_address_max: usize,
     /// Handshakes and CONNECTs under way at once.
     pub pending_max: usize,
+    pub pending_per_address_max: usize,
     /// For the TLS handshake and CONNECT together.
     pub connect_timeout: Duration,
     /// Largest CONNECT, bytes.
@@ -180,6 +181,7 @@ impl Default for Admission {
             connections_max: 100_000,
             connections_per_address_max: 10_000,
             pending_max: 2_000,
+            pending_per_address_max: 500,
             connect_timeout: Duration::from_secs(10),
             connect_size_max: 256 * 1024,
             hashing_max: 2,

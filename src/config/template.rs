@@ -93,6 +93,7 @@ admission:
   connections-max: 100000          # all listeners together
   connections-per-address-max: 10000
   pending-max: 2000                # handshakes and CONNECTs under way at once
+  pending-per-address-max: 500
   connect-timeout: 10s             # for the TLS handshake and CONNECT together
   connect-size-max: 256KiB         # largest CONNECT packet
   hashing-max: 2                   # passwords checked at once

@@ -1,7 +1,7 @@
 //! One connection's way from accept to the shard, or to a refusal.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -16,7 +16,7 @@ use super::handshake::{self, Failure, Knock};
 use super::material::ListenerMaterial;
 use super::slots::Slot;
 use super::{Current, Gate};
-use crate::auth::{self, Certificate, Credentials, Identification, Refusal};
+use crate::auth::{self, Certificate, Credentials, Directory, Identification, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::handover::{About, Handover, Peer, Socket};
 use crate::pki::CertificateInfo;
@@ -63,11 +63,9 @@ impl Arrival {
     pub(super) async fn admit(self, stream: Stream, slot: Slot) {
         let deadline = self.current.admission.connect_timeout;
         let mut link = None;
-        let stopped = match tokio::time::timeout(deadline, self.walk(stream, &mut link)).await {
-            Ok(Ok(ready)) => {
-                self.hand_over(link.expect("made on the way"), ready, slot);
-                return;
-            }
+        let mut slot = Some(slot);
+        let stopped = match tokio::time::timeout(deadline, self.walk(stream, &mut link, &mut slot)).await {
+            Ok(Ok(())) => return,
             Ok(Err(stop)) => stop,
             Err(_) => Stop::Handshake(Failure {
                 kind: "connect-timeout",
@@ -77,9 +75,9 @@ impl Arrival {
         self.turn_away(link, stopped).await;
     }
 
-    async fn walk(&self, stream: Stream, link: &mut Option<Link>) -> Result<Ready, Stop> {
+    async fn walk(&self, stream: Stream, held: &mut Option<Link>, slot: &mut Option<Slot>) -> Result<(), Stop> {
         let link = match stream {
-            Stream::Unix(stream) => link.insert(Link::Unix(stream)),
+            Stream::Unix(stream) => held.insert(Link::Unix(stream)),
             Stream::Tcp(stream) => {
                 let knock = handshake::peek(&stream).await.ok().flatten().ok_or(Stop::Quiet("closed"))?;
                 let port = self.listener.rsplit_once(':').map_or("", |(_, port)| port);
@@ -101,12 +99,12 @@ impl Arrival {
                     (Some(_), Knock::Other) => {
                         return misled("garbage", format!("neither TLS nor MQTT on port {port}"));
                     }
-                    (None, _) => link.insert(Link::Tcp(stream)),
+                    (None, _) => held.insert(Link::Tcp(stream)),
                     (Some(tls), Knock::Tls) => {
                         let started = Instant::now();
                         let stream = handshake::accept(stream, tls).await.map_err(Stop::Handshake)?;
                         self.gate.stats.handshakes.observe(started.elapsed());
-                        link.insert(Link::Tls(Box::new(stream)))
+                        held.insert(Link::Tls(Box::new(stream)))
                     }
                 }
             }
@@ -121,10 +119,21 @@ impl Arrival {
             Err(error) => return Err(undecodable(&bytes[found.body_start..found.end], error)),
         };
         let (client, assigned) = client_id(&connect)?;
-        let (identity, level) = self.identify(&connect, certificate.as_ref()).await?;
         let version = connect.version;
-        let certificate_serial = certificate.map(|certificate| certificate.serial);
-        Ok(Ready { bytes, client, assigned, identity, level, version, certificate_serial })
+        loop {
+            let directory = self.gate.current.load().directory.clone();
+            let (identity, level) = self.identify(&connect, certificate.as_ref(), &directory).await?;
+            let _swap = self.gate.swap.read().unwrap_or_else(PoisonError::into_inner);
+            // Somebody may have been removed, or given another password, meanwhile: ask again.
+            if Arc::ptr_eq(&directory, &self.gate.current.load().directory) {
+                drop(connect);
+                let certificate_serial = certificate.map(|certificate| certificate.serial);
+                let ready = Ready { bytes, client, assigned, identity, level, version, certificate_serial };
+                let (link, slot) = held.take().zip(slot.take()).expect("put there on the way");
+                self.hand_over(link, ready, slot);
+                return Ok(());
+            }
+        }
     }
 
     fn certificate(&self, link: &Link) -> Result<Option<Certificate>, Stop> {
@@ -133,6 +142,12 @@ impl Arrival {
         let Some(leaf) = session.peer_certificates().and_then(<[_]>::first) else { return Ok(None) };
         let info = CertificateInfo::parse(leaf)
             .map_err(|error| Stop::Handshake(Failure { kind: "client-certificate", why: error.to_string() }))?;
+        // A resumed TLS session was verified when it began: it may have expired since.
+        let now = OffsetDateTime::now_utc();
+        if info.not_after <= now || info.not_before > now {
+            let why = "the client's certificate is expired: make a new one with `lockgate client add`".to_owned();
+            return Err(Stop::Handshake(Failure { kind: "client-certificate", why }));
+        }
         let own = self.current.own_ca.as_ref().is_some_and(|ca| info.is_issued_by(ca));
         Ok(Some(Certificate { common_name: info.common_name, subject: info.subject, serial: info.serial, own }))
     }
@@ -176,6 +191,7 @@ impl Arrival {
         &self,
         connect: &Connect<'_>,
         certificate: Option<&Certificate>,
+        directory: &Directory,
     ) -> Result<(Option<Identity>, Level), Stop> {
         let refused = |refusal: Refusal| Stop::Refused {
             version: Some(connect.version),
@@ -190,7 +206,7 @@ impl Arrival {
                 version: Some(connect.version),
                 reason: ReasonCode::BadAuthenticationMethod,
                 kind: "authentication-method",
-                why: format!("the authentication method {method:?} is not known here"),
+                why: format!("the authentication method {:?} is not known here", auth::cut(method)),
                 client: describe(connect),
             });
         }
@@ -200,23 +216,30 @@ impl Arrival {
             has_password: connect.password.is_some(),
             tls: self.material.tls.is_some(),
         };
-        match auth::identify(self.material.rules, &self.current.directory, &credentials) {
+        match auth::identify(self.material.rules, directory, &credentials) {
             Identification::Admitted(identity, level) => Ok((identity, level)),
             Identification::Refused(refusal) => Err(refused(refusal)),
             Identification::Password { user_name, level } => {
-                let identity =
-                    self.check_password(&user_name, connect.password.unwrap_or_default()).await.map_err(refused)?;
-                auth::check_level(&self.current.directory, Some(&identity), level).map_err(refused)?;
+                let identity = self
+                    .check_password(directory, &user_name, connect.password.unwrap_or_default())
+                    .await
+                    .map_err(refused)?;
+                auth::check_level(directory, Some(&identity), level).map_err(refused)?;
                 Ok((Some(identity), level))
             }
         }
     }
 
     /// Throttled before hashing; an unknown name takes as long as a known one.
-    async fn check_password(&self, user_name: &str, password: &[u8]) -> Result<Identity, Refusal> {
+    async fn check_password(
+        &self,
+        directory: &Directory,
+        user_name: &str,
+        password: &[u8],
+    ) -> Result<Identity, Refusal> {
         let gate = &self.gate;
         let address = self.address();
-        let throttle = || gate.throttle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let throttle = || gate.throttle.lock().unwrap_or_else(PoisonError::into_inner);
         let check = || {
             throttle().check(Instant::now(), address, user_name).map_err(|(left, by)| Refusal::Throttled {
                 seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
@@ -227,7 +250,6 @@ impl Arrival {
         let permit = gate.hashing.acquire().await.expect("never closed");
         // Others may have failed while this one waited for its turn.
         check()?;
-        let directory = &self.current.directory;
         let identity = Identity::parse(user_name).ok();
         let known = identity.as_ref().and_then(|identity| directory.password(identity));
         let hash = known.or_else(|| directory.decoy(user_name, &gate.hasher)).cloned();
@@ -355,9 +377,8 @@ async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + U
 
 /// ` client "c" user "u"`, escaped: a peer's text.
 fn describe(connect: &Connect<'_>) -> String {
-    let cut = |text: &str| text.chars().take(100).collect::<String>();
-    let user = connect.user_name.map(|name| format!(" user {:?}", cut(name))).unwrap_or_default();
-    format!(" client {:?}{user}", cut(connect.client_id))
+    let user = connect.user_name.map(|name| format!(" user {:?}", auth::cut(name))).unwrap_or_default();
+    format!(" client {:?}{user}", auth::cut(connect.client_id))
 }
 
 fn version_of(bytes: &[u8]) -> Option<Version> {

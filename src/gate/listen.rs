@@ -1,6 +1,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -138,11 +138,15 @@ fn bind_tcp(listener: &Listener, address: SocketAddr, only_v6: bool) -> Result<B
 
 fn bind_unix(listener: &Listener, path: &Path) -> Result<std::os::unix::net::UnixListener, ListenError> {
     let bind = || {
-        // What a broker that died left behind; a living one answers.
-        if path.exists() {
+        if let Ok(there) = std::fs::symlink_metadata(path) {
+            if !there.file_type().is_socket() {
+                return Err(io::Error::other("it exists and is no socket; name another path, or move it away"));
+            }
             match std::os::unix::net::UnixStream::connect(path) {
+                // What a broker that died left behind; a living one answers.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                Err(error) => return Err(error),
                 Ok(_) => return Err(io::Error::from(io::ErrorKind::AddrInUse)),
-                Err(_) => std::fs::remove_file(path)?,
             }
         }
         let socket = std::os::unix::net::UnixListener::bind(path)?;
@@ -159,11 +163,11 @@ fn bind_unix(listener: &Listener, path: &Path) -> Result<std::os::unix::net::Uni
 
 impl Bound {
     /// Starts to accept; to be called within the runtime.
-    pub fn start(self, gate: &Arc<Gate>) -> io::Result<Listening> {
+    pub fn start(mut self, gate: &Arc<Gate>) -> io::Result<Listening> {
         let name = self.listener.address.to_string();
         let mut addresses = Vec::new();
         let mut tasks = Vec::new();
-        for socket in self.sockets {
+        for socket in std::mem::take(&mut self.sockets) {
             let (gate, name) = (gate.clone(), name.clone());
             match socket {
                 BoundSocket::Tcp(socket, address) => {
@@ -178,7 +182,28 @@ impl Bound {
                 }
             }
         }
-        Ok(Listening { listener: self.listener, addresses, tasks })
+        Ok(Listening { listener: self.listener.clone(), addresses, tasks })
+    }
+}
+
+/// Never started: a socket in the file system goes with it.
+impl Drop for Bound {
+    fn drop(&mut self) {
+        for socket in &self.sockets {
+            if let (BoundSocket::Unix(_), ListenerAddress::Unix(path)) = (socket, &self.listener.address) {
+                drop(std::fs::remove_file(path));
+            }
+        }
+    }
+}
+
+impl Listening {
+    /// Stops, and gives its port free before this is done.
+    pub async fn stop(mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+            drop(task.await);
+        }
     }
 }
 

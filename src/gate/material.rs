@@ -67,6 +67,13 @@ impl Material {
     /// Reads everything that `settings` names, or says all that is wrong with it.
     pub fn load(settings: &Settings, host: &HostNames, now: OffsetDateTime) -> Result<Material, MaterialError> {
         let mut problems = Vec::new();
+        // A command that is just changing the site takes milliseconds.
+        for _ in 0..20 {
+            if !pki::is_half_made(&settings.folder()) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
         if pki::is_half_made(&settings.folder()) {
             let folder = settings.folder();
             problems.push(format!(
@@ -78,7 +85,7 @@ impl Material {
         let mut findings = Vec::new();
         let acl = read_acl(settings, &mut problems);
         let ledger = read_ledger(settings, &mut problems);
-        let own_ca = if ledger.is_some() { read_own_ca(settings, &mut problems) } else { None };
+        let own_ca = read_own_ca(settings, ledger.is_some(), now, &mut problems);
         let directory = read_directory(settings, ledger.as_ref(), &mut problems);
         let mut certificates = Vec::new();
         if let Some(ca) = &own_ca {
@@ -89,7 +96,14 @@ impl Material {
             let name = listener.address.to_string();
             let tls = match &listener.transport {
                 Transport::Tls(files) => {
-                    let mut loader = TlsLoader { files, host, now, problems: &mut problems, findings: &mut findings };
+                    let mut loader = TlsLoader {
+                        files,
+                        host,
+                        now,
+                        own_ca: &own_ca,
+                        problems: &mut problems,
+                        findings: &mut findings,
+                    };
                     let loaded = loader.load();
                     if let Some((_, info)) = &loaded {
                         certificates.push((name.clone(), info.clone()));
@@ -173,13 +187,54 @@ fn read_ledger(settings: &Settings, problems: &mut Vec<String>) -> Option<Ledger
     Ledger::parse(&text).map_err(|error| problems.push(placed(&path, &error.to_string()))).ok()
 }
 
-fn read_own_ca(settings: &Settings, problems: &mut Vec<String>) -> Option<CertificateInfo> {
-    let path = settings.ca_certificate();
+/// The CA whose ledger is kept here. Where the CA was made by us and the ledger is missing, nobody
+/// can tell which of its certificates still admit.
+fn read_own_ca(
+    settings: &Settings,
+    has_ledger: bool,
+    now: OffsetDateTime,
+    problems: &mut Vec<String>,
+) -> Option<CertificateInfo> {
+    let (path, key) = (settings.ca_certificate(), settings.ca_key());
+    if key.exists()
+        && let Err(error) = pki::check_secret(&key)
+    {
+        problems.push(error.to_string());
+    }
+    if !path.exists() && !has_ledger {
+        return None;
+    }
     let info = CertificateInfo::read(&path).map_err(|error| problems.push(error.to_string())).ok()?;
     if !info.is_ca {
         problems.push(format!("{}: it is no CA: its basic constraints lack CA:TRUE", path.display()));
     }
-    Some(info)
+    if info.not_after <= now {
+        problems.push(format!("{}: the CA expired on {}", path.display(), info.not_after_date()));
+    }
+    let ours = key.exists() || info.common_name.as_deref().is_some_and(|name| name.contains(" Lockgate CA "));
+    match (has_ledger, ours) {
+        (true, _) => Some(info),
+        (false, true) => {
+            problems.push(format!(
+                "{} is missing: without it nobody can tell which certificates of {} were removed; \
+                 put it back from a backup, or copy it here with the CA",
+                settings.ledger().display(),
+                path.display()
+            ));
+            None
+        }
+        (false, false) => None,
+    }
+}
+
+/// Passwords, minimum levels and current certificates alone: what a change of clients touches.
+pub fn load_directory(settings: &Settings) -> Result<Directory, MaterialError> {
+    let mut problems = Vec::new();
+    let ledger = read_ledger(settings, &mut problems);
+    match read_directory(settings, ledger.as_ref(), &mut problems) {
+        Some(directory) if problems.is_empty() => Ok(directory),
+        _ => Err(MaterialError(problems)),
+    }
 }
 
 fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut Vec<String>) -> Option<Directory> {
@@ -203,11 +258,7 @@ fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut V
 
 /// The identities' minimum levels, or what is wrong with their file.
 pub fn read_min_levels(settings: &Settings) -> Result<BTreeMap<Identity, Level>, String> {
-    settings
-        .identities
-        .as_ref()
-        .filter(|path| path.exists())
-        .map_or_else(|| Ok(BTreeMap::new()), |path| read_identities(path))
+    settings.identities.as_ref().map_or_else(|| Ok(BTreeMap::new()), |path| read_identities(path))
 }
 
 #[derive(serde::Deserialize)]
@@ -216,8 +267,11 @@ struct IdentityEntry {
     min_level: Option<String>,
 }
 
-/// `identities.yaml`: a name, and below it its `min-level`.
-fn read_identities(path: &Path) -> Result<BTreeMap<Identity, Level>, String> {
+/// `identities.yaml`: a name, and below it its `min-level`. A file that is not there says nothing.
+pub fn read_identities(path: &Path) -> Result<BTreeMap<Identity, Level>, String> {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
     let text = String::from_utf8(plain(path)?).map_err(|_| format!("{}: it is not UTF-8 text", path.display()))?;
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(BTreeMap::new());
@@ -240,6 +294,7 @@ struct TlsLoader<'a> {
     files: &'a TlsFiles,
     host: &'a HostNames,
     now: OffsetDateTime,
+    own_ca: &'a Option<CertificateInfo>,
     problems: &'a mut Vec<String>,
     findings: &'a mut Vec<Finding>,
 }
@@ -323,6 +378,16 @@ impl TlsLoader<'_> {
         }
         if info.is_v1 {
             let what = format!("{}: an X.509 v1 certificate, without names: modern clients refuse it", path.display());
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
+        if let Some(ca) = self.own_ca
+            && path.starts_with(self.files.client_ca.parent().unwrap_or(Path::new("")))
+            && !info.is_issued_by(ca)
+        {
+            let what = format!(
+                "{}: the server certificate was not signed by this site's CA: clients that trust the CA refuse it",
+                path.display()
+            );
             self.findings.push(Finding { severity: Severity::Warning, what });
         }
         let missing: Vec<String> = self

@@ -14,13 +14,14 @@ mod throttle;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 pub use listen::{Bound, ListenError, Listening, bind};
-pub use material::{Finding, Material, MaterialError, Severity, read_min_levels};
+pub use material::{Finding, Material, MaterialError, Severity, load_directory, read_identities, read_min_levels};
 pub use seen::{Seen, SeenEntry};
 pub use stats::Stats;
 
@@ -37,6 +38,9 @@ pub type Deliver = Arc<dyn Fn(Handover) + Send + Sync>;
 pub struct Gate {
     /// Swapped whole by a reload.
     current: ArcSwap<Current>,
+    /// Held for reading from the last look at `current` until a client is handed over, for writing
+    /// while it is swapped: who is handed over was let in by what holds when the swap is done.
+    swap: RwLock<()>,
     slots: Arc<Slots>,
     throttle: Mutex<Throttle>,
     hashing: Semaphore,
@@ -48,6 +52,7 @@ pub struct Gate {
 }
 
 /// What the gate goes by at one time.
+#[derive(Clone)]
 struct Current {
     admission: Admission,
     directory: Arc<Directory>,
@@ -61,12 +66,21 @@ impl Gate {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("the kernel's random generator");
         let word = |at: usize| u64::from_ne_bytes(seed[at..at + 8].try_into().expect("eight bytes"));
+        let hasher = ahash::RandomState::with_seeds(word(0), word(8), word(16), word(24));
+        let mut throttle = Throttle::new(&settings.admission, hasher.clone());
+        // Who came in before the restart, and from where, is known.
+        for (name, entry) in seen.entries() {
+            if let Ok(address) = entry.from.parse::<std::net::SocketAddr>() {
+                throttle.succeeded(Instant::now(), Some(address.ip()), &name);
+            }
+        }
         Arc::new(Gate {
             slots: Slots::new(&settings.admission),
-            throttle: Mutex::new(Throttle::new(&settings.admission)),
+            throttle: Mutex::new(throttle),
+            swap: RwLock::default(),
             hashing: Semaphore::new(settings.admission.hashing_max),
             numbers: AtomicU64::new(1),
-            hasher: ahash::RandomState::with_seeds(word(0), word(8), word(16), word(24)),
+            hasher,
             stats: Arc::default(),
             seen,
             current: ArcSwap::from_pointee(Current::new(settings, material)),
@@ -78,7 +92,15 @@ impl Gate {
     pub fn reload(&self, settings: &Settings, material: &Material) {
         self.slots.configure(&settings.admission);
         self.throttle.lock().unwrap_or_else(PoisonError::into_inner).configure(&settings.admission);
+        let _swap = self.swap.write().unwrap_or_else(PoisonError::into_inner);
         self.current.store(Arc::new(Current::new(settings, material)));
+    }
+
+    /// From the next decision on, these may come in.
+    pub fn replace_directory(&self, directory: Arc<Directory>) {
+        let _swap = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.load();
+        self.current.store(Arc::new(Current { directory, ..Current::clone(&current) }));
     }
 
     fn next_number(&self) -> u64 {

@@ -11,7 +11,7 @@ pub(super) struct Slots {
     max: AtomicUsize,
     per_address_max: AtomicUsize,
     pending_max: AtomicUsize,
-    pending: AtomicUsize,
+    pending_per_address_max: AtomicUsize,
     counts: Mutex<Counts>,
 }
 
@@ -20,6 +20,8 @@ struct Counts {
     all: usize,
     listeners: HashMap<String, usize>,
     addresses: HashMap<IpAddr, usize>,
+    pending: usize,
+    pending_addresses: HashMap<IpAddr, usize>,
 }
 
 /// Why there is no place for a connection.
@@ -29,6 +31,7 @@ pub(super) enum Full {
     Listener,
     Address,
     Pending,
+    PendingAddress,
 }
 
 impl Full {
@@ -38,6 +41,7 @@ impl Full {
             Full::Listener => "the listener's connections-max",
             Full::Address => "admission.connections-per-address-max",
             Full::Pending => "admission.pending-max",
+            Full::PendingAddress => "admission.pending-per-address-max",
         }
     }
 }
@@ -52,7 +56,10 @@ pub(super) struct Slot {
 
 /// A place among those that are not in yet.
 #[derive(Debug)]
-pub(super) struct Pending(Arc<Slots>);
+pub(super) struct Pending {
+    slots: Arc<Slots>,
+    address: Option<IpAddr>,
+}
 
 impl Slots {
     pub(super) fn new(admission: &Admission) -> Arc<Slots> {
@@ -60,7 +67,7 @@ impl Slots {
             max: AtomicUsize::new(0),
             per_address_max: AtomicUsize::new(0),
             pending_max: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
+            pending_per_address_max: AtomicUsize::new(0),
             counts: Mutex::default(),
         };
         slots.configure(admission);
@@ -71,6 +78,7 @@ impl Slots {
         self.max.store(admission.connections_max, Ordering::Relaxed);
         self.per_address_max.store(admission.connections_per_address_max, Ordering::Relaxed);
         self.pending_max.store(admission.pending_max, Ordering::Relaxed);
+        self.pending_per_address_max.store(admission.pending_per_address_max, Ordering::Relaxed);
     }
 
     pub(super) fn take(
@@ -80,10 +88,10 @@ impl Slots {
         address: Option<IpAddr>,
     ) -> Result<(Slot, Pending), Full> {
         let address = address.map(network_of);
-        if self.pending.load(Ordering::Relaxed) >= self.pending_max.load(Ordering::Relaxed) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.pending >= self.pending_max.load(Ordering::Relaxed) {
             return Err(Full::Pending);
         }
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.all >= self.max.load(Ordering::Relaxed) {
             return Err(Full::Connections);
         }
@@ -91,17 +99,22 @@ impl Slots {
             return Err(Full::Listener);
         }
         if let Some(address) = address {
-            let count = counts.addresses.entry(address).or_default();
-            if *count >= self.per_address_max.load(Ordering::Relaxed) {
+            let has = |table: &HashMap<IpAddr, usize>| table.get(&address).copied().unwrap_or(0);
+            if has(&counts.addresses) >= self.per_address_max.load(Ordering::Relaxed) {
                 return Err(Full::Address);
             }
-            *count += 1;
+            // One address alone cannot keep the others out.
+            if has(&counts.pending_addresses) >= self.pending_per_address_max.load(Ordering::Relaxed) {
+                return Err(Full::PendingAddress);
+            }
+            *counts.addresses.entry(address).or_default() += 1;
+            *counts.pending_addresses.entry(address).or_default() += 1;
         }
         counts.all += 1;
+        counts.pending += 1;
         *counts.listeners.entry(listener.to_owned()).or_default() += 1;
-        self.pending.fetch_add(1, Ordering::Relaxed);
         let slot = Slot { slots: self.clone(), listener: listener.to_owned(), address };
-        Ok((slot, Pending(self.clone())))
+        Ok((slot, Pending { slots: self.clone(), address }))
     }
 }
 
@@ -112,20 +125,26 @@ impl Drop for Slot {
         if let Some(count) = counts.listeners.get_mut(&self.listener) {
             *count -= 1;
         }
-        if let Some(address) = self.address
-            && let Some(count) = counts.addresses.get_mut(&address)
-        {
-            *count -= 1;
-            if *count == 0 {
-                counts.addresses.remove(&address);
-            }
-        }
+        give_back(&mut counts.addresses, self.address);
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.pending.fetch_sub(1, Ordering::Relaxed);
+        let mut counts = self.slots.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.pending -= 1;
+        give_back(&mut counts.pending_addresses, self.address);
+    }
+}
+
+fn give_back(table: &mut HashMap<IpAddr, usize>, address: Option<IpAddr>) {
+    if let Some(address) = address
+        && let Some(count) = table.get_mut(&address)
+    {
+        *count -= 1;
+        if *count == 0 {
+            table.remove(&address);
+        }
     }
 }
 
@@ -143,7 +162,7 @@ mod tests {
 
     #[test]
     fn each_limit_holds_and_places_are_given_back() {
-        let admission =
+        let mut admission =
             Admission { connections_max: 3, connections_per_address_max: 2, pending_max: 3, ..Admission::default() };
         let slots = Slots::new(&admission);
         let address = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
@@ -154,10 +173,15 @@ mod tests {
         let third = slots.take("a", 10, address(2)).unwrap();
         assert_eq!(slots.take("a", 10, address(3)).unwrap_err(), Full::Pending);
         drop(pending);
+        admission.pending_per_address_max = 1;
+        slots.configure(&admission);
+        assert_eq!(slots.take("a", 10, address(2)).unwrap_err(), Full::Connections);
         assert_eq!(slots.take("b", 10, address(3)).unwrap_err(), Full::Connections);
         drop(first);
-        assert!(slots.take("b", 10, address(1)).is_ok());
+        assert_eq!(slots.take("b", 10, address(1)).unwrap_err(), Full::PendingAddress);
+        assert!(slots.take("b", 10, address(4)).is_ok());
         drop((second, third));
-        assert_eq!(slots.counts.lock().unwrap().addresses.len(), 0);
+        let counts = slots.counts.lock().unwrap();
+        assert_eq!((counts.all, counts.pending, counts.addresses.len(), counts.pending_addresses.len()), (0, 0, 0, 0));
     }
 }

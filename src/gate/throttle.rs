@@ -11,8 +11,10 @@ use super::slots::network_of;
 use crate::auth::ThrottledBy;
 use crate::config::Admission;
 
-/// How long a failure or a success is remembered.
-const MEMORY: Duration = Duration::from_secs(15 * 60);
+/// How long failures are remembered.
+const FAILURES: Duration = Duration::from_secs(15 * 60);
+/// How long an address stays known for a name: devices connect rarely and stay.
+const KNOWN: Duration = Duration::from_secs(30 * 86_400);
 /// Entries of each kind; the oldest make room.
 const ENTRIES_MAX: usize = 50_000;
 
@@ -21,11 +23,16 @@ pub(super) struct Throttle {
     free: u32,
     max: Duration,
     addresses: Table<IpAddr>,
-    names: Table<String>,
-    pairs: Table<(IpAddr, String)>,
+    names: Table<NameHash>,
+    pairs: Table<Pair>,
     /// Pairs of address and name that succeeded, and when.
-    known: HashMap<(IpAddr, String), Instant>,
+    known: HashMap<Pair, Instant>,
+    /// Names are up to 65,535 bytes of a stranger's choice: only their keyed hashes are kept.
+    hasher: ahash::RandomState,
 }
+
+type NameHash = u64;
+type Pair = (IpAddr, NameHash);
 
 #[derive(Debug)]
 struct Table<K>(HashMap<K, Failures>);
@@ -37,7 +44,7 @@ struct Failures {
 }
 
 impl Throttle {
-    pub(super) fn new(admission: &Admission) -> Throttle {
+    pub(super) fn new(admission: &Admission, hasher: ahash::RandomState) -> Throttle {
         Throttle {
             free: admission.wrong_passwords_max,
             max: admission.throttle_max,
@@ -45,6 +52,7 @@ impl Throttle {
             names: Table(HashMap::new()),
             pairs: Table(HashMap::new()),
             known: HashMap::new(),
+            hasher,
         }
     }
 
@@ -64,39 +72,44 @@ impl Throttle {
             Some(left) => Err((left, by)),
             None => Ok(()),
         };
+        let name = self.hasher.hash_one(name);
         let Some(address) = address.map(network_of) else {
-            return wait(self.names.0.get(name), ThrottledBy::Name);
+            return wait(self.names.0.get(&name), ThrottledBy::Name);
         };
-        let pair = (address, name.to_owned());
-        if self.known.get(&pair).is_some_and(|since| now.duration_since(*since) < MEMORY) {
-            return wait(self.pairs.0.get(&pair), ThrottledBy::Address);
+        if self.is_known(now, &(address, name)) {
+            return wait(self.pairs.0.get(&(address, name)), ThrottledBy::Address);
         }
         wait(self.addresses.0.get(&address), ThrottledBy::Address)?;
-        wait(self.names.0.get(name), ThrottledBy::Name)
+        wait(self.names.0.get(&name), ThrottledBy::Name)
     }
 
     pub(super) fn failed(&mut self, now: Instant, address: Option<IpAddr>, name: &str) {
+        let name = self.hasher.hash_one(name);
         let Some(address) = address.map(network_of) else {
-            return self.names.count(now, name.to_owned());
+            return self.names.count(now, name);
         };
-        let pair = (address, name.to_owned());
-        if self.known.contains_key(&pair) {
-            return self.pairs.count(now, pair);
+        if self.is_known(now, &(address, name)) {
+            return self.pairs.count(now, (address, name));
         }
         self.addresses.count(now, address);
-        self.names.count(now, name.to_owned());
+        self.names.count(now, name);
     }
 
+    /// The address is known for the name from here on. What failed there with other names still
+    /// counts: one good account does not pay for guesses at the others.
     pub(super) fn succeeded(&mut self, now: Instant, address: Option<IpAddr>, name: &str) {
+        let name = self.hasher.hash_one(name);
         let Some(address) = address.map(network_of) else {
-            self.names.0.remove(name);
+            self.names.0.remove(&name);
             return;
         };
-        let pair = (address, name.to_owned());
-        self.pairs.0.remove(&pair);
-        self.addresses.0.remove(&address);
-        make_room(&mut self.known, now, |since| *since);
-        self.known.insert(pair, now);
+        self.pairs.0.remove(&(address, name));
+        make_room(&mut self.known, now, KNOWN, |since| *since);
+        self.known.insert((address, name), now);
+    }
+
+    fn is_known(&self, now: Instant, pair: &Pair) -> bool {
+        self.known.get(pair).is_some_and(|since| now.duration_since(*since) < KNOWN)
     }
 
     /// After the free attempts, a second, then twice as long each time.
@@ -110,9 +123,9 @@ impl Throttle {
 
 impl<K: Eq + Hash + Clone> Table<K> {
     fn count(&mut self, now: Instant, key: K) {
-        make_room(&mut self.0, now, |failures| failures.last);
+        make_room(&mut self.0, now, FAILURES, |failures| failures.last);
         let failures = self.0.entry(key).or_insert(Failures { count: 0, last: now });
-        if now.duration_since(failures.last) > MEMORY {
+        if now.duration_since(failures.last) > FAILURES {
             failures.count = 0;
         }
         failures.count = failures.count.saturating_add(1);
@@ -120,11 +133,11 @@ impl<K: Eq + Hash + Clone> Table<K> {
     }
 }
 
-fn make_room<K: Eq + Hash, V>(table: &mut HashMap<K, V>, now: Instant, last: impl Fn(&V) -> Instant) {
+fn make_room<K: Eq + Hash, V>(table: &mut HashMap<K, V>, now: Instant, memory: Duration, last: impl Fn(&V) -> Instant) {
     if table.len() < ENTRIES_MAX {
         return;
     }
-    table.retain(|_, value| now.duration_since(last(value)) < MEMORY);
+    table.retain(|_, value| now.duration_since(last(value)) < memory);
     // Still full: the older half goes, so that this is rare.
     if table.len() >= ENTRIES_MAX {
         let mut ages: Vec<Instant> = table.values().map(&last).collect();
@@ -140,11 +153,10 @@ mod tests {
     use super::*;
 
     fn throttle() -> Throttle {
-        Throttle::new(&Admission {
-            wrong_passwords_max: 3,
-            throttle_max: Duration::from_secs(60),
-            ..Admission::default()
-        })
+        Throttle::new(
+            &Admission { wrong_passwords_max: 3, throttle_max: Duration::from_secs(60), ..Admission::default() },
+            ahash::RandomState::with_seeds(1, 2, 3, 4),
+        )
     }
 
     fn address(last: u8) -> Option<IpAddr> {
@@ -189,6 +201,34 @@ mod tests {
             throttle.failed(now, address(1), "device1");
         }
         assert!(throttle.check(now, address(1), "device1").is_err());
+    }
+
+    #[test]
+    fn an_address_that_was_known_long_ago_is_judged_like_any_other() {
+        let now = Instant::now();
+        let mut throttle = throttle();
+        throttle.succeeded(now, address(1), "device1");
+        // A device that has been connected for days is still known.
+        let days_later = now + Duration::from_secs(7 * 86_400);
+        throttle.failed(days_later, address(9), "device1");
+        assert_eq!(throttle.check(days_later, address(1), "device1"), Ok(()));
+        let later = now + KNOWN + Duration::from_secs(1);
+        for _ in 0..4 {
+            throttle.failed(later, address(1), "device1");
+        }
+        assert!(throttle.check(later, address(1), "device1").is_err());
+    }
+
+    #[test]
+    fn one_good_account_does_not_pay_for_guesses_at_others() {
+        let now = Instant::now();
+        let mut throttle = throttle();
+        for at in 0..4 {
+            throttle.failed(now, address(1), &format!("name{at}"));
+            throttle.succeeded(now, address(1), "mine");
+        }
+        assert!(throttle.check(now, address(1), "another").is_err());
+        assert_eq!(throttle.check(now, address(1), "mine"), Ok(()));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 const STAGED: &str = ".lockgate-staged";
 const JOURNAL: &str = ".lockgate-journal";
 const LOCK: &str = ".lockgate-lock";
+const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// No file of ours is larger.
 const READ_MAX: u64 = 64 * 1024 * 1024;
 
@@ -86,8 +87,14 @@ impl Lock {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(NOFOLLOW)
             .open(&path)
             .map_err(io_error("open", &path))?;
+        // Made by root in somebody's site, it has to be of use to that somebody.
+        if rustix::process::geteuid().is_root() {
+            let owner = fs::metadata(folder).map_err(io_error("read", folder))?;
+            give(&file, Some(Owner { uid: owner.uid(), gid: owner.gid() }), &path)?;
+        }
         for _ in 0..100 {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Lock { _file: file }),
@@ -120,7 +127,7 @@ pub struct Transaction {
 #[derive(Serialize, Deserialize, Default)]
 struct Journal {
     /// Paths are relative to the anchor's parent where they lie below it, so that a moved site can
-    /// be mended.
+    /// be mended; others lie in the folders that [`recover`] is given.
     files: Vec<PathBuf>,
     removals: Vec<PathBuf>,
 }
@@ -162,21 +169,29 @@ impl Transaction {
             }
             make_folder(path, *mode, *owner)?;
         }
-        let staged = self.stage(go_on);
-        match staged {
+        let journal = self.anchor.join(JOURNAL);
+        match self.stage(&journal, go_on) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) => {
                 // Nothing happened yet: leave nothing behind.
                 self.files.iter().for_each(|file| drop(fs::remove_file(staged_path(&file.path))));
-                drop(fs::remove_file(staged_path(&self.anchor.join(JOURNAL))));
+                drop(fs::remove_file(staged_path(&journal)));
                 return Err(error);
             }
         }
-        finish(&self.anchor, go_on)
+        if !go_on() {
+            return Ok(());
+        }
+        // The commit. From here on nothing is undone: `recover` finishes it.
+        fs::rename(staged_path(&journal), &journal).map_err(io_error("write", &journal))?;
+        sync_folder(&self.anchor)?;
+        let folders: Vec<&Path> = self.files.iter().filter_map(|file| file.path.parent()).collect();
+        let removals = self.removals.iter().filter_map(|path| path.parent());
+        finish(&self.anchor, &folders.into_iter().chain(removals).collect::<Vec<_>>(), go_on)
     }
 
-    fn stage(&self, go_on: &mut dyn FnMut() -> bool) -> Result<bool, FileError> {
+    fn stage(&self, path: &Path, go_on: &mut dyn FnMut() -> bool) -> Result<bool, FileError> {
         for file in &self.files {
             if !go_on() {
                 return Ok(false);
@@ -189,20 +204,14 @@ impl Transaction {
             files: self.files.iter().map(|file| relative(&file.path)).collect(),
             removals: self.removals.iter().map(|path| relative(path)).collect(),
         };
-        let path = self.anchor.join(JOURNAL);
         let text = serde_json::to_vec(&journal).expect("plain data");
         if !go_on() {
             return Ok(false);
         }
-        stage_file(&path, &text, 0o600, None)?;
+        stage_file(path, &text, 0o600, None)?;
         for folder in self.files.iter().filter_map(|file| file.path.parent()) {
             sync_folder(folder)?;
         }
-        if !go_on() {
-            return Ok(false);
-        }
-        fs::rename(staged_path(&path), &path).map_err(io_error("write", &path))?;
-        sync_folder(&self.anchor)?;
         Ok(true)
     }
 }
@@ -211,6 +220,29 @@ impl Transaction {
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     stage_file(path, bytes, mode, None)?;
     fs::rename(staged_path(path), path).map_err(io_error("write", path))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes a folder with files in it, whole or not at all; `path` must not exist. Names with contents
+/// and modes.
+pub fn write_folder(
+    path: &Path,
+    files: &[(&'static str, Zeroizing<Vec<u8>>, u32)],
+    owner: Option<Owner>,
+) -> Result<(), FileError> {
+    let staged = staged_path(path);
+    match fs::remove_dir_all(&staged) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("replace", &staged)(error)),
+        _ => {}
+    }
+    make_folder(&staged, 0o700, owner)?;
+    for (name, bytes, mode) in files {
+        let file = staged.join(name);
+        stage_file(&file, bytes, *mode, owner)?;
+        fs::rename(staged_path(&file), &file).map_err(io_error("write", &file))?;
+    }
+    sync_folder(&staged)?;
+    fs::rename(&staged, path).map_err(io_error("write", path))?;
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
@@ -224,10 +256,11 @@ pub enum Recovery {
     Undone,
 }
 
-/// Mends what an interrupted [`Transaction`] left, in `anchor` and in `folders` and theirs.
+/// Mends what an interrupted [`Transaction`] left, in `anchor` and in `folders` and theirs. A journal
+/// is obeyed only if it is the caller's own and names nothing outside these folders.
 pub fn recover(anchor: &Path, folders: &[&Path]) -> Result<Recovery, FileError> {
-    if anchor.join(JOURNAL).exists() {
-        finish(anchor, &mut || true)?;
+    if is_half_made(anchor) {
+        finish(anchor, folders, &mut || true)?;
         return Ok(Recovery::Finished);
     }
     let mut found = false;
@@ -239,14 +272,33 @@ pub fn recover(anchor: &Path, folders: &[&Path]) -> Result<Recovery, FileError> 
 
 /// Whether a change was interrupted half-way: `serve` refuses such a site.
 pub fn is_half_made(anchor: &Path) -> bool {
-    anchor.join(JOURNAL).exists()
+    fs::symlink_metadata(anchor.join(JOURNAL)).is_ok()
 }
 
-fn finish(anchor: &Path, go_on: &mut dyn FnMut() -> bool) -> Result<(), FileError> {
+fn read_journal(path: &Path, base: &Path, folders: &[&Path]) -> Result<Journal, FileError> {
+    let refused = |what: String| FileError::Content { path: path.to_owned(), what };
+    let mut file = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(path).map_err(io_error("read", path))?;
+    let metadata = file.metadata().map_err(io_error("read", path))?;
+    if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(refused("this interrupted change is another user's: mend it as that user".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    Read::by_ref(&mut file).take(READ_MAX).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    let journal: Journal = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
+    let within = |named: &PathBuf| {
+        let plain = named.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        plain && folders.iter().any(|folder| base.join(named).starts_with(folder))
+    };
+    match journal.files.iter().chain(&journal.removals).find(|named| !within(named)) {
+        Some(stray) => Err(refused(format!("it names {}, which is not this site's", stray.display()))),
+        None => Ok(journal),
+    }
+}
+
+fn finish(anchor: &Path, folders: &[&Path], go_on: &mut dyn FnMut() -> bool) -> Result<(), FileError> {
     let path = anchor.join(JOURNAL);
-    let damaged = |what: String| FileError::Content { path: path.clone(), what };
-    let journal: Journal = serde_json::from_slice(&read(&path)?).map_err(|error| damaged(error.to_string()))?;
     let base = anchor.parent().unwrap_or(anchor);
+    let journal = read_journal(&path, base, folders)?;
     for file in &journal.files {
         if !go_on() {
             return Ok(());
@@ -315,14 +367,22 @@ fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), FileE
         }
         _ => {}
     }
+    // By the open folder: whoever owns the parent could put a link in its place.
+    let folder = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(path).map_err(io_error("open", path))?;
     // The umask may have taken bits away.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
-    change_owner(path, owner)
+    folder.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
+    give(&folder, owner, path)
 }
 
-fn change_owner(path: &Path, owner: Option<Owner>) -> Result<(), FileError> {
+/// Changes an open file's owner; one's own are one's own already.
+fn give(file: &File, owner: Option<Owner>, path: &Path) -> Result<(), FileError> {
     let Some(owner) = owner else { return Ok(()) };
-    std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)).map_err(io_error("change the owner of", path))
+    let metadata = file.metadata().map_err(io_error("read", path))?;
+    if (metadata.uid(), metadata.gid()) == (owner.uid, owner.gid) {
+        return Ok(());
+    }
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+    rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(|error| io_error("change the owner of", path)(error.into()))
 }
 
 fn stage_file(path: &Path, bytes: &[u8], mode: u32, owner: Option<Owner>) -> Result<(), FileError> {
@@ -340,13 +400,8 @@ fn stage_file(path: &Path, bytes: &[u8], mode: u32, owner: Option<Owner>) -> Res
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged).map_err(io_error("write", path))?;
     file.write_all(bytes).map_err(io_error("write", path))?;
-    // The owner first: a change of owner may clear mode bits. One's own files are one's own already.
-    if let Some(owner) = owner {
-        let made = file.metadata().map_err(io_error("write", path))?;
-        if (made.uid(), made.gid()) != (owner.uid, owner.gid) {
-            change_owner(&staged, Some(owner))?;
-        }
-    }
+    // The owner first: a change of owner may clear mode bits.
+    give(&file, owner, path)?;
     file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
     file.sync_all().map_err(io_error("write", path))
 }
@@ -406,6 +461,22 @@ mod tests {
         assert!(outcomes.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{outcomes:?}");
         for wanted in [(false, Recovery::Undone), (true, Recovery::Finished), (true, Recovery::Nothing)] {
             assert!(outcomes.contains(&wanted), "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_journal_that_names_what_is_not_the_sites_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir(root.join("config")).unwrap();
+        fs::write(root.join("victim"), "x").unwrap();
+        for named in [root.join("victim").display().to_string(), "../victim".to_owned(), "config/../victim".to_owned()]
+        {
+            let journal = format!("{{\"files\":[],\"removals\":[{named:?}]}}");
+            fs::write(root.join("config/.lockgate-journal"), journal).unwrap();
+            let error = recover(&root.join("config"), &[&root.join("config")]).unwrap_err().to_string();
+            assert!(error.contains("which is not this site's"), "{error}");
+            assert!(root.join("victim").exists());
         }
     }
 

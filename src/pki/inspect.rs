@@ -8,8 +8,10 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::plan::ServerName;
+use super::plan::{KeyType, ServerName};
 
 #[derive(Debug, Error)]
 pub enum InspectError {
@@ -44,6 +46,8 @@ pub struct CertificateInfo {
     pub authority_key_id: Option<Vec<u8>>,
     /// SubjectPublicKeyInfo, DER.
     pub public_key: Vec<u8>,
+    /// `None` for kinds that are not made here.
+    pub key_type: Option<KeyType>,
     /// SHA-256 of the DER, `AB:CD:…`.
     pub fingerprint: String,
 }
@@ -70,6 +74,7 @@ impl CertificateInfo {
             subject_key_id: None,
             authority_key_id: None,
             public_key: certificate.public_key().raw.to_vec(),
+            key_type: key_type(certificate.public_key()),
             fingerprint: fingerprint(der),
         };
         for extension in certificate.extensions() {
@@ -97,10 +102,6 @@ impl CertificateInfo {
         self.not_after.date().to_string()
     }
 
-    pub fn serial_hex(&self) -> String {
-        hex(&self.serial)
-    }
-
     /// Whether `ca` issued it, as far as the names and key identifiers tell.
     pub fn is_issued_by(&self, ca: &CertificateInfo) -> bool {
         self.issuer == ca.subject
@@ -108,6 +109,19 @@ impl CertificateInfo {
                 (Some(wanted), Some(has)) => wanted == has,
                 _ => true,
             }
+    }
+}
+
+fn key_type(key: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
+    match key.parsed() {
+        Ok(PublicKey::EC(point)) if point.key_size() == 256 => Some(KeyType::EcdsaP256),
+        Ok(PublicKey::RSA(key)) => match key.key_size() {
+            2048 => Some(KeyType::Rsa2048),
+            3072 => Some(KeyType::Rsa3072),
+            _ => None,
+        },
+        _ if key.algorithm.algorithm.to_id_string() == "1.3.101.112" => Some(KeyType::Ed25519),
+        _ => None,
     }
 }
 

@@ -187,7 +187,14 @@ fn generate(kind: KeyType) -> Result<KeyPair, rcgen::Error> {
         KeyType::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
         KeyType::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
         KeyType::Rsa3072 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_3072),
-        KeyType::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+        KeyType::Ed25519 => {
+            // Version 1 of PKCS#8: OpenSSL does not read version 2, which holds the public key too.
+            let key =
+                aws_lc_rs::signature::Ed25519KeyPair::generate().map_err(|_| rcgen::Error::KeyGenerationUnavailable)?;
+            let document = key.to_pkcs8v1().map_err(|_| rcgen::Error::KeyGenerationUnavailable)?;
+            let der = rustls_pki_types::PrivatePkcs8KeyDer::from(document.as_ref());
+            KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)
+        }
     }
 }
 

@@ -130,10 +130,6 @@ impl Ledger {
             .filter(|entry| !self.revoked.contains(&entry.serial))
             .collect()
     }
-
-    pub fn entries(&self) -> &[Entry] {
-        &self.issued
-    }
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

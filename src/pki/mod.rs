@@ -10,6 +10,7 @@ mod plan;
 
 pub use files::{
     FileError, Lock, Owner, Recovery, Transaction, check_secret, is_half_made, read_secret, recover, replace,
+    write_folder,
 };
 pub use host::{HostNames, host_names};
 pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_certificates, load_key, rfc2253};

@@ -21,6 +21,8 @@ enum MioSocket {
     Unix(mio::net::UnixStream),
 }
 
+/// Reads of one turn that may bring no plain byte.
+const RECORDS: usize = 64;
 /// Plain bytes that rustls takes before it is made to give encrypted ones.
 const TLS_BATCH: usize = 256 * 1024;
 
@@ -48,12 +50,13 @@ impl Link {
         }
     }
 
-    /// Reads plain bytes into `buffer`. `Ok(0)`: the peer closed; `WouldBlock`: nothing more now.
+    /// Reads plain bytes into `buffer`. `Ok(0)`: the peer closed; `WouldBlock`: nothing more now;
+    /// `Interrupted`: much was read and none of it was plain, others should get their turn.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
             return read_socket(&mut self.socket, buffer);
         };
-        loop {
+        for _ in 0..RECORDS {
             match tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // A peer that goes away without close_notify goes away all the same: MQTT has its
@@ -70,6 +73,7 @@ impl Link {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     /// Writes what `output` holds; the error may be `WouldBlock`.

@@ -5,6 +5,8 @@ use bytes::Bytes;
 
 /// From here on a payload that is shared anyway is queued by reference instead of copied.
 const SHARE_FROM: usize = 8 * 1024;
+/// A chunk that has grown so large is left alone, so that what was written of it can be freed.
+const CHUNK: usize = 64 * 1024;
 /// Chunks given to one `writev`.
 const SLICES: usize = 64;
 
@@ -44,7 +46,7 @@ impl Output {
     pub(super) fn copy(&mut self, bytes: &[u8]) {
         self.len += bytes.len();
         match self.chunks.back_mut() {
-            Some(Chunk::Copied(last)) => last.extend_from_slice(bytes),
+            Some(Chunk::Copied(last)) if last.len() < CHUNK => last.extend_from_slice(bytes),
             _ => self.chunks.push_back(Chunk::Copied(bytes.to_vec())),
         }
     }
@@ -112,6 +114,17 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn what_was_written_is_freed_though_it_is_never_empty() {
+        let mut output = Output::default();
+        for _ in 0..1_000 {
+            output.copy(&[1; 10_000]);
+            output.advance(output.len().saturating_sub(20_000));
+        }
+        let held: usize = output.chunks.iter().map(|chunk| chunk.as_slice().len()).sum();
+        assert!(held < 4 * CHUNK, "{held}");
     }
 
     #[test]

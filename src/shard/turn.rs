@@ -54,6 +54,8 @@ pub(super) struct Shard {
     bytes_sent: u64,
     listings: VecDeque<Listing>,
     stopping: Option<Stopping>,
+    /// Connections that are not read from.
+    parked: Vec<usize>,
     /// The inbox was not emptied, and its waker has been heard.
     more_messages: bool,
 }
@@ -93,6 +95,7 @@ impl Shard {
             bytes_sent: 0,
             listings: VecDeque::new(),
             stopping: None,
+            parked: Vec::new(),
             more_messages: false,
         }
     }
@@ -124,8 +127,8 @@ impl Shard {
             if self.core.next_deadline(now).is_some_and(|at| at <= now) {
                 self.core.handle(now, Input::Timer, &mut self.wire);
             }
-            self.answers(now);
-            self.flush(now);
+            self.settle(now);
+            self.unpark();
             self.list();
             self.let_go(now);
             if self.is_over(now) {
@@ -135,7 +138,7 @@ impl Shard {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let more = self.more_messages || !self.wire.dirty.is_empty();
+        let more = self.more_messages || !self.wire.dirty.is_empty() || !self.wire.fetched.is_empty();
         if more || !self.ready.is_empty() || !self.listings.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -154,7 +157,8 @@ impl Shard {
             connection.ready = true;
             self.ready.push_back(key);
         }
-        let waits = !connection.output.is_empty() || connection.closing.is_some();
+        // Pressed with no output: rustls holds the rest.
+        let waits = connection.pressed || !connection.output.is_empty() || connection.closing.is_some();
         if writable && waits && !connection.dirty {
             connection.dirty = true;
             self.wire.dirty.push(key);
@@ -177,9 +181,15 @@ impl Shard {
         loop {
             let connection = &mut self.wire.connections[key];
             let id = connection.id;
+            if connection.closing.is_none() && self.must_wait(key) {
+                // It does not take its answers, or they wait for the store: no more questions.
+                self.wire.connections[key].parked = true;
+                return self.parked.push(key);
+            }
+            let connection = &mut self.wire.connections[key];
             if connection.closing.is_some() {
                 match connection.link.discard(&mut self.buffer) {
-                    Ok(1..) => {}
+                    Ok(count @ 1..) => left = left.saturating_sub(count),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                     // The peer has seen our end, or is gone.
                     Ok(0) | Err(_) => return self.remove(key),
@@ -193,6 +203,7 @@ impl Shard {
                         left = left.saturating_sub(count);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => left = 0,
                     Err(error) => return self.lost(now, key, Some(&error)),
                 }
             }
@@ -202,6 +213,33 @@ impl Shard {
                 return;
             }
         }
+    }
+
+    fn must_wait(&self, key: usize) -> bool {
+        let connection = &self.wire.connections[key];
+        connection.output.len() >= 2 * self.core.limits().backlog_bytes_max.max(64 * 1024)
+            || self.core.must_wait(connection.id)
+    }
+
+    /// Reads again from those that have caught up.
+    fn unpark(&mut self) {
+        let mut parked = std::mem::take(&mut self.parked);
+        parked.retain(|key| {
+            let Some(connection) = self.wire.connections.get(*key).filter(|connection| connection.parked) else {
+                return false;
+            };
+            if connection.closing.is_none() && self.must_wait(*key) {
+                return true;
+            }
+            let connection = &mut self.wire.connections[*key];
+            connection.parked = false;
+            if !connection.ready {
+                connection.ready = true;
+                self.ready.push_back(*key);
+            }
+            false
+        });
+        self.parked = parked;
     }
 
     /// Handles the packets in the first `count` bytes of the buffer, behind what was there before.
@@ -243,7 +281,7 @@ impl Shard {
                 return bytes.len();
             }
             let rest = &bytes[used..];
-            let max = self.core.limits().packet_size_max as usize;
+            let max = connection.packet_size_max;
             let decoded = match codec::frame(rest, max) {
                 Ok(None) => return used,
                 Ok(Some(frame)) => codec::decode(rest, frame, connection.version).map(|packet| (packet, frame.end)),
@@ -301,6 +339,8 @@ impl Shard {
             input: Vec::new(),
             output: Output::default(),
             pressed: false,
+            parked: false,
+            packet_size_max: self.core.limits().packet_size_max as usize,
             // rustls may hold bytes that no event will tell of.
             ready: true,
             dirty: false,
@@ -398,7 +438,7 @@ impl Shard {
                     Answer::Failed(ticket) => (ticket, Input::Failed(ticket)),
                 };
                 if let Some(since) = self.wire.committing.remove(&ticket) {
-                    self.wire.commits.observe(now.saturating_duration_since(since));
+                    self.wire.commits.observe(clock().saturating_duration_since(since));
                 }
                 self.core.handle(now, input, &mut self.wire);
             } else if let Some((client, messages)) = self.wire.fetched.pop() {
@@ -409,10 +449,12 @@ impl Shard {
         }
     }
 
-    /// Writes each connection that has something to say.
-    fn flush(&mut self, now: Instant) {
-        // Telling the core that a socket has room again can make it write more.
+    /// Takes the store's answers and writes each connection, until nothing follows from it: telling
+    /// the core that a socket has room again can make it write, or fetch, more. What is left after a
+    /// while goes on next turn.
+    fn settle(&mut self, now: Instant) {
         for _ in 0..8 {
+            self.answers(now);
             if self.wire.dirty.is_empty() {
                 return;
             }
@@ -433,6 +475,7 @@ impl Shard {
             return;
         }
         let before = connection.output.len();
+        connection.pressed |= before >= self.core.limits().backlog_bytes_max;
         let written = connection.link.write(&mut connection.output);
         self.bytes_sent += (before - connection.output.len()) as u64;
         match written {
@@ -507,6 +550,12 @@ impl Shard {
                     address = %about.peer,
                     listener = about.listener,
                     "refused client {client:?} of {name}: the session belongs to another identity (0x87 not authorized)"
+                );
+            }
+            Some(Closing::WillInvalid) => {
+                tracing::warn!(
+                    id = number,
+                    "refused client {client:?} of {name}: its will says it is UTF-8 and is not"
                 );
             }
             Some(Closing::WillNotAllowed) => {

@@ -21,8 +21,13 @@ pub(super) struct Connection {
     /// A packet that is not there whole.
     pub(super) input: Vec<u8>,
     pub(super) output: Output,
-    /// Its socket did not take all: the core is told when it has.
+    /// Its socket did not take all, or the core may have seen its backlog full: the core is told
+    /// when everything is written.
     pub(super) pressed: bool,
+    /// Not read from until it takes what was written for it.
+    pub(super) parked: bool,
+    /// As it was told in CONNACK.
+    pub(super) packet_size_max: usize,
     /// Waits in the list of those to read.
     pub(super) ready: bool,
     /// Waits in the list of those to write.

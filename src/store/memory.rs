@@ -1,13 +1,16 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::{Answer, Store};
 use crate::broker::{Change, Message, MessageId, Ticket};
+use crate::types::ClientId;
 
 /// Keeps queued messages while somebody waits for them, in memory: nothing survives the process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    messages: BTreeMap<MessageId, (Arc<Message>, usize)>,
+    messages: BTreeMap<MessageId, (Arc<Message>, BTreeSet<ClientId>)>,
+    /// What each client waits for.
+    clients: BTreeMap<ClientId, BTreeSet<MessageId>>,
     waiting: VecDeque<Ticket>,
     ready: VecDeque<Answer>,
     /// Answer only when told to.
@@ -64,19 +67,37 @@ impl MemoryStore {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Message { message, queued, .. } if !queued.is_empty() => {
-                let entry = self.messages.entry(message.id).or_insert((message, 0));
-                entry.1 += queued.len();
+            Change::Message { message, queued, .. } => {
+                for queued in queued {
+                    self.clients.entry(queued.client.clone()).or_default().insert(message.id);
+                    self.messages
+                        .entry(message.id)
+                        .or_insert_with(|| (message.clone(), BTreeSet::new()))
+                        .1
+                        .insert(queued.client);
+                }
             }
-            Change::Done { message, .. } => {
-                if let Some((_, waiting)) = self.messages.get_mut(&message) {
-                    *waiting -= 1;
-                    if *waiting == 0 {
-                        self.messages.remove(&message);
-                    }
+            Change::Done { client, message, .. } => {
+                if let Some(waits) = self.clients.get_mut(&client) {
+                    waits.remove(&message);
+                }
+                self.done(message, &client);
+            }
+            Change::SessionEnded { client } => {
+                for message in self.clients.remove(&client).unwrap_or_default() {
+                    self.done(message, &client);
                 }
             }
             _ => {}
+        }
+    }
+
+    fn done(&mut self, message: MessageId, client: &ClientId) {
+        if let Some((_, waiting)) = self.messages.get_mut(&message) {
+            waiting.remove(client);
+            if waiting.is_empty() {
+                self.messages.remove(&message);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use lockgate::broker::{Closing, Command, Violation};
-use lockgate::codec::{ConnectProperties, Version};
+use lockgate::codec::Version;
 use lockgate::types::{Identity, ReasonCode};
 
 use crate::rig::{Client, Rig, client};
@@ -308,5 +308,4 @@ fn the_same_inputs_give_the_same_bytes() {
         all
     };
     assert_eq!(run(), run());
-    let _ = ConnectProperties::default();
 }

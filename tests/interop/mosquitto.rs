@@ -1,7 +1,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
-use crate::clients::{LEVELS, bundle, mosquitto, port};
+use crate::clients::{LEVELS, mosquitto};
 use crate::site::{Broker, Site, run_with};
 
 /// mosquitto_sub that is subscribed; its messages come by line.
@@ -146,5 +146,4 @@ fn a_unix_socket_is_a_listener_too() {
     stream.read_exact(&mut answer).unwrap();
     assert_eq!((answer[0], answer[3]), (0x20, 0), "{}", broker.log());
     broker.wait_for("unix socket");
-    let _ = (bundle(&site, "device1", "plain"), port(&broker, "plain"));
 }

@@ -7,7 +7,7 @@ use lockgate::pki::{Authority, KeyType};
 use lockgate::types::Identity;
 use time::{Duration, OffsetDateTime};
 
-use crate::clients::{bundle, mosquitto, python};
+use crate::clients::{mosquitto, python};
 use crate::mqtt::Raw;
 use crate::site::{Broker, Site, run_with};
 
@@ -218,7 +218,6 @@ fn publish_and_subscribe_outside_the_acl_are_refused() {
         output.contains("denied") || output.contains("not authorized") || output.contains("Not authorized"),
         "{output}"
     );
-    let _ = bundle(&site, "device1", "tls");
 }
 
 #[test]

@@ -1,0 +1,15 @@
+//! The command line with the real binary: what it makes, what it refuses, and what it leaves behind.
+
+#[path = "../support/describe.rs"]
+mod describe;
+#[path = "../support/mqtt.rs"]
+mod mqtt;
+#[path = "../support/site.rs"]
+mod site;
+
+mod client;
+mod files;
+mod init;
+mod serve;
+mod steering;
+mod tidy;

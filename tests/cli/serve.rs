@@ -1,0 +1,177 @@
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use lockgate::codec::Version;
+
+use crate::mqtt::Raw;
+use crate::site::{Site, lockgate};
+
+#[test]
+fn sigterm_and_sigint_say_goodbye_and_exit_0() {
+    for signal in ["TERM", "INT"] {
+        let site = Site::new(&["--client", "device1"]);
+        let mut broker = site.serve();
+        let login = Some(("device1", &*site.variable("device1", "MQTT_PASSWORD")));
+        let (mut new, _) = Raw::connect(broker.plain_port, Version::V5, "new", login);
+        let (mut old, _) = Raw::connect(broker.plain_port, Version::V311, "old", login);
+        let started = std::time::Instant::now();
+        broker.signal(signal);
+        // [MQTT-3.14.4-*]: 0x8B to those who can read it.
+        assert_eq!(new.packet().as_deref(), Some("DISCONNECT 0x8b"));
+        assert_eq!(new.packet(), None);
+        assert_eq!(old.packet(), None);
+        drop((new, old));
+        assert_eq!(broker.wait(), Some(0), "{}", broker.log());
+        assert!(started.elapsed().as_secs() < 10);
+        assert!(!site.path("data/lockgate.sock").exists());
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_cannot_hold_up_the_end() {
+    let site = Site::new(&["--client", "device1"]);
+    let mut broker = site.serve();
+    let password = site.variable("device1", "MQTT_PASSWORD");
+    let login = Some(("device1", &*password));
+    let (mut stalled, _) = Raw::connect(broker.plain_port, Version::V5, "stalled", login);
+    stalled.send(b"\x82\x07\x00\x01\x00\x00\x01t\x00");
+    assert_eq!(stalled.packet().as_deref(), Some("SUBACK #1 0"));
+    let (mut publisher, _) = Raw::connect(broker.plain_port, Version::V5, "publisher", login);
+    let mut publish = b"\x30\x84\x80\x20\x00\x01t\x00".to_vec();
+    publish.resize(5 + 4 + 512 * 1024 - 1, 7);
+    publish.truncate(4 + 524_292);
+    for _ in 0..40 {
+        publisher.send(&publish);
+    }
+    publisher.send(&[0xC0, 0]);
+    assert_eq!(publisher.packet().as_deref(), Some("PINGRESP"));
+    let started = std::time::Instant::now();
+    broker.signal("TERM");
+    assert_eq!(broker.wait(), Some(0));
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_port_in_use_is_one_sentence_and_exit_code_1() {
+    let site = Site::new(&[]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    site.edit("config/lockgate.yaml", "port: 0", &format!("port: {port}"));
+    for arguments in [&["serve"][..], &["serve", "--check"]] {
+        let text = site.fails(1, arguments);
+        assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("the port is in use"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    assert!(!site.path("data/lockgate.sock").exists());
+}
+
+#[test]
+fn files_that_are_missing_or_loose_are_one_sentence_each() {
+    let complaint = |change: fn(&Site)| {
+        let site = Site::new(&["--client", "device1"]);
+        change(&site);
+        let text = site.fails(1, &["serve"]);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(site.fails(1, &["serve", "--check"]), text);
+        text
+    };
+    let text = complaint(|site| std::fs::remove_file(site.path("pki/server.crt")).unwrap());
+    assert!(text.contains("pki/server.crt: No such file"), "{text}");
+    let text = complaint(|site| {
+        std::fs::set_permissions(site.path("pki/server.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::chown(site.path("pki/server.key"), Some(65_534), None).unwrap();
+    });
+    assert!(text.contains("chmod 600") && text.contains("pki/server.key"), "{text}");
+    let text = complaint(|site| std::fs::remove_file(site.path("config/passwd")).unwrap());
+    assert!(text.contains("config/passwd"), "{text}");
+    let text = complaint(|site| {
+        std::fs::copy(site.path("pki/ca.key"), site.path("pki/server.key")).unwrap();
+    });
+    assert!(text.contains("does not belong to the certificate"), "{text}");
+    let text = complaint(|site| site.write("config/acl", "topics x\n"));
+    assert!(text.contains("config/acl:1: "), "{text}");
+    let text = complaint(|site| site.write("config/passwd", "# people\nalice\n"));
+    assert!(text.contains("config/passwd:2: expected NAME:HASH"), "{text}");
+    let text = complaint(|site| site.write("pki/ledger.jsonl", "{}\n"));
+    assert!(text.contains("pki/ledger.jsonl:1: "), "{text}");
+}
+
+#[test]
+fn a_bad_configuration_says_all_and_exits_with_2() {
+    let site = Site::new(&[]);
+    site.edit("config/lockgate.yaml", "queue-policy: drop-new", "queue-policy: drop-some");
+    site.edit("config/lockgate.yaml", "sessions-max:", "session-max:");
+    let text = site.fails(2, &["serve"]);
+    assert!(text.contains("unknown key \"session-max\"; did you mean \"sessions-max\"?"), "{text}");
+    assert!(text.contains("queue-policy is one of drop-new, drop-oldest, not \"drop-some\""), "{text}");
+    assert!(text.contains("lockgate.yaml:") && text.contains(" | "), "{text}");
+    // From nothing.
+    let folder = tempfile::tempdir().unwrap();
+    let output = lockgate().arg("serve").current_dir(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("make a site here with `lockgate init`"));
+}
+
+#[test]
+fn the_configuration_is_found_by_flag_variable_and_place() {
+    let site = Site::new(&[]);
+    let check = |change: &dyn Fn(&mut std::process::Command)| {
+        let mut command = lockgate();
+        command.args(["serve", "--check"]);
+        change(&mut command);
+        command.output().unwrap().status.code()
+    };
+    let file = site.path("config/lockgate.yaml");
+    assert_eq!(check(&|command| _ = command.arg("--config").arg(&file)), Some(0));
+    assert_eq!(check(&|command| _ = command.env("LOCKGATE_CONFIG", &file).current_dir("/")), Some(0));
+    assert_eq!(check(&|command| _ = command.current_dir(site.path(""))), Some(0));
+    // A variable over the file, and one that is wrong.
+    let bad = |command: &mut std::process::Command| {
+        _ = command.current_dir(site.path("")).env("LOCKGATE__LIMITS__PACKET_SIZE_MAX", "big")
+    };
+    assert_eq!(check(&bad), Some(2));
+}
+
+#[test]
+fn check_says_what_it_found() {
+    let site = Site::new(&["--plain", "all"]);
+    let said = site.ok(&["serve", "--check"]);
+    assert!(said.contains("the ports are free") && said.contains("days left"), "{said}");
+    assert!(said.contains("warning: listener all:0 takes plain MQTT from the network"), "{said}");
+    let _broker = site.serve();
+    assert!(site.ok(&["serve", "--check"]).contains("a broker runs on this data folder"));
+}
+
+#[test]
+fn two_brokers_on_one_data_folder_are_refused() {
+    let site = Site::new(&[]);
+    let _first = site.serve();
+    let text = site.fails(1, &["serve"]);
+    assert!(text.contains("another broker runs on the data folder"), "{text}");
+    site.ok(&["status"]);
+}
+
+#[test]
+fn after_a_kill_the_socket_is_taken_over() {
+    let site = Site::new(&[]);
+    let mut broker = site.serve();
+    broker.signal("KILL");
+    broker.wait();
+    assert!(site.path("data/lockgate.sock").exists());
+    assert!(site.fails(1, &["status"]).contains("no broker runs"));
+    let _again = site.serve();
+    site.ok(&["status"]);
+}
+
+#[test]
+fn the_log_can_be_json_and_escapes_what_peers_send() {
+    let site = Site::new(&["--client", "device1"]);
+    site.edit("config/lockgate.yaml", "format: human", "format: json");
+    let broker = site.serve();
+    let (_, answer) = Raw::connect(broker.plain_port, Version::V5, "a\nb\u{1b}[31m", Some(("device1", "wrong\"}")));
+    assert_eq!(answer, "CONNACK 0x86");
+    let line = broker.wait_for("wrong password");
+    let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert!(parsed["message"].as_str().unwrap().contains("a\\nb\\u{1b}[31m"), "{line}");
+    assert_eq!(parsed["level"], "WARN");
+}
