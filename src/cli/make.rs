@@ -11,7 +11,7 @@ use super::report::{ClientReport, MadeFile, Report, TryIt, listener_report};
 use super::site::{self, Files};
 use crate::config::{self, ClientCerts, Settings, Template, Transport};
 use crate::pki::{
-    self, Authority, CertificateInfo, Entry, Event, KeyType, Kind, Ledger, Lifetimes, Owner, ServerName, Transaction,
+    self, Authority, CertificateInfo, Entry, Event, KeyType, Kind, Ledger, Owner, ServerName, Transaction,
 };
 use crate::types::Identity;
 
@@ -194,10 +194,9 @@ impl Maker<'_> {
                 certificate.display()
             ))),
             (false, false) => {
-                let lifetimes = Lifetimes { ca_days: self.arguments.ca_days, leaf_days: self.arguments.days };
                 let key_type = self.arguments.key_type();
                 let (authority, issued) =
-                    Authority::create(site, key_type, lifetimes, self.now).map_err(Failure::new)?;
+                    Authority::create(site, key_type, self.arguments.ca_days, self.now).map_err(Failure::new)?;
                 // The key stays root's, unless the broker is to use it.
                 let key_owner = match self.owner {
                     Some(_) if !settings.self_renew => Some(Owner { uid: 0, gid: 0 }),

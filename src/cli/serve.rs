@@ -381,7 +381,7 @@ impl State {
         }
         (self.set_level)(&settings.log);
         self.shard.configure(settings.limits.clone(), material.acl.clone()).map_err(|error| error.to_string())?;
-        self.admit_only(running, material.directory.clone())?;
+        self.admit_only(running, material.directory.clone()).await?;
         self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
         notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
         running.settings = settings;
@@ -424,20 +424,21 @@ impl State {
         let directory = read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let directory = Arc::new(directory);
         self.gate.replace_directory(directory.clone());
-        self.admit_only(&mut running, directory)?;
+        self.admit_only(&mut running, directory).await?;
         info!("clients were read anew");
         Ok(api::Reloaded { notes: Vec::new() })
     }
 
     /// Ends what `directory`, which the gate goes by already, no longer admits.
-    fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
+    /// Done when the engine has done it.
+    async fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
         let (gone, revoked) = difference(&running.directory, &directory);
         self.shard.revoke(revoked).map_err(|error| error.to_string())?;
         self.shard.forget(gone).map_err(|error| error.to_string())?;
         let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
         self.gate.seen.retain(|name| known.contains(name));
         running.directory = directory;
-        Ok(())
+        self.shard.ping().await.map_err(|error| error.to_string())
     }
 
     /// With self-renewal on: a new server certificate at two thirds of the old one's life.

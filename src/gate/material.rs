@@ -85,7 +85,7 @@ impl Material {
         let mut findings = Vec::new();
         let acl = read_acl(settings, &mut problems);
         let ledger = read_ledger(settings, &mut problems);
-        let own_ca = read_own_ca(settings, ledger.is_some(), now, &mut problems);
+        let own_ca = read_own_ca(settings, settings.ledger().exists(), now, &mut problems);
         let directory = read_directory(settings, ledger.as_ref(), &mut problems);
         let mut certificates = Vec::new();
         if let Some(ca) = &own_ca {

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use super::inspect::{CertificateInfo, InspectError};
-use super::plan::{KeyType, Lifetimes, ServerName};
+use super::plan::{KeyType, ServerName};
 use crate::types::Identity;
 
 /// A certificate that was just made, with its key.
@@ -56,11 +56,11 @@ impl Authority {
     pub fn create(
         site: &str,
         kind: KeyType,
-        lifetimes: Lifetimes,
+        ca_days: u32,
         now: OffsetDateTime,
     ) -> Result<(Authority, Issued), IssueError> {
         let serial = random_serial();
-        let mut params = blank(now, lifetimes.ca_days, &serial);
+        let mut params = blank(now, ca_days, &serial);
         let tag: String = serial[12..].iter().map(|byte| format!("{byte:02x}")).collect();
         params.distinguished_name = distinguished_name(&[
             (DnType::OrganizationName, site),
@@ -210,15 +210,11 @@ fn issued(certificate: &rcgen::Certificate, key: &KeyPair) -> Result<Issued, Iss
 mod tests {
     use super::*;
 
-    fn lifetimes() -> Lifetimes {
-        Lifetimes { ca_days: 100, leaf_days: 30 }
-    }
-
     #[test]
     fn certificates_follow_the_profile() {
         let now = OffsetDateTime::now_utc();
         for kind in [KeyType::EcdsaP256, KeyType::Ed25519, KeyType::Rsa2048] {
-            let (authority, ca) = Authority::create("site", kind, lifetimes(), now).unwrap();
+            let (authority, ca) = Authority::create("site", kind, 100, now).unwrap();
             let names = [ServerName::parse("localhost").unwrap(), ServerName::parse("127.0.0.1").unwrap()];
             let server = authority.issue_server("site", &names, kind, 30, now).unwrap();
             let client = authority.issue_client("site", &Identity::parse("d1").unwrap(), kind, 397, now).unwrap();
@@ -239,7 +235,7 @@ mod tests {
     #[test]
     fn what_is_no_ca_is_refused_as_one() {
         let now = OffsetDateTime::now_utc();
-        let (authority, ca) = Authority::create("site", KeyType::EcdsaP256, lifetimes(), now).unwrap();
+        let (authority, ca) = Authority::create("site", KeyType::EcdsaP256, 100, now).unwrap();
         let client =
             authority.issue_client("site", &Identity::parse("d1").unwrap(), KeyType::EcdsaP256, 5, now).unwrap();
         assert!(Authority::load(&ca.certificate_pem, &ca.key_pem, now).is_ok());

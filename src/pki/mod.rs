@@ -16,4 +16,4 @@ pub use host::{HostNames, host_names};
 pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_certificates, load_key, rfc2253};
 pub use issue::{Authority, IssueError, Issued, random_serial};
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError};
-pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, Lifetimes, ServerName, ServerNameError};
+pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, ServerName, ServerNameError};

@@ -43,13 +43,6 @@ impl fmt::Display for KeyType {
     }
 }
 
-/// How long certificates live, days.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lifetimes {
-    pub ca_days: u32,
-    pub leaf_days: u32,
-}
-
 /// A name or address that a server certificate is for (RFC 5280 section 4.2.1.6).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub enum ServerName {

@@ -367,3 +367,51 @@ fn every_version_talks_to_every_other() {
         }
     }
 }
+
+#[test]
+fn the_receive_maximum_does_not_count_earlier_connections() {
+    // Section 4.9: neither send quota nor Receive Maximum is preserved across connections.
+    let mut rig = Rig::limited(|limits| limits.receive_maximum = 2);
+    let id = rig.join(client("p").kept());
+    rig.publish(id, "t", "1", 2, 1);
+    rig.publish(id, "t", "2", 2, 2);
+    rig.lose(id);
+    let id = rig.join(client("p").kept());
+    rig.publish(id, "t", "3", 2, 3);
+    rig.publish(id, "t", "4", 2, 4);
+    assert_eq!(rig.take(id), ["PUBREC #3 0x10", "PUBREC #4 0x10"]);
+    rig.ack(id, 0x62, 3);
+    rig.publish(id, "t", "5", 2, 5);
+    assert_eq!(rig.take(id), ["PUBCOMP #3", "PUBREC #5 0x10"]);
+    rig.publish(id, "t", "6", 2, 6);
+    assert_eq!(rig.take(id), ["DISCONNECT 0x93"]);
+}
+
+#[test]
+fn an_answer_larger_than_the_client_takes_is_not_sent() {
+    // [MQTT-3.1.2-24]
+    let mut rig = Rig::new();
+    let mut small = client("s");
+    small.properties.maximum_packet_size = Some(40);
+    let id = rig.join(small);
+    let filters: Vec<(String, u8)> = (0..60).map(|at| (format!("t/{at}"), 0)).collect();
+    let filters: Vec<(&str, u8)> = filters.iter().map(|(filter, qos)| (filter.as_str(), *qos)).collect();
+    rig.subscribe_with(id, &filters, &[]);
+    assert_eq!(rig.take(id), ["DISCONNECT 0x95"]);
+}
+
+#[test]
+fn what_expires_before_it_was_ever_sent_is_dropped() {
+    // [MQTT-3.3.2-5]
+    let mut rig = Rig::limited(|limits| limits.backlog_bytes_max = 10);
+    let subscriber = rig.join(client("s"));
+    rig.subscribe(subscriber, "t", 1);
+    let publisher = rig.join(client("p"));
+    rig.stall(subscriber);
+    rig.publish(publisher, "t", "fills the backlog", 1, 1);
+    rig.publish_with(publisher, "t", "short-lived", 0b10, 2, &[0x02, 0, 0, 0, 1]);
+    rig.advance(Duration::from_secs(5));
+    rig.drain(subscriber);
+    assert_eq!(rig.take(subscriber), ["PUBLISH t fills the backlog q1 #1"]);
+    assert_eq!(rig.core.counters().dropped.expired, 1);
+}

@@ -191,3 +191,148 @@ fn a_message_for_many_is_stored_once_and_goes_with_the_last() {
     }
     assert!(rig.out.store.is_empty());
 }
+
+#[test]
+fn an_inbound_identifier_is_free_again_though_its_connection_is_gone() {
+    // [MQTT-4.3.3-8]: what is acknowledged later was kept.
+    let (mut rig, publisher, subscriber) = held();
+    rig.out.store.set_failing(true);
+    rig.publish(publisher, "t", "x", 2, 1);
+    rig.lose(publisher);
+    rig.commit(10);
+    rig.out.store.set_failing(false);
+    let publisher = rig.connect(client("p").kept());
+    rig.commit(10);
+    rig.publish_with(publisher, "t", "x", 0b1100, 1, &[]);
+    rig.commit(10);
+    rig.commit(10);
+    assert_eq!(rig.take(publisher), ["CONNACK present", "PUBREC #1"]);
+    assert_eq!(rig.take(subscriber), ["PUBLISH t x q2 #2"]);
+}
+
+#[test]
+fn an_outgoing_identifier_that_could_not_be_kept_does_not_lose_its_message() {
+    let mut rig = Rig::durable();
+    let subscriber = rig.join(client("s").kept());
+    rig.subscribe(subscriber, "t", 2);
+    rig.lose(subscriber);
+    let publisher = rig.join(client("p").kept());
+    rig.publish(publisher, "t", "x", 2, 1);
+    assert_eq!(rig.take(publisher), ["PUBREC #1"]);
+    let subscriber = rig.connect(client("s").kept());
+    assert_eq!(rig.take(subscriber), ["CONNACK present", "PUBLISH t x q2 #1"]);
+    // The same with a store that fails in between.
+    rig.ack(subscriber, 0x50, 1);
+    rig.ack(subscriber, 0x70, 1);
+    rig.take(subscriber);
+    rig.lose(subscriber);
+    rig.publish(publisher, "t", "y", 2, 2);
+    let subscriber = rig.connect(client("s").kept());
+    rig.take(subscriber);
+    rig.lose(subscriber);
+    rig.out.store.hold();
+    let subscriber = rig.connect(client("s").kept());
+    rig.commit(10);
+    rig.take(subscriber);
+    rig.commit(10);
+    rig.out.store.set_failing(true);
+    rig.publish(publisher, "t", "z", 1, 3);
+    rig.out.store.set_failing(false);
+    rig.advance(std::time::Duration::from_secs(2));
+    rig.commit(10);
+    assert!(rig.closing(subscriber).is_none());
+}
+
+#[test]
+fn pubrel_waits_until_pubrec_is_written_down_whatever_it_takes() {
+    // [MQTT-4.3.3-6]
+    let (mut rig, publisher, subscriber) = held();
+    rig.publish(publisher, "t", "x", 2, 1);
+    rig.commit(10);
+    rig.commit(10);
+    rig.take(subscriber);
+    rig.out.store.set_failing(true);
+    rig.ack(subscriber, 0x50, 1);
+    rig.commit(10);
+    assert!(rig.take(subscriber).is_empty());
+    rig.out.store.set_failing(false);
+    rig.advance(std::time::Duration::from_secs(2));
+    rig.commit(10);
+    assert_eq!(rig.take(subscriber), ["PUBREL #1"]);
+}
+
+#[test]
+fn a_retained_message_is_seen_only_once_it_is_safe() {
+    let (mut rig, publisher, _) = held();
+    rig.publish_with(publisher, "state", "x", 0b011, 1, &[]);
+    let early = rig.join(client("early"));
+    rig.subscribe_with(early, &[("state", 0)], &[]);
+    assert_eq!(rig.take(early), ["SUBACK #1 0"]);
+    rig.commit(10);
+    let late = rig.join(client("late"));
+    rig.subscribe_with(late, &[("state", 0)], &[]);
+    assert_eq!(rig.take(late), ["SUBACK #1 0", "PUBLISH state x retain"]);
+    // One that could not be kept never is.
+    rig.out.store.set_failing(true);
+    rig.publish_with(publisher, "state", "lost", 0b011, 2, &[]);
+    rig.commit(10);
+    let later = rig.join(client("later"));
+    rig.subscribe_with(later, &[("state", 0)], &[]);
+    assert_eq!(rig.take(later), ["SUBACK #1 0", "PUBLISH state x retain"]);
+}
+
+#[test]
+fn a_copy_that_waits_is_withdrawn_with_its_message() {
+    let mut rig = Rig::durable();
+    let mut narrow = client("s").kept();
+    narrow.properties.receive_maximum = 1;
+    let subscriber = rig.join(narrow);
+    rig.subscribe(subscriber, "t", 1);
+    let publisher = rig.join(client("p"));
+    rig.publish(publisher, "t", "1", 1, 1);
+    rig.take(subscriber);
+    rig.out.store.set_failing(true);
+    rig.publish(publisher, "t", "2", 1, 2);
+    assert_eq!(rig.take(publisher), ["PUBACK #1", "PUBACK #2 0x97"]);
+    rig.out.store.set_failing(false);
+    rig.puback(subscriber, 1);
+    assert!(rig.take(subscriber).is_empty());
+}
+
+#[test]
+fn a_session_that_gives_up_its_expiry_leaves_nothing_in_the_store() {
+    let mut rig = Rig::durable();
+    let subscriber = rig.join(client("s").kept());
+    rig.subscribe(subscriber, "t", 1);
+    rig.lose(subscriber);
+    let publisher = rig.join(client("p"));
+    for at in 1..=5 {
+        rig.publish(publisher, "t", "x", 1, at);
+    }
+    assert_eq!(rig.out.store.len(), 5);
+    let mut short = client("s").kept();
+    short.properties.session_expiry_interval = None;
+    let subscriber = rig.join(short);
+    rig.puback(subscriber, 1);
+    assert_eq!(rig.out.store.len(), 4);
+    rig.lose(subscriber);
+    assert!(rig.out.store.is_empty());
+}
+
+#[test]
+fn a_will_of_a_connect_that_was_refused_is_not_published() {
+    let mut rig = Rig::durable();
+    let watcher = rig.join(client("watcher"));
+    rig.subscribe(watcher, "will", 0);
+    rig.out.store.set_failing(true);
+    let will = lockgate::codec::Will {
+        qos: lockgate::types::QoS::AtMostOnce,
+        retain: false,
+        properties: lockgate::codec::WillProperties::default(),
+        topic: "will",
+        payload: b"",
+    };
+    let id = rig.connect(crate::rig::Client { will: Some(will), ..client("a").kept() });
+    assert_eq!(rig.take(id), ["CONNACK 0x97"]);
+    assert!(rig.take(watcher).is_empty());
+}

@@ -76,3 +76,24 @@ fn retained_messages_stay_within_their_limits() {
     assert_eq!(rig.take(id), ["PUBACK #1 0x10", "PUBACK #2 0x97"]);
     assert_eq!(rig.core.counters().dropped.retained_full, 1);
 }
+
+#[test]
+fn too_many_filters_in_one_unsubscribe_end_the_connection() {
+    let mut rig = Rig::limited(|limits| limits.filters_per_subscribe_max = 2);
+    let id = rig.join(client("s"));
+    rig.send_bytes(id, b"\xA2\x0c\x00\x01\x00\x00\x01a\x00\x01b\x00\x01c");
+    assert_eq!(rig.take(id), ["DISCONNECT 0x97"]);
+}
+
+#[test]
+fn limits_hold_as_connack_told_them() {
+    let mut rig = Rig::new();
+    let id = rig.join(client("p"));
+    let limits =
+        lockgate::broker::Limits { topic_alias_max: 0, receive_maximum: 1, ..lockgate::broker::Limits::default() };
+    rig.core.configure(limits, std::sync::Arc::new(lockgate::auth::Acl::open()));
+    rig.publish_with(id, "t", "x", 0, 0, &[0x23, 0, 5]);
+    rig.publish(id, "t", "1", 2, 1);
+    rig.publish(id, "t", "2", 2, 2);
+    assert_eq!(rig.take(id), ["PUBREC #1 0x10", "PUBREC #2 0x10"]);
+}

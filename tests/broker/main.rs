@@ -1,6 +1,12 @@
 //! The engine's behaviour, in virtual time and without a socket. Each test names the statement of
 //! MQTT 5.0 (or of 3.1.1, where it says so) that it proves.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the world"
+)]
+
 #[path = "../support/describe.rs"]
 mod describe;
 mod rig;

@@ -146,3 +146,68 @@ fn no_retained_copy_comes_after_a_newer_live_message() {
     let of_99: Vec<String> = rig.take(id).into_iter().filter(|text| text.contains("t/099")).collect();
     assert_eq!(of_99, ["PUBLISH t/099 live"]);
 }
+
+#[test]
+fn a_live_message_voids_the_retained_copy_that_waits() {
+    // design section 2: no retained copy arrives after a newer live one, however narrow the window.
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    for topic in ["a", "b"] {
+        rig.publish_with(publisher, topic, "old", 0b011, 1, &[]);
+    }
+    let mut narrow = client("s");
+    narrow.properties.receive_maximum = 1;
+    let id = rig.join(narrow);
+    rig.subscribe_with(id, &[("#", 1)], &[]);
+    assert_eq!(rig.take(id), ["SUBACK #1 1", "PUBLISH a old q1 #1 retain"]);
+    rig.publish(publisher, "b", "live", 0, 0);
+    rig.puback(id, 1);
+    assert_eq!(rig.take(id), ["PUBLISH b live"]);
+}
+
+#[test]
+fn a_scan_that_a_disconnect_cut_off_goes_on_with_the_session() {
+    let mut rig = Rig::limited(|limits| limits.slice = 2);
+    let publisher = rig.join(client("p"));
+    for at in 0..6 {
+        rig.publish_with(publisher, &format!("t/{at}"), "x", 0b011, 1, &[]);
+    }
+    let narrow = || {
+        let mut narrow = client("s").kept();
+        narrow.properties.receive_maximum = 1;
+        narrow
+    };
+    let mut id = rig.join(narrow());
+    rig.subscribe_with(id, &[("#", 1)], &[]);
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 0..20 {
+        rig.advance(Duration::from_millis(1));
+        for text in rig.take(id).iter().filter(|text| text.starts_with("PUBLISH")) {
+            seen.insert(text.split(' ').nth(1).unwrap().to_owned());
+            rig.puback(id, text.split('#').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap());
+        }
+        if round == 2 {
+            rig.lose(id);
+            id = rig.connect(narrow());
+        }
+    }
+    assert_eq!(seen.len(), 6, "{seen:?}");
+}
+
+#[test]
+fn subscribing_again_and_again_keeps_one_scan() {
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    for at in 0..50 {
+        rig.publish_with(publisher, &format!("t/{at}"), "x", 0b011, 1, &[]);
+    }
+    let mut narrow = client("s");
+    narrow.properties.receive_maximum = 1;
+    let id = rig.join(narrow);
+    for _ in 0..500 {
+        rig.subscribe_with(id, &[("#", 1), ("#", 1)], &[]);
+    }
+    // What waits is one copy of each at the most, not five hundred.
+    let (page, _) = rig.core.sessions(0, 100);
+    assert!(page.iter().all(|session| session.queued_messages <= 60), "{page:?}");
+}

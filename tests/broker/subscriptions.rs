@@ -159,3 +159,16 @@ fn a_shared_subscription_gives_each_message_to_one_member_in_turn() {
     }
     assert_eq!(rig.take(members[1]).len() + rig.take(members[2]).len(), 4);
 }
+
+#[test]
+fn a_shared_subscription_passes_over_who_may_not_read() {
+    let mut rig = Rig::with_acl("user a\ntopic read t/a/#\nuser b\ntopic read t/#\nuser p\ntopic write #\n");
+    let (a, b) = (rig.join(client("a")), rig.join(client("b")));
+    rig.subscribe(a, "$share/g/t/#", 0);
+    rig.subscribe(b, "$share/g/t/#", 0);
+    let publisher = rig.join(client("p"));
+    for _ in 0..4 {
+        rig.publish(publisher, "t/b", "x", 0, 0);
+    }
+    assert_eq!((rig.take(a).len(), rig.take(b).len()), (0, 4));
+}

@@ -122,3 +122,15 @@ fn a_will_can_be_retained() {
     rig.subscribe_with(late, &[("will", 0)], &[]);
     assert_eq!(rig.take(late), ["SUBACK #1 0", "PUBLISH will gone retain"]);
 }
+
+#[test]
+fn a_will_that_says_it_is_utf_8_has_to_be() {
+    // Section 3.1.3.2.3: 0x99
+    let mut rig = Rig::new();
+    let mut bad = with_will("a", 0);
+    let will = bad.will.as_mut().unwrap();
+    will.properties.payload_is_utf8 = true;
+    will.payload = &[0xFF];
+    let id = rig.connect(bad);
+    assert_eq!(rig.take(id), ["CONNACK 0x99"]);
+}

@@ -148,11 +148,10 @@ fn inconsistent_sites_are_one_clear_sentence_each() {
 fn expired_ca_and_server_are_told() {
     let site = Site::new(&[]);
     let now = time::OffsetDateTime::now_utc();
-    use lockgate::pki::{Authority, KeyType, Lifetimes, ServerName};
-    let lifetimes = Lifetimes { ca_days: 10, leaf_days: 5 };
+    use lockgate::pki::{Authority, KeyType, ServerName};
     let past = now - time::Duration::days(30);
-    let (_, ca) = Authority::create("old", KeyType::EcdsaP256, lifetimes, past).unwrap();
-    let (live, _) = Authority::create("live", KeyType::EcdsaP256, lifetimes, now).unwrap();
+    let (_, ca) = Authority::create("old", KeyType::EcdsaP256, 10, past).unwrap();
+    let (live, _) = Authority::create("live", KeyType::EcdsaP256, 10, now).unwrap();
     let names = [ServerName::parse("localhost").unwrap()];
     let server = live.issue_server("old", &names, KeyType::EcdsaP256, 5, past).unwrap();
     let (crt, key) = (site.text("pki/ca.crt"), site.text("pki/ca.key"));

@@ -1,5 +1,11 @@
 //! The command line with the real binary: what it makes, what it refuses, and what it leaves behind.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the world"
+)]
+
 #[path = "../support/describe.rs"]
 mod describe;
 #[path = "../support/mqtt.rs"]

@@ -8,7 +8,7 @@ use lockgate::codec::Version;
 use crate::mqtt::Raw;
 use crate::site::{Broker, Site, eventually};
 
-fn login<'a>(password: &'a str) -> Option<(&'static str, &'a str)> {
+fn login(password: &str) -> Option<(&'static str, &str)> {
     Some(("device1", password))
 }
 

@@ -2,6 +2,12 @@
 //! paho-mqtt, MQTT.js and rumqttc, at all three security levels. `tests/run` installs them; one that
 //! is missing is an error.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and may look at the world"
+)]
+
 #[path = "../support/describe.rs"]
 mod describe;
 #[path = "../support/mqtt.rs"]

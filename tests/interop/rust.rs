@@ -57,26 +57,27 @@ async fn rumqttc_speaks_3_1_1_at_every_level() {
             let (publisher, mut publishing) = AsyncClient::new(options("rust-pub"), 20);
             let mut sent = 0;
             let mut seen = Vec::new();
-            loop {
-                tokio::select! {
-                    event = events.poll() => match event.unwrap() {
-                        Event::Incoming(Packet::SubAck(_)) => {
-                            for (qos, size) in [(QoS::AtMostOnce, 5), (QoS::AtLeastOnce, LARGE), (QoS::ExactlyOnce, 7)] {
-                                publisher.publish(format!("rust/{}", qos as u8), qos, false, vec![7; size]).await.unwrap();
-                                sent += 1;
-                            }
+            // A poll that is dropped half-way would connect anew: each has a task of its own.
+            let publishing = tokio::spawn(async move { while publishing.poll().await.is_ok() {} });
+            let seen = loop {
+                match events.poll().await.unwrap() {
+                    Event::Incoming(Packet::SubAck(_)) => {
+                        for (qos, size) in [(QoS::AtMostOnce, 5), (QoS::AtLeastOnce, LARGE), (QoS::ExactlyOnce, 7)] {
+                            publisher.publish(format!("rust/{}", qos as u8), qos, false, vec![7; size]).await.unwrap();
+                            sent += 1;
                         }
-                        Event::Incoming(Packet::Publish(publish)) => {
-                            seen.push((publish.topic, publish.qos as u8, publish.payload.len()));
-                            if seen.len() == sent {
-                                break seen;
-                            }
+                    }
+                    Event::Incoming(Packet::Publish(publish)) => {
+                        seen.push((publish.topic, publish.qos as u8, publish.payload.len()));
+                        if seen.len() == sent {
+                            break seen;
                         }
-                        _ => {}
-                    },
-                    event = publishing.poll() => { event.unwrap(); }
+                    }
+                    _ => {}
                 }
-            }
+            };
+            publishing.abort();
+            seen
         };
         let mut seen = tokio::time::timeout(2 * PATIENCE, work).await.unwrap_or_else(|_| panic!("{}", broker.log()));
         seen.sort();
@@ -109,25 +110,26 @@ async fn rumqttc_speaks_5_at_every_level() {
         let work = async {
             let (publisher, mut publishing) = AsyncClient::new(options("rust-pub"), 20);
             let mut seen = Vec::new();
-            loop {
-                tokio::select! {
-                    event = events.poll() => match event.unwrap() {
-                        Event::Incoming(Packet::SubAck(_)) => {
-                            for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
-                                publisher.publish(format!("rust/{}", qos as u8), qos, true, "hello").await.unwrap();
-                            }
+            // A poll that is dropped half-way would connect anew: each has a task of its own.
+            let publishing = tokio::spawn(async move { while publishing.poll().await.is_ok() {} });
+            let seen = loop {
+                match events.poll().await.unwrap() {
+                    Event::Incoming(Packet::SubAck(_)) => {
+                        for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+                            publisher.publish(format!("rust/{}", qos as u8), qos, true, "hello").await.unwrap();
                         }
-                        Event::Incoming(Packet::Publish(publish)) => {
-                            seen.push((String::from_utf8(publish.topic.to_vec()).unwrap(), publish.qos as u8));
-                            if seen.len() == 3 {
-                                break seen;
-                            }
+                    }
+                    Event::Incoming(Packet::Publish(publish)) => {
+                        seen.push((String::from_utf8(publish.topic.to_vec()).unwrap(), publish.qos as u8));
+                        if seen.len() == 3 {
+                            break seen;
                         }
-                        _ => {}
-                    },
-                    event = publishing.poll() => { event.unwrap(); }
+                    }
+                    _ => {}
                 }
-            }
+            };
+            publishing.abort();
+            seen
         };
         let mut seen = tokio::time::timeout(2 * PATIENCE, work).await.unwrap_or_else(|_| panic!("{}", broker.log()));
         seen.sort();
