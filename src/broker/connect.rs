@@ -288,10 +288,7 @@ impl Core {
 
     fn cancel_session_timers(&mut self, at: u32) {
         let session = &mut self.sessions[at as usize];
-        let (expires, will_due, retry) = (session.expires.take(), session.will_due.take(), session.retry.take());
-        if let Some(at_retry) = retry {
-            self.timers.cancel(at_retry, Timer::Retry(at));
-        }
+        let (expires, will_due) = (session.expires.take(), session.will_due.take());
         if let Some(expires) = expires {
             self.timers.cancel(expires, Timer::SessionExpiry(at));
         }
@@ -306,6 +303,9 @@ impl Core {
         self.cancel_session_timers(at);
         self.publish_will(now, at, out);
         let session = self.sessions.remove(at as usize);
+        if let Some(due) = session.retry {
+            self.timers.cancel(due, Timer::Retry(at));
+        }
         self.by_client.remove(&session.client);
         for filter in session.subscriptions.keys() {
             self.index.remove(Filter::from_parsed(filter), at);

@@ -67,12 +67,14 @@ impl Target {
 #[derive(Default, Debug)]
 struct Frames {
     frame: PublishFrame,
-    key: Option<(Version, QoS, bool, bool, Identifiers)>,
+    key: Option<(MessageId, Version, QoS, bool, bool, Identifiers)>,
 }
 
 /// What a PUBLISH is encoded from, whether the message is kept or passes through.
 #[derive(Clone, Copy)]
 struct View<'a> {
+    /// Zero for one that passes through.
+    id: MessageId,
     topic: &'a str,
     forwarded: &'a [u8],
     payload: Payload<'a>,
@@ -82,6 +84,7 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn of(message: &'a Message, now: Instant) -> View<'a> {
         View {
+            id: message.id,
             topic: &message.topic,
             forwarded: &message.forwarded,
             payload: Payload::Shared(&message.payload),
@@ -104,10 +107,9 @@ impl Frames {
         dup: bool,
         identifiers: &Identifiers,
     ) -> &mut PublishFrame {
-        let same = self
-            .key
-            .as_ref()
-            .is_some_and(|(v, q, r, d, ids)| (*v, *q, *r, *d) == (version, qos, retain, dup) && ids == identifiers);
+        let same = self.key.as_ref().is_some_and(|(id, v, q, r, d, ids)| {
+            (*id, *v, *q, *r, *d) == (view.id, version, qos, retain, dup) && ids == identifiers
+        });
         if !same {
             self.frame.encode(&PublishHead {
                 version,
@@ -121,7 +123,7 @@ impl Frames {
                 forwarded: view.forwarded,
                 payload_len: view.payload.as_slice().len(),
             });
-            self.key = Some((version, qos, retain, dup, identifiers.clone()));
+            self.key = Some((view.id, version, qos, retain, dup, identifiers.clone()));
         }
         &mut self.frame
     }
@@ -323,6 +325,7 @@ impl Core {
         if qos == QoS::AtMostOnce && hold.is_none() {
             if let Some(connection) = connection {
                 let view = View {
+                    id: MessageId(0),
                     topic: incoming.topic.as_str(),
                     forwarded: incoming.forwarded,
                     payload: Payload::Borrowed(incoming.payload),
