@@ -15,7 +15,7 @@ use super::{api, socket};
 
 #[derive(Debug, Error)]
 pub enum CallError {
-    #[error("no broker runs on the data folder {0}")]
+    #[error("no broker is running here (its data folder is {0}); start it with `lockgate serve`")]
     NotRunning(String),
     #[error("the broker that runs on {0} belongs to another user: try as root, or as that user")]
     NotAllowed(String),

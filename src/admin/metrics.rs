@@ -48,16 +48,23 @@ impl Snapshot {
     fn new(report: &ShardReport, rows: &[ClientRow], stats: &Stats, site: &Site, now: OffsetDateTime) -> Snapshot {
         let counters = &report.counters;
         let dropped = counters.dropped;
-        let refused: BTreeMap<&'static str, u64> = stats.refused();
+        let mut refused: BTreeMap<&'static str, u64> = stats.refused();
+        refused.extend([
+            ("another-identitys-session", counters.refused.not_owner),
+            ("will", counters.refused.will),
+            ("sessions-max", counters.refused.sessions_full),
+            ("shutting-down", counters.refused.shutting_down),
+        ]);
         let directions = [("received", counters.publishes_received), ("sent", counters.publishes_sent)];
-        let by_qos: Series = directions
-            .iter()
-            .flat_map(|(direction, counts)| {
-                counts.iter().enumerate().map(|(qos, count)| {
-                    (vec![("direction", (*direction).to_owned()), ("qos", qos.to_string())], *count as f64)
-                })
-            })
-            .collect();
+        let by_qos = |directions: &[(&str, [u64; 3])]| -> Series {
+            let pairs = directions.iter().flat_map(|(direction, counts)| {
+                counts.iter().enumerate().map(|(qos, count)| (*direction, qos.to_string(), *count as f64))
+            });
+            pairs
+                .map(|(direction, qos, count)| (vec![("direction", direction.to_owned()), ("qos", qos)], count))
+                .collect()
+        };
+        let bytes = [("received", counters.publish_bytes_received), ("sent", counters.publish_bytes_sent)];
         let labelled = |label: &'static str, values: &[(&str, u64)]| -> Series {
             values.iter().map(|(name, value)| (vec![(label, (*name).to_owned())], *value as f64)).collect()
         };
@@ -80,15 +87,8 @@ impl Snapshot {
                     "Connections refused, by reason",
                     refused.iter().map(|(kind, count)| (vec![("reason", (*kind).to_owned())], *count as f64)).collect(),
                 ),
-                ("lockgate_messages", "PUBLISH packets by direction and QoS", by_qos),
-                (
-                    "lockgate_payload_bytes",
-                    "Payload bytes by direction",
-                    labelled(
-                        "direction",
-                        &[("received", counters.publish_bytes_received), ("sent", counters.publish_bytes_sent)],
-                    ),
-                ),
+                ("lockgate_messages", "PUBLISH packets by direction and QoS", by_qos(&directions)),
+                ("lockgate_payload_bytes", "Payload bytes by direction and QoS", by_qos(&bytes)),
                 (
                     "lockgate_network_bytes",
                     "MQTT bytes by direction, without TLS",

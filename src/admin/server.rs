@@ -283,6 +283,8 @@ pub fn serve_public(
 
 /// Connections to `metrics.address` at once: what is open to the network has a bound.
 const OBSERVERS_MAX: usize = 32;
+/// How long one of them may last: a scrape takes milliseconds.
+const OBSERVER_LIFE: Duration = Duration::from_secs(10);
 
 struct Bounded {
     socket: tokio::net::TcpListener,
@@ -296,7 +298,7 @@ impl axum::serve::Listener for Bounded {
     async fn accept(&mut self) -> (Placed, SocketAddr) {
         let place = self.places.clone().acquire_owned().await.expect("never closed");
         let (stream, peer) = axum::serve::Listener::accept(&mut self.socket).await;
-        (Placed { stream, _place: place }, peer)
+        (Placed { stream, deadline: Box::pin(tokio::time::sleep(OBSERVER_LIFE)), _place: place }, peer)
     }
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -307,6 +309,7 @@ impl axum::serve::Listener for Bounded {
 /// A connection that holds its place.
 struct Placed {
     stream: tokio::net::TcpStream,
+    deadline: Pin<Box<tokio::time::Sleep>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -316,6 +319,10 @@ impl AsyncRead for Placed {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        // Whoever holds a place without a question gives it up.
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -18,7 +18,7 @@ pub struct DataLock {
 
 #[derive(Debug, Error)]
 pub enum DataLockError {
-    #[error("another broker runs on the data folder {}; stop it, or give this one its own `data:`", .0.display())]
+    #[error("another broker runs on the data folder {}: see `lockgate status`; a second one needs its own `data:`", .0.display())]
     Taken(PathBuf),
     #[error("cannot use the data folder {}: {error}", .path.display())]
     Io { path: PathBuf, error: io::Error },

@@ -65,6 +65,8 @@ pub struct Decision {
 pub enum AclError {
     #[error("line {line}: {word:?} is not one of user, topic and pattern")]
     Keyword { line: u32, word: String },
+    #[error("line {line}: {word:?} is not one of read, write, readwrite and deny")]
+    Access { line: u32, word: String },
     #[error("line {line}: nothing follows {word:?}")]
     Incomplete { line: u32, word: &'static str },
     #[error("line {line}: {topic:?} is no topic filter: {error}")]
@@ -164,6 +166,11 @@ impl Acl {
         }
     }
 
+    /// Users that have lines of their own.
+    pub fn users(&self) -> impl Iterator<Item = &str> {
+        self.users.keys().map(|name| &**name)
+    }
+
     fn own(&self, subject: Subject<'_>) -> &[Rule] {
         match subject.identity {
             Some(name) => self.users.get(name).map_or(&[], Vec::as_slice),
@@ -179,7 +186,9 @@ fn rule(line: u32, rest: &str, pattern: bool) -> Result<Rule, AclError> {
         Some(("write", topic)) => (Access::Write, topic.trim()),
         Some(("readwrite", topic)) => (Access::ReadWrite, topic.trim()),
         Some(("deny", topic)) => (Access::Deny, topic.trim()),
-        _ => (Access::ReadWrite, rest),
+        // A topic with a space in it needs its access before it: a misspelt `deny` must not allow.
+        Some((word, _)) => return Err(AclError::Access { line, word: word.to_owned() }),
+        None => (Access::ReadWrite, rest),
     };
     if topic.is_empty() || (rest == topic && matches!(rest, "read" | "write" | "readwrite" | "deny")) {
         return Err(AclError::Incomplete { line, word });
@@ -373,6 +382,9 @@ mod tests {
         let errors = Acl::parse("topics a\nuser\ntopic read\ntopic read a/#/b\n").unwrap_err();
         assert_eq!(errors.len(), 4);
         assert!(errors[3].to_string().starts_with("line 4: "), "{}", errors[3]);
+        let errors = Acl::parse("pattern reedwrite #\ntopic denny secret/#\ntopic read my topic/x\n").unwrap_err();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors[1].to_string().contains("\"denny\" is not one of read, write"), "{}", errors[1]);
     }
 
     fn filter_text() -> impl Strategy<Value = String> {

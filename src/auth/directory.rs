@@ -93,8 +93,19 @@ impl Directory {
         self.passwords.get(&self.names[at as usize])
     }
 
+    /// The hash that takes longest to check: a wrong attempt at a quicker one is made to take as long,
+    /// so that a slow answer does not say that the name exists.
+    pub fn dearest(&self) -> Option<&PasswordHash> {
+        self.passwords.values().max_by_key(|hash| hash.work())
+    }
+
     pub fn min_level(&self, identity: &Identity) -> Level {
         self.min_levels.get(identity).copied().unwrap_or_default()
+    }
+
+    /// Those for whom a minimum level is set.
+    pub fn min_levels(&self) -> impl Iterator<Item = &Identity> {
+        self.min_levels.keys()
     }
 
     /// Whose a certificate of our own CA is, by its serial number; `None`: it is not current.

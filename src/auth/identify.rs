@@ -92,6 +92,8 @@ pub enum Refusal {
     PasswordWithoutUserName,
     WrongPassword {
         user_name: String,
+        /// For the log alone: the peer is told the same either way, as fast.
+        exists: bool,
     },
     /// Too many wrong attempts, before any hashing.
     Throttled {
@@ -155,7 +157,7 @@ impl fmt::Display for Refusal {
             Refusal::CertificateNotCurrent { serial } => {
                 f.write_str("its certificate (serial ")?;
                 serial.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-                f.write_str(") is not current in the ledger: it was removed or replaced; make a new one with `lockgate client add`")
+                f.write_str(") is not current in the ledger: it was removed or replaced; a new one comes with `lockgate client add`")
             }
             Refusal::CertificateWithoutName => f.write_str("its certificate has no common name"),
             Refusal::CertificateName { name } => {
@@ -171,8 +173,9 @@ impl fmt::Display for Refusal {
                 "it sent no user name and no certificate, and this listener does not allow anonymous clients",
             ),
             Refusal::PasswordWithoutUserName => f.write_str("it sent a password without a user name"),
-            Refusal::WrongPassword { user_name } => {
-                write!(f, "wrong password, or no such user, for {:?}", cut(user_name))
+            Refusal::WrongPassword { user_name, exists } => {
+                let what = if *exists { "wrong password for" } else { "there is no user" };
+                write!(f, "{what} {:?}", cut(user_name))
             }
             Refusal::Throttled { seconds, by: ThrottledBy::Address } => {
                 write!(f, "too many wrong passwords from its address; next attempt in {seconds} s")

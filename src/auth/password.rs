@@ -92,6 +92,11 @@ impl PasswordHash {
         Ok(PasswordHash { params, salt, hash })
     }
 
+    /// A measure of how long a check takes.
+    pub fn work(&self) -> u64 {
+        u64::from(self.params.m_cost()) * u64::from(self.params.t_cost())
+    }
+
     /// Slow on purpose: call it where nothing else waits.
     pub fn verify(&self, password: &[u8]) -> bool {
         let mut computed = Zeroizing::new(vec![0; self.hash.len()]);

@@ -112,13 +112,24 @@ impl Core {
 
     /// A newer change of the topic that committed before wins.
     fn retain_committed(&mut self, topic: &str, change: MessageId, message: Option<Arc<Message>>) {
-        let Some(&newest) = self.retained_pending.get(topic) else { return };
-        if newest == change {
-            self.retained_pending.remove(topic);
-        }
+        let Some(pending) = self.retained_pending.get_mut(topic) else { return };
+        let newer_done = pending.done > change;
+        pending.done = pending.done.max(change);
+        self.retain_answered(topic);
         match message {
+            _ if newer_done => {}
             Some(message) => self.retained.set(message),
             None => drop(self.retained.clear(Topic::from_parsed(topic))),
+        }
+    }
+
+    /// One change of a topic's retained message less to wait for.
+    fn retain_answered(&mut self, topic: &str) {
+        if let Some(pending) = self.retained_pending.get_mut(topic) {
+            pending.changes -= 1;
+            if pending.changes == 0 {
+                self.retained_pending.remove(topic);
+            }
         }
     }
 
@@ -159,22 +170,24 @@ impl Core {
                 Waiting::Release(client, packet_id) => {
                     if let Some(&at) = self.by_client.get(&client) {
                         let outgoing = &mut self.sessions[at as usize].outgoing;
-                        if let Some(found) = outgoing.find(packet_id) {
-                            outgoing.inflight[found].unkept = true;
+                        // Another session may have the identifier by now.
+                        if let Some(entry) = outgoing.held_mut(packet_id, ticket) {
+                            entry.unkept = true;
+                            self.retry_later(now, at);
                         }
-                        self.retry_later(now, at);
                     }
                 }
                 // The message is safe, only its identifier is not: it goes back to where it was.
                 Waiting::Sent(client, packet_id) => {
                     if let Some(&at) = self.by_client.get(&client) {
                         let outgoing = &mut self.sessions[at as usize].outgoing;
-                        if let Some(found) = outgoing.find(packet_id) {
+                        if outgoing.held_mut(packet_id, ticket).is_some() {
+                            let found = outgoing.find(packet_id).expect("found just now");
                             let mut entry = outgoing.remove(found);
                             entry.delivery.hold = None;
                             outgoing.push_front(entry.delivery);
+                            self.retry_later(now, at);
                         }
-                        self.retry_later(now, at);
                     }
                 }
                 Waiting::Inbound(client, packet_id) => {
@@ -195,12 +208,7 @@ impl Core {
                         self.counters.dropped.store_failed += withdrawn as u64;
                     }
                 }
-                Waiting::Retain { topic, change, .. } => {
-                    if self.retained_pending.get(&topic) == Some(&change) {
-                        // Those before it that are still to commit count again.
-                        self.retained_pending.insert(topic, MessageId(0));
-                    }
-                }
+                Waiting::Retain { topic, .. } => self.retain_answered(&topic),
             }
         }
     }
@@ -273,6 +281,15 @@ impl Core {
             if let (Some(entry), Some(message)) = (published, &message) {
                 entry.delivery.body = Body::Here(message.clone());
                 continue;
+            }
+            if message.is_none() {
+                let gone = |entry: &super::session::Inflight| {
+                    entry.state == State::Published
+                        && matches!(entry.delivery.body, Body::Stored(stored) if stored == id)
+                };
+                if let Some(at) = outgoing.inflight.iter().position(gone) {
+                    outgoing.remove(at);
+                }
             }
             let found = |delivery: &&mut super::message::Delivery| matches!(delivery.body, Body::Stored(stored) if stored == id);
             match message {

@@ -10,7 +10,7 @@ use super::change::{Change, StoredWill};
 use super::connection::{Connection, ConnectionId, HeldKind};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
-use super::session::{Outgoing, Permissions, Session};
+use super::session::{Live, Outgoing, Permissions, Session};
 use super::timers::Timer;
 use super::violation::Violation;
 use super::{Core, dialect};
@@ -38,6 +38,9 @@ impl Core {
                 client_id: admission.client.as_str(),
             };
             let topic = Topic::from_parsed(will.topic);
+            if topic.levels().nth(self.options.limits.topic_levels_max).is_some() {
+                return self.refuse(id, admission, ReasonCode::TopicNameInvalid, Closing::WillInvalid, out);
+            }
             if !self.acl.check(subject, Operation::Write, topic).allowed {
                 return self.refuse(id, admission, ReasonCode::NotAuthorized, Closing::WillNotAllowed, out);
             }
@@ -59,6 +62,13 @@ impl Core {
         why: Closing,
         out: &mut impl Outbox,
     ) {
+        let refused = &mut self.counters.refused;
+        match why {
+            Closing::NotOwner => refused.not_owner += 1,
+            Closing::TooManySessions => refused.sessions_full += 1,
+            Closing::ShuttingDown => refused.shutting_down += 1,
+            _ => refused.will += 1,
+        }
         let mut bytes = Vec::new();
         // [MQTT-3.2.2-6]: session present is 0 on a refusal.
         codec::encode(&mut bytes, &Packet::ConnAck(Box::new(ConnAck::new(reason))), admission.connect.version);
@@ -112,6 +122,7 @@ impl Core {
             scans: VecDeque::new(),
             permissions: Permissions::default(),
             in_scanning: false,
+            live: Live::default(),
             stored: false,
             retry: None,
         }) as u32;
@@ -210,6 +221,9 @@ impl Core {
         let keep_alive_secs = self.connection(id).expect("opened above").keep_alive_secs;
         connack.server_keep_alive = (keep_alive_secs != admission.connect.keep_alive).then_some(keep_alive_secs);
         self.acknowledge(id, HeldKind::ConnAck, &Packet::ConnAck(Box::new(connack)), ticket, out);
+        if self.connection(id).is_none() {
+            return;
+        }
         out.note(Note::Connected { connection: id, session_present });
         self.pump(now, session_at, out);
     }
@@ -301,15 +315,18 @@ impl Core {
     /// dropped.
     pub(super) fn end_session(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         self.cancel_session_timers(at);
+        // Its subscriptions first: a will is not for the session that dies.
+        let none = IndexMap::with_hasher(self.hasher.clone());
+        let filters = std::mem::replace(&mut self.sessions[at as usize].subscriptions, none);
+        for filter in filters.keys() {
+            self.index.remove(Filter::from_parsed(filter), at);
+        }
         self.publish_will(now, at, out);
         let session = self.sessions.remove(at as usize);
         if let Some(due) = session.retry {
             self.timers.cancel(due, Timer::Retry(at));
         }
         self.by_client.remove(&session.client);
-        for filter in session.subscriptions.keys() {
-            self.index.remove(Filter::from_parsed(filter), at);
-        }
         if self.options.durable && session.is_durable() {
             let ticket = self.ticket();
             out.persist(ticket, vec![Change::SessionEnded { client: session.client.clone() }]);
@@ -373,6 +390,10 @@ impl Core {
     /// The timer of a keep alive: heard of since, it is set anew [MQTT-3.1.2-22].
     pub(super) fn keep_alive_due(&mut self, now: Instant, index: u32, out: &mut impl Outbox) {
         let Some(connection) = self.connections[index as usize].as_mut() else { return };
+        if !out.is_read(connection.id) {
+            // We do not listen to it: it cannot be late.
+            connection.heard = now;
+        }
         let deadline = connection.heard + keep_alive_deadline(connection.keep_alive_secs);
         if deadline > now {
             connection.keep_alive_set = Some(deadline);

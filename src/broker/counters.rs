@@ -6,13 +6,26 @@ pub struct Counters {
     /// PUBLISH packets by QoS, from and to clients.
     pub publishes_received: [u64; 3],
     pub publishes_sent: [u64; 3],
-    pub publish_bytes_received: u64,
-    pub publish_bytes_sent: u64,
+    pub publish_bytes_received: [u64; 3],
+    pub publish_bytes_sent: [u64; 3],
+    pub refused: Refusals,
     pub dropped: Drops,
     pub acl_denied_publish: u64,
     pub acl_denied_subscribe: u64,
     pub violations: u64,
     pub wills_published: u64,
+}
+
+/// Clients that the gate let in and the engine refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refusals {
+    /// The session belongs to another identity.
+    pub not_owner: u64,
+    /// The will's topic is outside the ACL, too deep, or its payload is not what it says.
+    pub will: u64,
+    /// `sessions-max`.
+    pub sessions_full: u64,
+    pub shutting_down: u64,
 }
 
 /// Messages that were dropped, each cause with a limit that has a name.

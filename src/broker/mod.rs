@@ -14,6 +14,7 @@ mod connect;
 mod connection;
 mod counters;
 mod dialect;
+mod frames;
 mod index;
 mod limits;
 mod message;
@@ -35,7 +36,7 @@ use hashbrown::HashMap;
 
 pub use change::{Change, QueuedFor, StoredWill, Ticket};
 pub use connection::ConnectionId;
-pub use counters::{Counters, Drops, Gauges};
+pub use counters::{Counters, Drops, Gauges, Refusals};
 pub use limits::{Limits, QueuePolicy};
 pub use message::{Message, MessageId};
 pub use outbox::{Admission, Closing, Command, Input, Note, Outbox, Payload};
@@ -75,8 +76,8 @@ pub struct Core {
     by_client: HashMap<ClientId, u32, ahash::RandomState>,
     index: Index,
     retained: Retained,
-    /// The newest change of a topic's retained message that waits for its commit.
-    retained_pending: HashMap<Box<str>, MessageId, ahash::RandomState>,
+    /// Changes of retained messages that wait for their commit.
+    retained_pending: HashMap<Box<str>, RetainedPending, ahash::RandomState>,
     timers: Timers,
     /// Sessions with retained scans to go on with, in turn.
     scanning: VecDeque<u32>,
@@ -86,6 +87,14 @@ pub struct Core {
     counters: Counters,
     scratch: route::Scratch,
     shutting_down: bool,
+}
+
+/// Changes of one topic's retained message that the store has not answered.
+#[derive(Debug)]
+struct RetainedPending {
+    changes: u32,
+    /// The newest that committed.
+    done: MessageId,
 }
 
 impl Core {
@@ -162,7 +171,8 @@ impl Core {
         for _ in 0..self.options.limits.slice {
             let Some(message) = self.retained.expire_one(now) else { break };
             self.counters.dropped.expired += 1;
-            if self.options.durable {
+            // A change under way replaces it in the store anyway.
+            if self.options.durable && !self.retained_pending.contains_key(&*message.topic) {
                 let ticket = self.ticket();
                 out.persist(ticket, vec![Change::RetainedCleared { topic: message.topic.clone() }]);
             }

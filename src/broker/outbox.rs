@@ -106,6 +106,11 @@ pub trait Outbox {
     /// Bytes written for `to` that its socket has not taken.
     fn backlog(&self, to: ConnectionId) -> usize;
 
+    /// Whether what `from` sends is read now; while it is not, its keep alive rests.
+    fn is_read(&self, _from: ConnectionId) -> bool {
+        true
+    }
+
     /// End the connection once what was written has left. No input of this connection comes after.
     fn close(&mut self, to: ConnectionId, why: Closing);
 

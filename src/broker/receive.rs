@@ -41,7 +41,7 @@ impl Core {
     fn publish(&mut self, now: Instant, id: ConnectionId, publish: &Publish<'_>, out: &mut impl Outbox) {
         let qos = publish.qos;
         self.counters.publishes_received[usize::from(qos.bits())] += 1;
-        self.counters.publish_bytes_received += publish.payload.len() as u64;
+        self.counters.publish_bytes_received[usize::from(qos.bits())] += publish.payload.len() as u64;
         // [MQTT-3.3.4-6]: an identifier is the server's to add.
         if publish.properties.subscription_identifiers().next().is_some() {
             return self.violate(now, id, Violation::SubscriptionIdentifier, out);

@@ -8,15 +8,16 @@ use bytes::Bytes;
 use super::change::{Change, QueuedFor, Ticket};
 use super::commit::Waiting;
 use super::connection::{Connection, ConnectionId};
+use super::frames::{Frames, View};
 use super::index::{Matches, Subscriber};
 use super::limits::QueuePolicy;
-use super::message::{Body, Delivery, Identifiers, Message, MessageId, expires_at, remaining_secs};
+use super::message::{Body, Delivery, Identifiers, Message, MessageId, expires_at};
 use super::outbox::{Note, Outbox, Payload};
-use super::session::{Inflight, LIVE_MAX, State};
-use super::{Core, Counters, permitted};
+use super::session::{Inflight, State};
+use super::{Core, Counters, RetainedPending, permitted};
 use crate::auth::{Operation, Subject};
-use crate::codec::{self, Ack, Packet, PublishFrame, PublishHead, Version};
-use crate::types::{Filter, PacketId, QoS, ReasonCode, Topic};
+use crate::codec::{self, Ack, Packet, PublishFrame};
+use crate::types::{PacketId, QoS, ReasonCode, Topic};
 
 /// A message that comes in, borrowed from where it was read.
 #[derive(Debug)]
@@ -60,72 +61,6 @@ impl Target {
             retain_as_published: subscriber.retain_as_published,
             identifiers: (subscriber.identifier != 0).then_some(subscriber.identifier).into_iter().collect(),
         }
-    }
-}
-
-/// The last PUBLISH encoded: receivers in a row whose bytes agree share it.
-#[derive(Default, Debug)]
-struct Frames {
-    frame: PublishFrame,
-    key: Option<(MessageId, Version, QoS, bool, bool, Identifiers)>,
-}
-
-/// What a PUBLISH is encoded from, whether the message is kept or passes through.
-#[derive(Clone, Copy)]
-struct View<'a> {
-    /// Zero for one that passes through.
-    id: MessageId,
-    topic: &'a str,
-    forwarded: &'a [u8],
-    payload: Payload<'a>,
-    remaining_secs: Option<u32>,
-}
-
-impl<'a> View<'a> {
-    fn of(message: &'a Message, now: Instant) -> View<'a> {
-        View {
-            id: message.id,
-            topic: &message.topic,
-            forwarded: &message.forwarded,
-            payload: Payload::Shared(&message.payload),
-            remaining_secs: message.expires.map(|at| remaining_secs(at, now)),
-        }
-    }
-}
-
-impl Frames {
-    fn reset(&mut self) {
-        self.key = None;
-    }
-
-    fn prepare(
-        &mut self,
-        view: &View<'_>,
-        version: Version,
-        qos: QoS,
-        retain: bool,
-        dup: bool,
-        identifiers: &Identifiers,
-    ) -> &mut PublishFrame {
-        let same = self.key.as_ref().is_some_and(|(id, v, q, r, d, ids)| {
-            (*id, *v, *q, *r, *d) == (view.id, version, qos, retain, dup) && ids == identifiers
-        });
-        if !same {
-            self.frame.encode(&PublishHead {
-                version,
-                qos,
-                retain,
-                dup,
-                topic: view.topic,
-                topic_alias: None,
-                message_expiry_interval: view.remaining_secs,
-                subscription_identifiers: identifiers,
-                forwarded: view.forwarded,
-                payload_len: view.payload.as_slice().len(),
-            });
-            self.key = Some((view.id, version, qos, retain, dup, identifiers.clone()));
-        }
-        &mut self.frame
     }
 }
 
@@ -274,7 +209,8 @@ impl Core {
             (Some(ticket), Some(message)) => {
                 let topic: Box<str> = incoming.topic.as_str().into();
                 let change = message.id;
-                self.retained_pending.insert(topic.clone(), change);
+                let none = RetainedPending { changes: 0, done: MessageId(0) };
+                self.retained_pending.entry(topic.clone()).or_insert(none).changes += 1;
                 self.wait(ticket, Waiting::Retain { topic, change, message: (!clears).then_some(message) });
             }
             (None, Some(message)) => self.retained.set(message),
@@ -299,23 +235,6 @@ impl Core {
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, incoming.topic) {
             return;
         }
-        // What is retained of the topic is older from here on: it is not to come after this.
-        for scan in session.scans.iter_mut().filter(|scan| scan.live.len() < LIVE_MAX) {
-            if Filter::from_parsed(&scan.filter).matches(incoming.topic) {
-                scan.live.insert(incoming.topic.as_str().into());
-            }
-        }
-        let voided = match session.outgoing.scanned {
-            0 => Vec::new(),
-            _ => session.outgoing.remove_queued(|delivery| {
-                delivery.scanned
-                    && matches!(&delivery.body, Body::Here(message) if *message.topic == *incoming.topic.as_str())
-            }),
-        };
-        for delivery in voided {
-            self.dropped(target.session, &delivery, None, out);
-        }
-        let session = &mut self.sessions[target.session as usize];
         let qos = target.qos.min(incoming.qos);
         // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
         let retain = incoming.retain && target.retain_as_published;
@@ -332,14 +251,10 @@ impl Core {
                     remaining_secs: incoming.message_expiry_interval_secs,
                 };
                 let frame = frames.prepare(&view, connection.version, qos, retain, false, &target.identifiers);
-                write_qos_0(
-                    connection,
-                    frame,
-                    view.payload,
-                    &mut self.counters,
-                    self.options.limits.backlog_bytes_max,
-                    out,
-                );
+                let max = self.options.limits.backlog_bytes_max;
+                if write_qos_0(connection, frame, view.payload, &mut self.counters, max, out) {
+                    self.went_past(target.session, incoming.topic, out);
+                }
             }
             return;
         }
@@ -382,6 +297,9 @@ impl Core {
             if durable && qos == QoS::ExactlyOnce {
                 delivery.hold = ticket;
             }
+            if !session.scans.is_empty() {
+                session.live.note(incoming.topic.as_str());
+            }
             let id = outgoing.free_id();
             packet_id = Some(id);
             let held = delivery.hold;
@@ -405,6 +323,9 @@ impl Core {
             if durable && session.connection.is_none() {
                 delivery.body = Body::Stored(delivery.message_id());
             }
+            if !session.scans.is_empty() {
+                session.live.note(incoming.topic.as_str());
+            }
             let message = delivery.message_id();
             session.outgoing.push_queue(delivery);
             match (hold, ticket) {
@@ -415,6 +336,24 @@ impl Core {
         }
         if durable {
             queued.push(QueuedFor { client, qos, packet_id, retain, subscription_identifiers });
+        }
+    }
+
+    /// A live QoS 0 message was written past what waits: what is retained of its topic is older, and
+    /// is not to come after it.
+    fn went_past(&mut self, at: u32, topic: Topic<'_>, out: &mut impl Outbox) {
+        let session = &mut self.sessions[at as usize];
+        if !session.scans.is_empty() {
+            session.live.note(topic.as_str());
+        }
+        if session.outgoing.scanned == 0 {
+            return;
+        }
+        let voided = session.outgoing.remove_queued(|delivery| {
+            delivery.scanned && matches!(&delivery.body, Body::Here(message) if *message.topic == *topic.as_str())
+        });
+        for delivery in voided {
+            self.dropped(at, &delivery, None, out);
         }
     }
 
@@ -568,10 +507,11 @@ impl Core {
             outgoing.pop_queue();
             return true;
         }
-        let durable = self.options.durable && (session.expiry_secs > 0 || session.stored);
         let mut delivery = outgoing.pop_queue().expect("looked at above");
         let packet_id = outgoing.free_id();
         delivery.hold = None;
+        let durable = self.options.durable && session.is_durable();
+        let outgoing = &mut session.outgoing;
         let (qos, message, client) = (delivery.qos, delivery.message_id(), session.client.clone());
         outgoing.inflight.push_back(Inflight {
             packet_id,
@@ -622,6 +562,7 @@ fn open_connection(connections: &mut [Option<Connection>], id: Option<Connection
     connections[id?.index as usize].as_mut().filter(|connection| connection.open)
 }
 
+/// Says whether it was written.
 fn write_qos_0(
     connection: &Connection,
     frame: &PublishFrame,
@@ -629,22 +570,23 @@ fn write_qos_0(
     counters: &mut Counters,
     backlog_bytes_max: usize,
     out: &mut impl Outbox,
-) {
+) -> bool {
     let size = frame.packet_len();
     if size > connection.packet_size_max as usize {
         counters.dropped.too_large += 1;
-        return;
+        return false;
     }
     let backlog = out.backlog(connection.id);
     if backlog > 0 && backlog.saturating_add(size) > backlog_bytes_max {
         counters.dropped.slow_consumer += 1;
-        return;
+        return false;
     }
     count_sent(counters, QoS::AtMostOnce, payload.as_slice().len());
     out.publish(connection.id, frame.bytes(), payload);
+    true
 }
 
 fn count_sent(counters: &mut Counters, qos: QoS, payload_len: usize) {
     counters.publishes_sent[usize::from(qos.bits())] += 1;
-    counters.publish_bytes_sent += payload_len as u64;
+    counters.publish_bytes_sent[usize::from(qos.bits())] += payload_len as u64;
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +34,7 @@ pub(super) struct Session {
     pub(super) permissions: Permissions,
     /// In the core's list of those to scan for.
     pub(super) in_scanning: bool,
+    pub(super) live: Live,
     /// The store knows it: it is told of its end, whatever its expiry has become.
     pub(super) stored: bool,
     /// When what could not be written down is tried again.
@@ -51,13 +52,44 @@ pub(super) struct RetainedScan {
     pub(super) filter: Box<str>,
     pub(super) scan: Scan,
     pub(super) subscription: Subscription,
-    /// Topics that sent a live message since the subscription: what is retained for them is older.
-    pub(super) live: BTreeSet<Box<str>>,
+    /// Live messages that came later void what is retained of their topics.
+    pub(super) since: u64,
 }
 
-/// Topics remembered in [`RetainedScan::live`]; a scan that lasts through more lets an older copy
-/// through rather than grow.
-pub(super) const LIVE_MAX: usize = 10_000;
+/// Topics of live messages that went to a session while retained messages were still to be looked
+/// at: what is retained of them is older.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    topics: BTreeMap<Box<str>, u64>,
+    bytes: usize,
+    pub(super) now: u64,
+}
+
+/// Bytes of topics that a session remembers; scans that last through more let an older copy through
+/// rather than grow.
+const LIVE_BYTES_MAX: usize = 256 * 1024;
+
+impl Live {
+    pub(super) fn note(&mut self, topic: &str) {
+        self.now += 1;
+        if let Some(at) = self.topics.get_mut(topic) {
+            *at = self.now;
+        } else if self.bytes + topic.len() + 64 <= LIVE_BYTES_MAX {
+            self.bytes += topic.len() + 64;
+            self.topics.insert(topic.into(), self.now);
+        }
+    }
+
+    pub(super) fn is_after(&self, topic: &str, since: u64) -> bool {
+        self.topics.get(topic).is_some_and(|at| *at > since)
+    }
+
+    /// No scan is left that would ask.
+    pub(super) fn clear(&mut self) {
+        self.topics.clear();
+        self.bytes = 0;
+    }
+}
 
 /// Shortcuts through the ACL, valid for one version of it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -145,6 +177,11 @@ impl Outgoing {
         self.inflight.iter().position(|entry| entry.packet_id == packet_id)
     }
 
+    /// The message with this identifier, if it waits for this ticket.
+    pub(super) fn held_mut(&mut self, packet_id: PacketId, ticket: Ticket) -> Option<&mut Inflight> {
+        self.inflight.iter_mut().find(|entry| entry.packet_id == packet_id && entry.delivery.hold == Some(ticket))
+    }
+
     pub(super) fn remove(&mut self, at: usize) -> Inflight {
         if at < self.sent {
             self.sent -= 1;
@@ -161,6 +198,7 @@ impl Outgoing {
     /// Back to where it came from.
     pub(super) fn push_front(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.size as usize;
+        self.scanned += usize::from(delivery.scanned);
         self.queue.push_front(delivery);
     }
 
@@ -185,15 +223,15 @@ impl Outgoing {
     /// Takes out of the queue what waited for a commit that failed.
     pub(super) fn withdraw(&mut self, ticket: Ticket) -> usize {
         let before = self.inflight.len();
-        // What is held has not been sent: it lies behind `sent`.
-        self.inflight.retain(|entry| entry.delivery.hold != Some(ticket));
+        // A publish that is held has not been sent: it lies behind `sent`.
+        self.inflight.retain(|entry| entry.state != State::Published || entry.delivery.hold != Some(ticket));
         before - self.inflight.len() + self.remove_queued(|delivery| delivery.hold == Some(ticket)).len()
     }
 
     /// Takes what `unwanted` says out of the queue.
     pub(super) fn remove_queued(&mut self, unwanted: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
         let mut removed = Vec::new();
-        // Rare, and the queue is bounded; the order of the rest stays.
+        // The order of the rest stays.
         for _ in 0..self.queue.len() {
             let delivery = self.queue.pop_front().expect("counted above");
             if unwanted(&delivery) {

@@ -1,6 +1,5 @@
 //! SUBSCRIBE, UNSUBSCRIBE and the retained messages that a subscription brings.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -110,7 +109,7 @@ impl Core {
                 filter: filter.as_str().into(),
                 scan: Scan::new(filter),
                 subscription,
-                live: BTreeSet::new(),
+                since: session.live.now,
             });
         }
         Ok(match entry.options.qos {
@@ -192,8 +191,11 @@ impl Core {
             let ticket = self.ticket();
             out.persist(ticket, changes);
         }
+        let session = &mut self.sessions[at as usize];
         if !over {
-            self.sessions[at as usize].scans.push_front(current);
+            session.scans.push_front(current);
+        } else if session.scans.is_empty() {
+            session.live.clear();
         }
         self.pump(now, at, out);
     }
@@ -208,7 +210,7 @@ impl Core {
     ) {
         let session = &mut self.sessions[at as usize];
         // A live message of this topic went out since: what is retained is not newer.
-        if scan.live.contains(&*message.topic) || message.is_expired(now) {
+        if session.live.is_after(&message.topic, scan.since) || message.is_expired(now) {
             return;
         }
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, message.topic()) {

@@ -20,6 +20,7 @@ enum Command {
         /// The identity; `-` for an anonymous client
         name: String,
         operation: Asked,
+        /// One topic, without wildcards
         topic: String,
         /// The client id, for patterns with %c [default: the identity's name]
         #[arg(long, value_name = "ID")]
@@ -38,7 +39,8 @@ enum Asked {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Command::Test { name, operation, topic, client_id, site } = arguments.command;
     let settings = site::load(&site)?;
-    let parsed = Topic::parse(&topic).map_err(|error| Failure::configuration(format!("{topic:?}: {error}")))?;
+    let parsed = Topic::parse(&topic)
+        .map_err(|error| Failure::configuration(format!("{topic:?}: {error}; name one topic, such as a/b")))?;
     let (acl, text, place) = match &settings.acl {
         None => (Acl::open(), String::new(), "no ACL".to_owned()),
         Some(path) => {
@@ -64,11 +66,24 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         None => format!("no line of {place} allows it"),
     };
     let who = identity.unwrap_or("an anonymous client");
+    let note = match identity {
+        None if settings.listeners.iter().all(|listener| !listener.rules.allow_anonymous) => {
+            Some("no listener lets anonymous clients in".to_owned())
+        }
+        Some(name) if !is_known(&settings, name)? => Some(format!("there is no {name} here")),
+        _ => None,
+    };
     if decision.allowed {
         say!("yes: {who} may {verb} {topic}\n  {why}");
+        note.iter().for_each(|note| say!("  note: {note}"));
         Ok(())
     } else {
         say!("no: {who} may not {verb} {topic}\n  {why}");
         Err(Failure::new("not allowed"))
     }
+}
+
+fn is_known(settings: &crate::config::Settings, name: &str) -> Result<bool, Failure> {
+    let directory = crate::gate::load_directory(settings).map_err(Failure::new)?;
+    Ok(directory.identities().into_iter().any(|known| known.as_str() == name))
 }

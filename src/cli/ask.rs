@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
+use inquire::validator::Validation;
 use zeroize::Zeroizing;
 
 use super::Failure;
@@ -18,6 +19,24 @@ fn aborted(error: inquire::InquireError) -> Failure {
 
 pub(super) fn text(question: &str, default: &str, help: &str) -> Result<String, Failure> {
     inquire::Text::new(question).with_default(default).with_help_message(help).prompt().map_err(aborted)
+}
+
+/// Words separated by spaces, each of which `check` has to like before the next question comes.
+pub(super) fn words(
+    question: &str,
+    default: &str,
+    help: &str,
+    check: impl Fn(&str) -> Result<(), String> + Clone + 'static,
+) -> Result<String, Failure> {
+    let validator = move |text: &str| {
+        Ok(match text.split_whitespace().find_map(|word| check(word).err()) {
+            Some(problem) => Validation::Invalid(problem.into()),
+            None => Validation::Valid,
+        })
+    };
+    let prompt = inquire::Text::new(question).with_help_message(help).with_validator(validator);
+    let prompt = if default.is_empty() { prompt } else { prompt.with_default(default) };
+    prompt.prompt().map_err(aborted)
 }
 
 pub(super) fn confirm(question: &str, default: bool, help: &str) -> Result<bool, Failure> {

@@ -9,8 +9,8 @@ use super::Failure;
 use super::environment::{Environment, path_text};
 use super::site::{self, Files};
 use crate::auth::Cost;
-use crate::config::Settings;
-use crate::pki::{Authority, Entry, Event, KeyType, Kind, Owner, Transaction};
+use crate::config::{ClientCerts, ListenerAddress, Settings, Transport};
+use crate::pki::{Authority, CertificateInfo, Entry, Event, KeyType, Kind, Owner, ServerName, Transaction};
 use crate::types::{Identity, Level};
 
 /// What a new identity gets.
@@ -84,14 +84,13 @@ pub(super) fn make(
     };
     if let Some((password, cost)) = &password {
         made.hash = Some(site::hash(password, *cost));
-        environment.user = Some(wanted.identity.as_str().to_owned());
+        // With a certificate, a name without its password would only be refused.
+        if *cost == Cost::Generated || !wanted.certificate {
+            environment.user = Some(wanted.identity.as_str().to_owned());
+        }
         if *cost == Cost::Generated {
             environment.password = Some(password.to_string());
         }
-    }
-    let has_bundle = wanted.certificate || matches!(wanted.password, Password::Generated);
-    if !has_bundle {
-        return Ok(made);
     }
     change.folder(&files.bundles, 0o700, owner);
     change.folder(&folder, 0o700, owner);
@@ -159,6 +158,53 @@ pub(super) struct Export<'a> {
 }
 
 impl Export<'_> {
+    /// What will keep the bundle from working, as far as it can be told here.
+    pub(super) fn warnings(&self, settings: &Settings, has_password: bool, min_level: Level) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
+            Transport::Tls(files) => Some(files),
+            _ => None,
+        });
+        if self.level < min_level {
+            warnings.push(format!("{} has the minimum level {min_level}: it will be refused", self.identity));
+        }
+        if self.level != Level::Mtls && !has_password {
+            warnings.push(format!(
+                "no password is in it: add MQTT_PASSWORD, or set a generated one with `lockgate client passwd {}`",
+                self.identity
+            ));
+        }
+        match (self.level, tls) {
+            (Level::Plain, _) => {
+                let open = settings.listeners.iter().any(|listener| {
+                    listener.transport == Transport::Tcp && !matches!(listener.address, ListenerAddress::Loopback(_))
+                });
+                if !open {
+                    warnings
+                        .push("plain MQTT is for this machine alone: from another one it cannot connect so".to_owned());
+                }
+            }
+            (_, Some(files)) => {
+                if self.level == Level::Tls && files.client_certs == ClientCerts::Required {
+                    warnings.push("the TLS listener requires a certificate: use --level mtls".to_owned());
+                }
+                let named = CertificateInfo::read(&files.certificate)
+                    .is_ok_and(|info| ServerName::parse(&self.host).is_ok_and(|name| info.names.contains(&name)));
+                if !named {
+                    warnings.push(format!(
+                        "the server certificate does not name {host}: clients will refuse it; make it anew with \
+                         `rm {crt} {key}; lockgate init --san {host}; lockgate reload`",
+                        host = self.host,
+                        crt = files.certificate.display(),
+                        key = files.key.display()
+                    ));
+                }
+            }
+            _ => {}
+        }
+        warnings
+    }
+
     /// The files with their contents and modes.
     pub(super) fn files(&self, settings: &Settings) -> Result<Vec<BundleFile>, Failure> {
         let files = Files::of(settings);
@@ -178,15 +224,6 @@ impl Export<'_> {
         let here = site::read_or_empty(&folder.join("mqtt.env"))?;
         let password = Environment::value(&here, "MQTT_PASSWORD").map(str::to_owned);
         let user = Environment::value(&here, "MQTT_USER").map(str::to_owned);
-        if self.level != Level::Mtls && password.is_none() {
-            return Err(Failure::new(format!(
-                "{} has no password in {}: level {} needs one; set it with `lockgate client passwd {}`",
-                self.identity,
-                folder.join("mqtt.env").display(),
-                self.level,
-                self.identity
-            )));
-        }
         let mut made: Vec<BundleFile> = Vec::new();
         let in_prefix = |name: &str| path_text(&self.prefix.join(name));
         let mut environment =
@@ -211,6 +248,11 @@ impl Export<'_> {
             made.push(("client.crt", Zeroizing::new(read("client.crt")?), 0o644));
             made.push(("client.key", Zeroizing::new(read("client.key")?), 0o600));
             environment.certificate = Some((in_prefix("client.crt"), in_prefix("client.key")));
+        }
+        if self.level != Level::Mtls {
+            environment.user = Some(self.identity.to_string());
+        } else if environment.password.is_none() {
+            environment.user = None;
         }
         let text = environment.render().map_err(Failure::new)?;
         made.push(("mqtt.env", Zeroizing::new(text.into_bytes()), 0o600));

@@ -32,6 +32,7 @@ enum Command {
     #[command(after_help = "Example:\n  lockgate client add pump7 --min-level mtls")]
     Add(Add),
     /// List everybody: what they have, how they are connected, when they were last seen
+    #[command(after_help = "Example:\n  lockgate client list --json")]
     List {
         /// As JSON
         #[arg(long)]
@@ -39,8 +40,10 @@ enum Command {
         #[command(flatten)]
         site: SiteArguments,
     },
-    /// Show one of them
+    /// Show one identity
+    #[command(after_help = "Example:\n  lockgate client show pump7")]
     Show {
+        /// Whom
         name: Identity,
         /// As JSON
         #[arg(long)]
@@ -54,14 +57,18 @@ enum Command {
     )]
     Env(Env),
     /// Set a password: a generated one, unless it is given
+    #[command(after_help = "Example:\n  lockgate client passwd alice")]
     Passwd(Passwd),
-    /// Remove: password and certificate stop working, sessions end
+    /// Remove an identity: password and certificate stop working, sessions end
+    #[command(after_help = "Example:\n  lockgate client remove pump7")]
     Remove {
+        /// Whom
         name: Identity,
         #[command(flatten)]
         site: SiteArguments,
     },
     /// Disconnect; the client may come back
+    #[command(after_help = "Example:\n  lockgate client kick pump7")]
     Kick {
         /// An identity's name, or a client id
         name: String,
@@ -72,6 +79,7 @@ enum Command {
 
 #[derive(Args)]
 struct Add {
+    /// Letters, digits, '.', '_' and '-', 64 at the most
     name: Identity,
     /// A password only
     #[arg(long, conflicts_with = "no_password")]
@@ -100,6 +108,7 @@ struct Add {
 
 #[derive(Args)]
 struct Env {
+    /// Letters, digits, '.', '_' and '-', 64 at the most
     name: Identity,
     /// What it is to connect with: without TLS, with TLS and password, with TLS and certificate
     #[arg(long, value_name = "LEVEL", value_parser = PossibleValuesParser::new(["plain", "tls", "mtls"]))]
@@ -122,6 +131,7 @@ struct Env {
 
 #[derive(Args)]
 struct Passwd {
+    /// Letters, digits, '.', '_' and '-', 64 at the most
     name: Identity,
     /// Read the password from standard input
     #[arg(long)]
@@ -157,8 +167,8 @@ fn edit(arguments: &SiteArguments) -> Result<Editing, Failure> {
     let path = site::find_configuration(arguments)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let lock = Lock::acquire(folder)?;
-    // The configuration itself may be among what was interrupted.
-    crate::pki::recover(folder, &[folder])?;
+    // The configuration says where the rest of the site is; it may itself be among what was
+    // interrupted, and then only `init` can tell.
     let settings = site::load(arguments)?;
     let files = Files::of(&settings);
     files.recover()?;
@@ -250,6 +260,11 @@ fn learned(editing: Editing) -> Result<(), Failure> {
 fn env(arguments: &Env) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let level = Level::parse(&arguments.level).expect("clap takes no other");
+    let files = Files::of(&settings);
+    let (_, names) = passwords(&files)?;
+    if !names.contains(&arguments.name) && files.ledger()?.current_of(&arguments.name).is_empty() {
+        return Err(nobody(&arguments.name));
+    }
     let out = arguments.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}-{level}", arguments.name)));
     let host = match &arguments.host {
         Some(host) => host.clone(),
@@ -270,7 +285,20 @@ fn env(arguments: &Env) -> Result<(), Failure> {
     if level == Level::Plain {
         say!("  without TLS: whoever is on the way reads its password and its messages");
     }
+    let environment = site::read_or_empty(&files.bundles.join(arguments.name.as_str()).join("mqtt.env"))?;
+    let has_password = Environment::value(&environment, "MQTT_PASSWORD").is_some();
+    let levels = crate::gate::read_min_levels(&settings).map_err(Failure::configuration)?;
+    let min_level = levels.get(&arguments.name).copied().unwrap_or_default();
+    for warning in export.warnings(&settings, has_password, min_level) {
+        say!("  warning: {warning}");
+    }
     Ok(())
+}
+
+fn nobody(name: &Identity) -> Failure {
+    Failure::new(format!(
+        "there is no {name}: `lockgate client list` shows who there is, `lockgate client add {name}` makes it"
+    ))
 }
 
 fn find_owner(text: &str) -> Result<Owner, Failure> {
@@ -294,7 +322,7 @@ fn passwd(arguments: &Passwd) -> Result<(), Failure> {
     let name = &arguments.name;
     let (text, names) = passwords(files)?;
     if !names.contains(name) && files.ledger()?.current_of(name).is_empty() {
-        return Err(Failure::new(format!("there is no {name}: `lockgate client add {name}` makes it")));
+        return Err(nobody(name));
     }
     let (password, cost) = match given {
         Some(password) => (password, Cost::Human),
@@ -315,9 +343,15 @@ fn passwd(arguments: &Passwd) -> Result<(), Failure> {
     let holds = cost == Cost::Generated;
     let text = match (holds, here.is_empty()) {
         (true, true) => Some(new_environment(settings, name, &password)?),
-        (true, false) => Some(Environment::with_password(&here, name.as_str(), Some(&password)).map_err(Failure::new)?),
+        (true, false) => {
+            Some(Environment::with_password(&here, Some(name.as_str()), Some(&password)).map_err(Failure::new)?)
+        }
         (false, true) => None,
-        (false, false) => Some(Environment::with_password(&here, name.as_str(), None).map_err(Failure::new)?),
+        (false, false) => Some({
+            // With a certificate, a name without its password would only be refused.
+            let user = (!folder.join("client.crt").exists()).then_some(name.as_str());
+            Environment::with_password(&here, user, None).map_err(Failure::new)?
+        }),
     };
     if let Some(text) = text {
         change.folder(&files.bundles, 0o700, *owner);
@@ -326,9 +360,12 @@ fn passwd(arguments: &Passwd) -> Result<(), Failure> {
     }
     change.commit()?;
     say!("{name} has a new password.");
-    if holds {
-        say!("  it is in {}", environment.display());
+    match (holds, Environment::value(&here, "MQTT_PASSWORD").is_some()) {
+        (true, _) => say!("  it is in {}", environment.display()),
+        (false, true) => say!("  the old one was taken out of {}", environment.display()),
+        (false, false) => {}
     }
+    say!("  connections that were made with the old one stay; `lockgate client kick {name}` ends them");
     learned(editing)
 }
 
@@ -338,7 +375,12 @@ fn new_environment(settings: &Settings, name: &Identity, password: &str) -> Resu
         host: "localhost".to_owned(),
         port: tls_port.or(plain_port).unwrap_or(8883),
         use_tls: tls_port.is_some(),
-        ca_certs: tls_port.map(|_| super::environment::path_text(&settings.ca_certificate())),
+        ca_certs: match tls_port {
+            Some(_) => Some(super::environment::path_text(
+                &std::path::absolute(settings.ca_certificate()).map_err(Failure::new)?,
+            )),
+            None => None,
+        },
         user: Some(name.to_string()),
         password: Some(password.to_owned()),
         certificate: None,

@@ -66,9 +66,9 @@ impl Environment {
     }
 
     /// A file's text with another password, or with none; what else is in it stays.
-    pub(super) fn with_password(text: &str, user: &str, password: Option<&str>) -> Result<String, ValueError> {
+    pub(super) fn with_password(text: &str, user: Option<&str>, password: Option<&str>) -> Result<String, ValueError> {
         let password = password.map(str::to_owned);
-        let checked = Environment { user: Some(user.to_owned()), password, ..Environment::default() };
+        let checked = Environment { user: user.map(str::to_owned), password, ..Environment::default() };
         let rendered = checked.render()?;
         let ours: Vec<&str> = rendered
             .lines()

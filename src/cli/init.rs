@@ -142,6 +142,15 @@ pub(super) fn for_up(dir: &Path, plain_port: Option<u16>, tls_port: Option<u16>)
     make(&arguments)
 }
 
+/// What can be tried on a site that exists: its first device, if it is still there.
+pub(super) fn existing(dir: &Path) -> Result<Option<Report>, Failure> {
+    let layout = Layout::below(if dir == Path::new(".") { Path::new("") } else { dir });
+    if !layout.pki.join("clients/device1/mqtt.env").exists() {
+        return Ok(None);
+    }
+    for_up(dir, None, None).map(Some)
+}
+
 /// The few things that matter, with good defaults.
 fn question(arguments: &mut Arguments) -> Result<(), Failure> {
     if arguments.layout()?.file().exists() {
@@ -152,16 +161,21 @@ fn question(arguments: &mut Arguments) -> Result<(), Failure> {
         arguments.name = Some(ask::text("Name of this site:", &host, "it stands in the CA's subject")?);
     }
     if arguments.san.is_empty() {
-        let answer = ask::text(
+        let answer = ask::words(
             "More names or addresses that clients dial:",
             "",
             "separated by spaces; this host's own are included",
+            |word| ServerName::parse(word).map(drop).map_err(|error| error.to_string()),
         )?;
         arguments.san = answer.split_whitespace().map(str::to_owned).collect();
     }
     if arguments.client.is_empty() && arguments.user.is_empty() {
-        let answer =
-            ask::text("Devices to make certificates and passwords for:", "device1", "names separated by spaces")?;
+        let answer = ask::words(
+            "Devices to make certificates and passwords for:",
+            "device1",
+            "names separated by spaces",
+            |word| Identity::parse(word).map(drop).map_err(|error| error.to_string()),
+        )?;
         for name in answer.split_whitespace() {
             arguments.client.push(name.parse().map_err(|error| Failure::new(format!("{name:?}: {error}")))?);
         }
@@ -170,6 +184,15 @@ fn question(arguments: &mut Arguments) -> Result<(), Failure> {
         && !ask::confirm("Let this machine itself use plain MQTT on 1883?", true, "other machines always need TLS")?
     {
         arguments.plain = "off".to_owned();
+    }
+    if arguments.acl == "shared"
+        && ask::confirm(
+            "Keep each client to the topics below its own name?",
+            false,
+            "yes: NAME/...; no: every client may read and write all topics",
+        )?
+    {
+        arguments.acl = "own".to_owned();
     }
     if !arguments.self_renew {
         arguments.self_renew = ask::confirm(
@@ -192,7 +215,17 @@ impl Arguments {
 
     fn serve_command(&self) -> String {
         match self.system {
-            true => "systemctl enable --now lockgate".to_owned(),
+            true => {
+                let installed = ["/etc/systemd/system/lockgate.service", "/usr/lib/systemd/system/lockgate.service"]
+                    .iter()
+                    .any(|path| Path::new(path).exists());
+                let first = if installed {
+                    ""
+                } else {
+                    "(copy systemd/lockgate.service to /etc/systemd/system and this binary to /usr/bin first)\n  "
+                };
+                format!("{first}systemctl enable --now lockgate")
+            }
             false if self.dir == Path::new(".") => "lockgate serve".to_owned(),
             false => format!("lockgate serve --dir {}", shell(&self.dir)),
         }
@@ -211,6 +244,9 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
     {
         return Err(Failure::configuration("--name has 1 to 40 characters: it stands in the CA's subject"));
     }
+    if arguments.plain != "off" && arguments.plain_port != 0 && arguments.plain_port == arguments.tls_port {
+        return Err(Failure::configuration("--plain-port and --tls-port are the same: each listener needs its own"));
+    }
     let mut sans = Vec::new();
     for text in &arguments.san {
         sans.push(ServerName::parse(text).map_err(|error| Failure::configuration(format!("--san {error}")))?);
@@ -222,7 +258,14 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
         .map_err(|error| Failure::new(format!("cannot make {}: {error}", layout.config.display())))?;
     restrict(&layout.config, owner)?;
     let lock = Lock::acquire(&layout.config)?;
-    let recovery = pki::recover(&layout.config, &[&layout.config, &layout.pki, &layout.data])?;
+    // A configuration that is there may have its parts elsewhere.
+    let mut folders = vec![layout.config.clone(), layout.pki.clone(), layout.data.clone()];
+    if let Ok(settings) = crate::config::load(&layout.file(), []) {
+        folders.extend([settings.pki.clone(), settings.data.clone()]);
+        let named = [&settings.passwords, &settings.acl, &settings.identities];
+        folders.extend(named.into_iter().flatten().filter_map(|path| path.parent()).map(Path::to_path_buf));
+    }
+    let recovery = pki::recover(&layout.config, &folders.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut maker = Maker {
         arguments,
         layout: &layout,
@@ -292,6 +335,9 @@ fn wanted(arguments: &Arguments) -> Result<Vec<Wanted>, Failure> {
             None => Password::Generated,
         };
         all.push(Wanted { identity: identity.clone(), certificate: false, password });
+    }
+    if passwords.is_some_and(|mut lines| lines.next().is_some()) {
+        return Err(Failure::configuration("there are more passwords than --user: those of --client are generated"));
     }
     for wanted in &all {
         if !seen.insert(wanted.identity.clone()) {

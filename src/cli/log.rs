@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
+use tracing::field::{Field, Visit};
 use tracing::{Level, Metadata};
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -21,10 +22,24 @@ const WARN_MAX: u32 = 30;
 /// Changes the level of a running broker.
 pub(super) type SetLevel = Box<dyn Fn(&Log) + Send + Sync>;
 
-/// Counts lines by the place in the code that writes them.
+/// Counts lines by the place in the code that writes them, and by their `kind` where they have one.
 #[derive(Clone, Default)]
 pub(super) struct Flood {
-    kinds: Arc<Mutex<HashMap<Identifier, Kind>>>,
+    kinds: Arc<Mutex<HashMap<(Identifier, String), Kind>>>,
+}
+
+/// Takes the `kind` out of a line.
+#[derive(Default)]
+struct KindOf(String);
+
+impl Visit for KindOf {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "kind" {
+            self.0 = value.to_owned();
+        }
+    }
+
+    fn record_debug(&mut self, _field: &Field, _value: &dyn std::fmt::Debug) {}
 }
 
 struct Kind {
@@ -36,21 +51,24 @@ struct Kind {
 
 impl Flood {
     /// Says how much was left out in windows that are over. To be called now and then.
-    pub(super) fn sum_up(&self) {
+    pub(super) fn sum_up(&self, all: bool) {
         let now = Instant::now();
         let mut over = Vec::new();
         {
             let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-            kinds.retain(|_, kind| {
-                let keep = now.duration_since(kind.since) < WINDOW;
+            kinds.retain(|(_, name), kind| {
+                let keep = !all && now.duration_since(kind.since) < WINDOW;
                 if !keep && kind.suppressed > 0 {
-                    over.push((kind.suppressed, kind.metadata));
+                    over.push((kind.suppressed, name.clone(), kind.metadata));
                 }
                 keep
             });
         }
-        for (count, metadata) in over {
-            let place = format!("{}:{}", metadata.target(), metadata.line().unwrap_or(0));
+        for (count, name, metadata) in over {
+            let place = match name.is_empty() {
+                true => format!("{}:{}", metadata.target(), metadata.line().unwrap_or(0)),
+                false => name,
+            };
             tracing::warn!(target: "lockgate::flood", "{count} more lines of this kind in {} s ({place})", WINDOW.as_secs());
         }
     }
@@ -68,8 +86,15 @@ impl<S> Filter<S> for Flood {
             return true;
         }
         let now = Instant::now();
+        let mut name = KindOf::default();
+        event.record(&mut name);
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = kinds.entry(metadata.callsite()).or_insert(Kind { since: now, lines: 0, suppressed: 0, metadata });
+        let kind = kinds.entry((metadata.callsite(), name.0)).or_insert(Kind {
+            since: now,
+            lines: 0,
+            suppressed: 0,
+            metadata,
+        });
         if now.duration_since(kind.since) >= WINDOW && kind.suppressed == 0 {
             kind.since = now;
             kind.lines = 0;
@@ -86,7 +111,7 @@ pub(super) fn start(log: &Log) -> (SetLevel, Flood) {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&log.level));
     let flood = Flood::default();
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false);
     let lines = match (log.format, journal) {
         (LogFormat::Json, _) => lines.json().flatten_event(true).boxed(),
         // The journal has its own time.

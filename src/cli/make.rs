@@ -66,18 +66,15 @@ impl Maker<'_> {
         for folder in [&self.layout.config, &self.layout.pki, &self.layout.data] {
             self.change.folder(folder, 0o700, self.owner);
         }
-        // Keys and passwords stay out of git, whatever the checkout's own rules are.
-        if is_in_git(&self.layout.config) {
-            for folder in [&self.layout.config, &self.layout.pki, &self.layout.data] {
-                let path = folder.join(".gitignore");
-                if !path.exists() {
-                    self.change.write(
-                        &path,
-                        "# Secrets and state: nothing here belongs in git.\n*\n",
-                        0o644,
-                        self.owner,
-                    );
-                }
+        // Keys and passwords stay out of git, whatever the checkout's own rules are, now or later.
+        let secrets = "# Secrets: nothing here belongs in git.\n*\n";
+        let passwords = "# Secrets; the rest may be kept in git.\npasswd\n.lockgate-*\n";
+        for (folder, text) in
+            [(&self.layout.config, passwords), (&self.layout.pki, secrets), (&self.layout.data, secrets)]
+        {
+            let path = folder.join(".gitignore");
+            if !path.exists() {
+                self.change.write(&path, text, 0o644, self.owner);
             }
         }
         Ok(())
@@ -158,7 +155,7 @@ impl Maker<'_> {
         }
         if !not_applied.is_empty() {
             self.note(format!(
-                "{} exists and is not changed: {} is not applied; edit the file",
+                "{} exists and is not changed: {} had no effect; edit the file",
                 file.display(),
                 not_applied.join(", ")
             ));
@@ -259,7 +256,10 @@ impl Maker<'_> {
                 self.made("server certificate", certificate, Some(&issued.info));
                 self.made("server key", key, None);
                 let list: Vec<String> = names.iter().map(ToString::to_string).collect();
-                self.note(format!("the server certificate is for {}; add names with --san", list.join(", ")));
+                self.note(format!(
+                    "the server certificate is for {}; more names: `lockgate init --san NAME`",
+                    list.join(", ")
+                ));
                 Ok(())
             }
         }
@@ -302,9 +302,11 @@ impl Maker<'_> {
             sans.iter().filter(|name| !info.names.contains(name)).map(ToString::to_string).collect();
         if !missing.is_empty() {
             self.note(format!(
-                "{} exists and does not name {}: remove it and its key and run this again to have it made anew",
-                certificate.display(),
-                missing.join(", ")
+                "{crt} exists and does not name {names}; to have it made anew: \
+                 `rm {crt} {key}`, then this command again, then `lockgate reload`",
+                crt = certificate.display(),
+                key = key.display(),
+                names = missing.join(", ")
             ));
         }
         Ok(())
@@ -345,6 +347,12 @@ impl Maker<'_> {
                 if let Some(consistent) = bundle::is_consistent(&folder) {
                     consistent?;
                 }
+                if wanted.certificate && !has_certificate {
+                    self.note(format!(
+                        "{0} has no certificate and got none: `lockgate client remove {0}` and `lockgate client add {0}` make both",
+                        wanted.identity
+                    ));
+                }
                 self.report.clients.push(ClientReport {
                     name: wanted.identity.to_string(),
                     bundle: folder.exists().then(|| folder.clone()),
@@ -372,9 +380,8 @@ impl Maker<'_> {
             self.offer(settings, &wanted.identity, made.folder.as_deref(), wanted.certificate);
         }
         if changed {
-            if passwords.is_empty() {
-                passwords =
-                    "# NAME:HASH, a line each. Written by `lockgate client` and `lockgate passwd`.\n".to_owned();
+            if !existed {
+                passwords = PASSWORDS_HEADER.to_owned() + &passwords;
             }
             self.change.write(&files.passwords, passwords, 0o600, self.owner);
         }
@@ -414,10 +421,7 @@ impl Maker<'_> {
     }
 }
 
-fn is_in_git(folder: &Path) -> bool {
-    let Ok(absolute) = std::path::absolute(folder) else { return false };
-    absolute.ancestors().any(|folder| folder.join(".git").exists())
-}
+const PASSWORDS_HEADER: &str = "# NAME:HASH, a line each, written by `lockgate client`. Generated passwords have 192 random bits and need\n# no slow hash (m=64,t=1); what people choose gets one (m=19456,t=2).\n";
 
 fn acl_text(own: bool) -> String {
     let rules = match own {
@@ -429,12 +433,12 @@ fn acl_text(own: bool) -> String {
     format!(
         "# Who may do what. A topic that nothing here allows is denied.\n\
          #   user NAME                          the lines that follow are for NAME\n\
-         #   topic [read|write|readwrite|deny] TOPIC\n\
+         #   topic [read|write|readwrite|deny] TOPIC     (before any `user`: for anonymous clients)\n\
          #   pattern [read|write|readwrite|deny] TOPIC   for all; %u is the user, %c the client id\n\
          # `lockgate acl test NAME read|write TOPIC` says what holds, and by which line.\n\
          \n\
          {rules}\
-         # The broker's own topics may be read.\n\
+         # Topics of the broker's own, should it publish any, may be read.\n\
          pattern read $SYS/#\n\
          \n\
          # For example, each device alone below devices/NAME, and one person who reads them all:\n\

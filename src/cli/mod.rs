@@ -58,7 +58,7 @@ enum Command {
     Serve(serve::Arguments),
     /// Manage who may connect: devices, applications, people
     Client(client::Arguments),
-    /// Edit a bare password file
+    /// Edit a bare password file (a site's own: `lockgate client passwd`)
     Passwd(passwd::Arguments),
     /// Ask the ACL a question
     Acl(acl::Arguments),

@@ -12,7 +12,7 @@ use crate::types::Identity;
 #[derive(Args)]
 #[command(after_help = "Example:\n  lockgate passwd --create passwd alice\n  lockgate passwd --delete passwd alice")]
 pub(super) struct Arguments {
-    /// Make a new file; an existing one is refused
+    /// Make a new file; an existing one is refused, not overwritten
     #[arg(long, short = 'c', conflicts_with = "delete")]
     create: bool,
     /// Remove the name

@@ -150,6 +150,15 @@ impl Report {
                 self.configuration.display()
             ));
         }
+        if self
+            .listeners
+            .iter()
+            .any(|listener| listener.transport == "plain MQTT" && !listener.open_to.starts_with("this machine"))
+        {
+            text.push_str(
+                "WARNING: plain MQTT is open to the network: anybody on the way can read passwords and messages.\n",
+            );
+        }
         for note in &self.notes {
             text.push_str(&format!("Note: {note}\n"));
         }
@@ -159,10 +168,14 @@ impl Report {
     /// Commands that work as they are printed.
     pub(super) fn commands(&self, serve: &str) -> String {
         let Some(reach) = &self.reach else {
-            return format!("\nStart the broker:\n  {serve}\n\nAdd a client:\n  lockgate client add device1\n");
+            let config = shell(&self.configuration);
+            return format!(
+                "\nStart the broker:\n  {serve}\n\nAdd a client:\n  lockgate client add device1 --config {config}\n"
+            );
         };
         let start = if serve.is_empty() { String::new() } else { format!("\nStart the broker:\n  {serve}\n") };
-        format!("{start}\nTry it, in two other terminals:\n{}{}", reach.mosquitto(), reach.python())
+        let terminals = if reach.tls_port.is_some() { "in two other terminals" } else { "in another terminal" };
+        format!("{start}\nTry it, {terminals}:\n{}{}", reach.mosquitto(), reach.python())
     }
 }
 
@@ -193,7 +206,7 @@ python3 - <<'PYTHON'
 import paho.mqtt.client as mqtt
 env = dict(line.strip().split("=", 1) for line in open("{environment}"))
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-if "MQTT_USER" in env:
+if "MQTT_PASSWORD" in env:
     client.username_pw_set(env["MQTT_USER"], env["MQTT_PASSWORD"])
 if env["MQTT_USE_TLS"] == "true":
     client.tls_set(env["MQTT_CA_CERTS"], env.get("MQTT_CERTFILE"), env.get("MQTT_KEYFILE"))
@@ -201,6 +214,7 @@ client.connect(env["MQTT_HOST"], int(env["MQTT_PORT"]))
 client.loop_start()
 client.publish("{topic}", "The gate is open, says Python", qos=1).wait_for_publish(10)
 client.disconnect()
+client.loop_stop()
 PYTHON
 "#
         )
@@ -210,5 +224,6 @@ PYTHON
 pub(super) fn new_table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(header);
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     table
 }

@@ -11,7 +11,7 @@ use sd_notify::NotifyState;
 use time::OffsetDateTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::log::{self, SetLevel};
 use super::site::{self, Files};
@@ -81,6 +81,10 @@ fn check(settings: &Settings) -> Result<(), Failure> {
     for (of, info) in &material.certificates {
         say!("  {of}: {} ({} days left)", info.subject, info.days_left(OffsetDateTime::now_utc()));
     }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if let Some(files) = files.filter(|files| *files < settings.admission.connections_max as u64 + 64) {
+        say!("  note: the limit on open files allows about {} connections", files.saturating_sub(64));
+    }
     for finding in &material.findings {
         let severity = if finding.severity == Severity::Warning { "warning" } else { "note" };
         say!("  {severity}: {}", finding.what);
@@ -130,6 +134,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let site = Arc::new(ArcSwap::from_pointee(site_of(&settings, &material, &listening)));
     let state = Arc::new(State {
         arguments,
+        started: settings.clone(),
         shard: shard.clone(),
         gate: gate.clone(),
         site: site.clone(),
@@ -158,12 +163,17 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
         info!("metrics and health on http://{address}/metrics");
         tasks.push(tokio::spawn(public));
     }
-    tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood)));
+    tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood.clone())));
     tasks.push(tokio::spawn(watchdog(shard.clone())));
     tasks.push(tokio::spawn(state.clone().keep_renewed()));
     announce(&site.load(), &material);
     notify(&[NotifyState::Ready]);
-    let stopped = signals.wait(&state).await;
+    let mut engine = tokio::task::spawn_blocking(move || thread.join());
+    let stopped = tokio::select! {
+        stopped = signals.wait(&state) => stopped,
+        // Nothing is served without it: better gone and started anew than half alive.
+        _ = &mut engine => return Err(Failure::new("the broker's engine ended by itself; its last words are in the log")),
+    };
     notify(&[NotifyState::Stopping]);
     info!("{stopped}: stopping");
     state.running.lock().await.listening.clear();
@@ -172,10 +182,10 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     if !matches!(tokio::time::timeout(SHUTDOWN, shard.shut_down()).await, Ok(Ok(()))) {
         warn!("not all clients took their goodbye in time");
     }
-    let ended = tokio::task::spawn_blocking(move || thread.join());
-    if tokio::time::timeout(Duration::from_secs(1), ended).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(1), engine).await.is_err() {
         warn!("the engine does not end");
     }
+    flood.sum_up(true);
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     save_seen(&seen, &seen_file);
     info!("stopped");
@@ -191,7 +201,7 @@ fn raise_file_limit(connections_max: usize) {
     if let Some(files) = getrlimit(Resource::Nofile).current
         && files < connections_max as u64 + 64
     {
-        info!(
+        debug!(
             "the limit on open files allows about {} connections (admission.connections-max is {connections_max})",
             files.saturating_sub(64)
         );
@@ -219,7 +229,7 @@ fn announce(site: &admin::Site, material: &Material) {
 fn site_of(settings: &Settings, material: &Material, listening: &[Listening]) -> admin::Site {
     admin::Site {
         name: settings.name.clone(),
-        configuration: settings.file.clone(),
+        configuration: std::path::absolute(&settings.file).unwrap_or_else(|_| settings.file.clone()),
         listeners: listening.iter().map(|listening| listener_status(settings, listening)).collect(),
         certificates: material.certificates.clone(),
         findings: material.findings.iter().map(|finding| finding.what.clone()).collect(),
@@ -276,12 +286,7 @@ impl Signals {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hangup.recv() => {
-                    match NotifyState::monotonic_usec_now() {
-                        Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
-                        Err(_) => notify(&[NotifyState::Reloading]),
-                    }
                     drop(state.reload().await);
-                    notify(&[NotifyState::Ready]);
                 }
             }
         }
@@ -306,7 +311,7 @@ async fn housekeeping(seen: Arc<Seen>, file: PathBuf, flood: log::Flood) {
     let mut saved = seen.entries();
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        flood.sum_up();
+        flood.sum_up(false);
         let entries = seen.entries();
         if entries != saved {
             saved = entries;
@@ -326,6 +331,7 @@ fn save_seen(seen: &Seen, file: &std::path::Path) {
 /// What a reload changes.
 struct State {
     arguments: SiteArguments,
+    started: Settings,
     shard: Handle,
     gate: Arc<Gate>,
     site: Arc<ArcSwap<admin::Site>>,
@@ -343,11 +349,16 @@ impl State {
     /// Reads everything, validates it as a whole, then swaps it; a bad file leaves all as it was.
     async fn reload(&self) -> Result<api::Reloaded, String> {
         let mut running = self.running.lock().await;
+        match NotifyState::monotonic_usec_now() {
+            Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
+            Err(_) => notify(&[NotifyState::Reloading]),
+        }
         let reloaded = self.try_reload(&mut running).await;
+        notify(&[NotifyState::Ready]);
         match &reloaded {
             Ok(reloaded) => {
                 info!("reloaded");
-                reloaded.notes.iter().for_each(|note| info!("{note}"));
+                reloaded.notes.iter().for_each(|note| warn!("{note}"));
             }
             Err(error) => warn!("not reloaded, all is as it was: {error}"),
         }
@@ -365,20 +376,24 @@ impl State {
         if settings.data != running.settings.data {
             return Err("`data` cannot change while the broker runs: restart it".to_owned());
         }
+        let before: BTreeSet<String> = addresses(&running.listening);
         let bound = self.rebind(running, &settings).await?;
         let mut notes = Vec::new();
         let changed = [
-            (settings.metrics != running.settings.metrics, "metrics.address"),
-            (settings.admission.hashing_max != running.settings.admission.hashing_max, "admission.hashing-max"),
-            (settings.log.format != running.settings.log.format, "log.format"),
+            (settings.metrics != self.started.metrics, "metrics.address"),
+            (settings.admission.hashing_max != self.started.admission.hashing_max, "admission.hashing-max"),
+            (settings.log.format != self.started.log.format, "log.format"),
         ];
         for (_, key) in changed.iter().filter(|(changed, _)| *changed) {
-            notes.push(format!("`{key}` changed: it takes effect at the next start"));
+            notes.push(format!("`{key}` is not as at the start: it takes effect at the next start"));
         }
         self.gate.reload(&settings, &material);
         for bound in bound {
             running.listening.push(bound.start(&self.gate).map_err(|error| error.to_string())?);
         }
+        let after = addresses(&running.listening);
+        notes.extend(after.difference(&before).map(|address| format!("listening on {address}")));
+        notes.extend(before.difference(&after).map(|address| format!("no longer listening on {address}")));
         (self.set_level)(&settings.log);
         self.shard.configure(settings.limits.clone(), material.acl.clone()).map_err(|error| error.to_string())?;
         self.admit_only(running, material.directory.clone()).await?;
@@ -407,9 +422,17 @@ impl State {
         match bind_all(&new) {
             Ok(bound) => Ok(bound),
             Err(failure) => {
-                for bound in bind_all(&stopped).unwrap_or_default() {
-                    running.listening.extend(bound.start(&self.gate));
+                for listener in stopped {
+                    match gate::bind(&listener).map(|bound| bound.start(&self.gate)) {
+                        Ok(Ok(listening)) => running.listening.push(listening),
+                        Ok(Err(error)) => error!("listener {} does not come back: {error}", listener.address),
+                        Err(error) => error!("{error}"),
+                    }
                 }
+                let mut site = admin::Site::clone(&self.site.load());
+                site.listeners =
+                    running.listening.iter().map(|listening| listener_status(&running.settings, listening)).collect();
+                self.site.store(Arc::new(site));
                 Err(failure.message)
             }
         }
@@ -433,6 +456,9 @@ impl State {
     /// Done when the engine has done it.
     async fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
         let (gone, revoked) = difference(&running.directory, &directory);
+        for identity in &gone {
+            info!("{identity} may come in no more: its sessions end");
+        }
         self.shard.revoke(revoked).map_err(|error| error.to_string())?;
         self.shard.forget(gone).map_err(|error| error.to_string())?;
         let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
@@ -458,6 +484,10 @@ impl State {
             tokio::time::sleep(Duration::from_secs(3_600)).await;
         }
     }
+}
+
+fn addresses(listening: &[Listening]) -> BTreeSet<String> {
+    listening.iter().flat_map(|listening| listening.addresses.iter().cloned()).collect()
 }
 
 /// Who can come in no more, and which certificates admit no more.

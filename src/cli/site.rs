@@ -26,7 +26,12 @@ pub(super) fn find_configuration(arguments: &SiteArguments) -> Result<PathBuf, F
              make a site here with `lockgate init`, or name one with --config FILE or --dir FOLDER",
         )
     })?;
-    if !found.exists() {
+    // A site's folder will do.
+    let found = match found.is_dir() {
+        true => found.join("config/lockgate.yaml"),
+        false => found,
+    };
+    if matches!(found.try_exists(), Ok(false)) {
         let half_made = found.parent().is_some_and(pki::is_half_made);
         return Err(match half_made {
             true => {
@@ -73,7 +78,9 @@ impl Files {
     /// The folders in which an interrupted change may have left staged files.
     pub(super) fn recover(&self) -> Result<pki::Recovery, FileError> {
         let pki = self.ledger.parent().unwrap_or(Path::new("."));
-        pki::recover(&self.anchor, &[&self.anchor, pki])
+        let parent = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let (passwords, identities) = (parent(&self.passwords), parent(&self.identities));
+        pki::recover(&self.anchor, &[&self.anchor, pki, &passwords, &identities])
     }
 
     pub(super) fn ledger_text(&self) -> Result<String, Failure> {

@@ -7,6 +7,7 @@ use super::{Failure, SiteArguments, site};
 use crate::admin::api;
 
 #[derive(Args)]
+#[command(after_help = "Example:\n  lockgate status --json")]
 pub(super) struct Arguments {
     /// As JSON
     #[arg(long)]
@@ -16,12 +17,14 @@ pub(super) struct Arguments {
 }
 
 #[derive(Args)]
+#[command(after_help = "Example:\n  lockgate reload")]
 pub(super) struct ReloadArguments {
     #[command(flatten)]
     site: SiteArguments,
 }
 
 #[derive(Args)]
+#[command(after_help = "Example:\n  lockgate health --live")]
 pub(super) struct HealthArguments {
     /// Ask only whether the engine lives, not whether it takes clients
     #[arg(long)]

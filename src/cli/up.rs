@@ -25,10 +25,29 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let configuration = folder.join("config/lockgate.yaml");
     let config_folder = folder.join("config");
     if !configuration.exists() || crate::pki::is_half_made(&config_folder) {
+        // Before anything is made: a site on taken ports would only have to be edited.
+        for (flag, port) in
+            [("--plain-port", arguments.plain_port.unwrap_or(1883)), ("--tls-port", arguments.tls_port.unwrap_or(8883))]
+        {
+            if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+                return Err(Failure::new(format!(
+                    "port {port} cannot be had: {error}; choose another with {flag} PORT"
+                )));
+            }
+        }
         let report = init::for_up(&arguments.dir, arguments.plain_port, arguments.tls_port)?;
         say!("{}{}", report.table(), report.commands(""));
         say!("\nThe broker runs until you press Ctrl-C. Next time `lockgate serve` (or `up`) starts it again.\n");
     } else {
+        if arguments.plain_port.is_some() || arguments.tls_port.is_some() {
+            return Err(Failure::configuration(format!(
+                "{} exists: ports are chosen where a site is made; edit `port:` in it, then run `lockgate up`",
+                configuration.display()
+            )));
+        }
+        if let Some(report) = init::existing(&arguments.dir)? {
+            say!("{}", report.commands(""));
+        }
         say!("{} exists: starting its broker.", configuration.display());
     }
     serve::run(serve::Arguments::of(SiteArguments { config: Some(configuration), dir: None }))

@@ -24,10 +24,17 @@ pub const ENVIRONMENT_PREFIX: &str = "LOCKGATE__";
 /// What is wrong with a configuration, all of it.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {error}", path = .path.display())]
+    #[error("cannot read {path}: {error}{}", advice(.error), path = .path.display())]
     Unreadable { path: PathBuf, error: std::io::Error },
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Problems(Vec<Problem>),
+}
+
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "; the site is another user's: run this as that user, or as root",
+        _ => "",
+    }
 }
 
 /// One thing that is wrong, where, and what would be right.
@@ -88,7 +95,11 @@ pub fn find(given: Option<&Path>, from_environment: Option<&Path>) -> Option<Pat
     given
         .or(from_environment)
         .map(Path::to_owned)
-        .or_else(|| standard.iter().find(|path| path.exists()).map(|path| path.to_path_buf()))
+        // One that is there and may not be looked at is found too: reading it says so.
+        .or_else(|| {
+            let there = |path: &&&Path| !matches!(path.try_exists(), Ok(false));
+            standard.iter().find(there).map(|path| path.to_path_buf())
+        })
 }
 
 #[cfg(test)]

@@ -239,7 +239,14 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
 fn log(reader: &mut Reader<'_>, section: &mut Section) -> Log {
     let mut read = Log::default();
     if let Some((origin, text)) = reader.scalar(section, "level") {
+        let levels = ["error", "warn", "info", "debug", "trace", "off"];
+        // A bare word would be taken for a target's name and silence all others.
+        let bare = text.split(',').find(|part| !part.contains('=') && !levels.contains(&part.trim()));
         match tracing_subscriber::EnvFilter::try_new(&text) {
+            _ if bare.is_some() => reader.problem(
+                &origin,
+                format!("level is error, warn, info, debug or trace, or a list as in info,lockgate::gate=debug; not {:?}", bare.unwrap_or_default()),
+            ),
             Ok(_) => read.level = text,
             Err(error) => reader.problem(
                 &origin,

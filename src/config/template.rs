@@ -88,7 +88,7 @@ listeners:
 tls:
   min-version: "1.2"               # "1.2" | "1.3"
 
-# What a client may cost before it is let in.
+# What a client may cost before it is let in. Connections beyond these numbers are closed unanswered.
 admission:
   connections-max: 100000          # all listeners together
   connections-per-address-max: 10000

@@ -1,6 +1,7 @@
 //! One connection's way from accept to the shard, or to a refusal.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +17,7 @@ use super::handshake::{self, Failure, Knock};
 use super::material::ListenerMaterial;
 use super::slots::Slot;
 use super::{Current, Gate};
-use crate::auth::{self, Certificate, Credentials, Directory, Identification, Refusal};
+use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::handover::{About, Handover, Peer, Socket};
 use crate::pki::CertificateInfo;
@@ -40,8 +41,14 @@ pub(super) struct Arrival {
     pub(super) gate: Arc<Gate>,
     pub(super) current: Arc<Current>,
     pub(super) material: Arc<ListenerMaterial>,
+    /// As configured, and as the log names it.
+    pub(super) name: String,
     pub(super) listener: String,
     pub(super) peer: Peer,
+    /// One number for all that the log says of this connection.
+    pub(super) number: u64,
+    /// Its CONNECT is there and its password waits to be checked.
+    pub(super) waiting: AtomicBool,
 }
 
 /// Why a connection goes no further.
@@ -67,6 +74,15 @@ impl Arrival {
         let stopped = match tokio::time::timeout(deadline, self.walk(stream, &mut link, &mut slot)).await {
             Ok(Ok(())) => return,
             Ok(Err(stop)) => stop,
+            // CONNECT came in time; its password's turn did not.
+            Err(_) if self.waiting.load(Ordering::Relaxed) => Stop::Refused {
+                version: Some(Version::V311),
+                reason: ReasonCode::QuotaExceeded,
+                kind: "hashing-busy",
+                why: "too many passwords are being checked (admission.hashing-max): its turn did not come in time"
+                    .to_owned(),
+                client: String::new(),
+            },
             Err(_) => Stop::Handshake(Failure {
                 kind: "connect-timeout",
                 why: format!("no CONNECT within {} s (admission.connect-timeout)", deadline.as_secs()),
@@ -121,11 +137,12 @@ impl Arrival {
         let (client, assigned) = client_id(&connect)?;
         let version = connect.version;
         loop {
-            let directory = self.gate.current.load().directory.clone();
-            let (identity, level) = self.identify(&connect, certificate.as_ref(), &directory).await?;
+            let current = self.gate.current.load_full();
+            let rules = self.rules(&current, certificate.as_ref())?;
+            let (identity, level) = self.identify(&connect, certificate.as_ref(), rules, &current.directory).await?;
             let _swap = self.gate.swap.read().unwrap_or_else(PoisonError::into_inner);
-            // Somebody may have been removed, or given another password, meanwhile: ask again.
-            if Arc::ptr_eq(&directory, &self.gate.current.load().directory) {
+            // Somebody may have been removed, or the listener's rules changed, meanwhile: ask again.
+            if Arc::ptr_eq(&current, &self.gate.current.load()) {
                 drop(connect);
                 let certificate_serial = certificate.map(|certificate| certificate.serial);
                 let ready = Ready { bytes, client, assigned, identity, level, version, certificate_serial };
@@ -134,6 +151,18 @@ impl Arrival {
                 return Ok(());
             }
         }
+    }
+
+    /// What the listener demands now; it may have been reloaded since this connection came.
+    fn rules(&self, current: &Current, certificate: Option<&Certificate>) -> Result<ListenerRules, Stop> {
+        let Some(material) = current.listeners.get(&self.name) else {
+            return Err(Stop::Quiet("its listener is gone"));
+        };
+        if certificate.is_some() && !Arc::ptr_eq(material, &self.material) {
+            // Verified by what was trusted then.
+            return Err(Stop::Quiet("its certificate was verified before a reload: it has to come again"));
+        }
+        Ok(material.rules)
     }
 
     fn certificate(&self, link: &Link) -> Result<Option<Certificate>, Stop> {
@@ -145,7 +174,7 @@ impl Arrival {
         // A resumed TLS session was verified when it began: it may have expired since.
         let now = OffsetDateTime::now_utc();
         if info.not_after <= now || info.not_before > now {
-            let why = "the client's certificate is expired: make a new one with `lockgate client add`".to_owned();
+            let why = handshake::EXPIRED.to_owned();
             return Err(Stop::Handshake(Failure { kind: "client-certificate", why }));
         }
         let own = self.current.own_ca.as_ref().is_some_and(|ca| info.is_issued_by(ca));
@@ -191,6 +220,7 @@ impl Arrival {
         &self,
         connect: &Connect<'_>,
         certificate: Option<&Certificate>,
+        rules: ListenerRules,
         directory: &Directory,
     ) -> Result<(Option<Identity>, Level), Stop> {
         let refused = |refusal: Refusal| Stop::Refused {
@@ -216,7 +246,7 @@ impl Arrival {
             has_password: connect.password.is_some(),
             tls: self.material.tls.is_some(),
         };
-        match auth::identify(self.material.rules, directory, &credentials) {
+        match auth::identify(rules, directory, &credentials) {
             Identification::Admitted(identity, level) => Ok((identity, level)),
             Identification::Refused(refusal) => Err(refused(refusal)),
             Identification::Password { user_name, level } => {
@@ -247,16 +277,26 @@ impl Arrival {
             })
         };
         check()?;
-        let permit = gate.hashing.acquire().await.expect("never closed");
+        self.waiting.store(true, Ordering::Relaxed);
+        let permit = gate.hashing.clone().acquire_owned().await.expect("never closed");
         // Others may have failed while this one waited for its turn.
         check()?;
         let identity = Identity::parse(user_name).ok();
         let known = identity.as_ref().and_then(|identity| directory.password(identity));
         let hash = known.or_else(|| directory.decoy(user_name, &gate.hasher)).cloned();
+        let dearest = directory.dearest().cloned();
         let secret = zeroize::Zeroizing::new(password.to_vec());
-        let right =
-            tokio::task::spawn_blocking(move || hash.is_some_and(|hash| hash.verify(&secret))).await.unwrap_or(false);
-        drop(permit);
+        // The permit goes along: a client that hangs up does not make room for another check.
+        let checked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let right = hash.as_ref().is_some_and(|hash| hash.verify(&secret));
+            let work = hash.as_ref().map_or(0, PasswordHash::work);
+            if let Some(dearest) = dearest.filter(|dearest| !right && dearest.work() > work) {
+                dearest.verify(&secret);
+            }
+            right
+        });
+        let right = checked.await.unwrap_or(false);
         match identity {
             Some(identity) if right && known.is_some() => {
                 throttle().succeeded(Instant::now(), address, user_name);
@@ -264,7 +304,7 @@ impl Arrival {
             }
             _ => {
                 throttle().failed(Instant::now(), address, user_name);
-                Err(Refusal::WrongPassword { user_name: user_name.to_owned() })
+                Err(Refusal::WrongPassword { user_name: user_name.to_owned(), exists: known.is_some() })
             }
         }
     }
@@ -303,7 +343,7 @@ impl Arrival {
             assigned: ready.assigned,
             identity: ready.identity,
             about: About {
-                number: self.gate.next_number(),
+                number: self.number,
                 peer: self.peer,
                 listener: self.listener.clone(),
                 version: ready.version,
@@ -316,20 +356,20 @@ impl Arrival {
     }
 
     async fn turn_away(&self, link: Option<Link>, stop: Stop) {
-        let (address, listener) = (self.peer, &self.listener);
+        let (address, listener, id) = (self.peer, &self.listener, self.number);
         let mut answer = Vec::new();
         match stop {
             Stop::Quiet(what) => {
                 self.gate.stats.refuse("closed-early");
-                debug!(%address, listener, "{what}");
+                debug!(id, %address, listener, "{what}");
             }
             Stop::Handshake(Failure { kind, why }) => {
                 self.gate.stats.refuse(kind);
-                warn!(%address, listener, "client at {} refused: {why}", self.host());
+                warn!(id, %address, listener, kind, "client at {} refused: {why}", self.host());
             }
             Stop::Refused { version, reason, kind, why, client } => {
                 self.gate.stats.refuse(kind);
-                warn!(%address, listener, "refused{client}: {why} ({reason})");
+                warn!(id, %address, listener, kind, "refused{client}: {why} ({reason})");
                 if let Some(version) = version {
                     codec::encode(&mut answer, &Packet::ConnAck(Box::new(ConnAck::new(reason))), version);
                 }

@@ -11,6 +11,10 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use super::material::TlsMaterial;
 use crate::config::ClientCerts;
 
+/// A client's certificate is past its time.
+pub(super) const EXPIRED: &str =
+    "the client's certificate is expired: `lockgate client remove` and `lockgate client add` make a new one";
+
 /// What knocked instead of what the listener speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Knock {
@@ -137,7 +141,8 @@ fn explain_tls(error: &TlsError, tls: &TlsMaterial) -> (&'static str, String) {
         ),
         TlsError::InvalidCertificate(error) => explain_certificate(error, &ca.to_string()),
         TlsError::PeerIncompatible(
-            PeerIncompatible::Tls12NotOfferedOrEnabled
+            PeerIncompatible::SignatureAlgorithmsExtensionRequired
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::Tls13RequiredForQuic
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered,
@@ -153,9 +158,7 @@ fn explain_tls(error: &TlsError, tls: &TlsMaterial) -> (&'static str, String) {
 fn explain_certificate(error: &CertificateError, ca: &str) -> (&'static str, String) {
     let kind = "client-certificate";
     let why = match error {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "the client's certificate is expired: make a new one with `lockgate client add`".to_owned()
-        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => EXPIRED.to_owned(),
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "the client's certificate is not valid yet: check this machine's clock".to_owned()
         }

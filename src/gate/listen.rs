@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
@@ -251,7 +251,11 @@ fn arrive(gate: &Arc<Gate>, listener: &str, local: String, peer: Peer, stream: S
     };
     match gate.slots.take(listener, material.connections_max, address) {
         Ok((slot, pending)) => {
-            let arrival = Arrival { gate: gate.clone(), current, material, listener: local, peer };
+            let number = gate.next_number();
+            let waiting = AtomicBool::new(false);
+            let name = listener.to_owned();
+            let arrival =
+                Arrival { gate: gate.clone(), current, material, name, listener: local, peer, number, waiting };
             tokio::spawn(async move {
                 arrival.admit(stream, slot).await;
                 drop(pending);

@@ -1,7 +1,7 @@
 //! Reads what a configuration names: passwords, ACL, identities, the ledger, certificates and
 //! keys. All of it is read and checked before any of it is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,6 +83,7 @@ impl Material {
             return Err(MaterialError(problems));
         }
         let mut findings = Vec::new();
+        note_permissions(settings, &mut findings);
         let acl = read_acl(settings, &mut problems);
         let ledger = read_ledger(settings, &mut problems);
         let own_ca = read_own_ca(settings, settings.ledger().exists(), now, &mut problems);
@@ -116,12 +117,43 @@ impl Material {
             let material = ListenerMaterial { rules: listener.rules, connections_max: listener.connections_max, tls };
             listeners.insert(name, Arc::new(material));
         }
+        if let (Some(acl), Some(directory)) = (&acl, &directory) {
+            note_strangers(settings, acl, directory, &mut findings);
+        }
         match (problems.is_empty(), acl, directory) {
             (true, Some(acl), Some(directory)) => {
                 let (acl, directory) = (Arc::new(acl), Arc::new(directory));
                 Ok(Material { directory, acl, listeners, own_ca, certificates, findings })
             }
             _ => Err(MaterialError(problems)),
+        }
+    }
+}
+
+/// Names in the ACL and among the minimum levels that nobody has: most likely typing mistakes.
+fn note_strangers(settings: &Settings, acl: &Acl, directory: &Directory, findings: &mut Vec<Finding>) {
+    let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
+    let mut note = |file: &Option<PathBuf>, name: &str| {
+        if let (Some(file), false) = (file, known.contains(name)) {
+            let what = format!("{}: there is no {name}: what it says of it has no effect", file.display());
+            findings.push(Finding { severity: Severity::Warning, what });
+        }
+    };
+    acl.users().for_each(|name| note(&settings.acl, name));
+    directory.min_levels().for_each(|name| note(&settings.identities, name.as_str()));
+}
+
+/// Whoever can write a folder can put other keys, passwords or rules in it.
+fn note_permissions(settings: &Settings, findings: &mut Vec<Finding>) {
+    use std::os::unix::fs::MetadataExt;
+    let folder = settings.folder();
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
+    let ledger = settings.ledger();
+    let files = [&settings.acl, &settings.identities].into_iter().flatten().map(PathBuf::as_path);
+    for path in [folder, settings.pki.as_path(), settings.data.as_path(), ledger.as_path()].into_iter().chain(files) {
+        if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o022 != 0) {
+            let what = format!("{path} can be written by others; run `chmod go-w {path}`", path = path.display());
+            findings.push(Finding { severity: Severity::Warning, what });
         }
     }
 }
@@ -276,8 +308,13 @@ pub fn read_identities(path: &Path) -> Result<BTreeMap<Identity, Level>, String>
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(BTreeMap::new());
     }
-    let entries: BTreeMap<String, IdentityEntry> =
-        serde_saphyr::from_str(&text).map_err(|error| format!("{}: {}", path.display(), error.render()))?;
+    let entries: BTreeMap<String, IdentityEntry> = serde_saphyr::from_str(&text).map_err(|error| {
+        let place = error.location().map(|place| format!(":{}:{}", place.line(), place.column())).unwrap_or_default();
+        let text = error.without_snippet().to_string();
+        let what = text.lines().next().unwrap_or_default();
+        let what = what.split(" at line ").next().unwrap_or_default();
+        format!("{}{place}: {}", path.display(), what.trim_start_matches("error: "))
+    })?;
     let mut levels = BTreeMap::new();
     for (name, entry) in entries {
         let identity = Identity::parse(&name).map_err(|error| format!("{}: {name:?}: {error}", path.display()))?;

@@ -1,10 +1,11 @@
 //! Everything after a client is in: one thread with an event loop that owns its connections,
 //! sessions, subscriptions and retained messages.
 //!
-//! A turn: wait for readiness; read each ready socket and handle its packets; write each
-//! connection once; then the store's answers, timers, and what came in by [`Handle`]. The clock
-//! and randomness have their only doors here.
+//! A turn: wait for readiness; read each ready socket and handle its packets; take what came in by
+//! [`Handle`]; the timers; then the store's answers and the writes, until nothing follows from them.
+//! The clock and randomness have their only doors here.
 
+mod farewell;
 mod link;
 mod output;
 mod report;

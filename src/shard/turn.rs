@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 use slab::Slab;
 use tokio::sync::oneshot;
-use tracing::{debug, error, info};
+use tracing::{error, info};
 
 use super::Message;
+use super::farewell;
 use super::link::Link;
 use super::output::Output;
 use super::report::{ClientRow, ConnectedRow, ShardReport};
@@ -183,8 +184,10 @@ impl Shard {
             let id = connection.id;
             if connection.closing.is_none() && self.must_wait(key) {
                 // It does not take its answers, or they wait for the store: no more questions.
-                self.wire.connections[key].parked = true;
-                return self.parked.push(key);
+                if !std::mem::replace(&mut self.wire.connections[key].parked, true) {
+                    self.parked.push(key);
+                }
+                return;
             }
             let connection = &mut self.wire.connections[key];
             if connection.closing.is_some() {
@@ -192,7 +195,11 @@ impl Shard {
                     Ok(count @ 1..) => left = left.saturating_sub(count),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                     // The peer has seen our end, or is gone.
-                    Ok(0) | Err(_) => return self.remove(key),
+                    Ok(0) | Err(_) => {
+                        let connection = &mut self.wire.connections[key];
+                        drop(connection.link.write(&mut connection.output));
+                        return self.remove(key);
+                    }
                 }
             } else {
                 match connection.link.read(&mut self.buffer) {
@@ -303,6 +310,10 @@ impl Shard {
     fn lost(&mut self, now: Instant, key: usize, error: Option<&io::Error>) {
         let connection = &mut self.wire.connections[key];
         let id = connection.id;
+        // It may only have stopped sending: what was answered in this turn is for it still.
+        if error.is_none() {
+            drop(connection.link.write(&mut connection.output));
+        }
         match error {
             Some(error) => info!(id = connection.about.number, "{} lost: {error}", who(connection.identity.as_ref())),
             None => {
@@ -348,6 +359,7 @@ impl Shard {
             finished: false,
             said_why: false,
             lingers: false,
+            denials: 0,
             client: client.clone(),
             identity: identity.clone(),
             about,
@@ -523,50 +535,8 @@ impl Shard {
     /// The last line of a connection's life, once.
     fn said_why(&mut self, key: usize) {
         let connection = &mut self.wire.connections[key];
-        if std::mem::replace(&mut connection.said_why, true) {
-            return;
-        }
-        let number = connection.about.number;
-        let name = who(connection.identity.as_ref());
-        let client = &connection.client;
-        match connection.closing {
-            None | Some(Closing::Lost) => {}
-            Some(Closing::ByClient(reason)) => info!(id = number, "{name} disconnected ({reason})"),
-            Some(Closing::Violation(violation)) => {
-                info!(
-                    id = number,
-                    "{name} disconnected for a breach of the protocol: {violation} ({})",
-                    violation.reason()
-                );
-            }
-            Some(Closing::TakenOver) => info!(id = number, "{name} disconnected: client {client:?} connected again"),
-            Some(Closing::Kicked) => info!(id = number, "{name} disconnected by an administrator"),
-            Some(Closing::Revoked) => info!(id = number, "{name} disconnected: it may not come in any more"),
-            Some(Closing::ShuttingDown) => debug!(id = number, "{name} disconnected: the broker stops"),
-            Some(Closing::NotOwner) => {
-                let about = &connection.about;
-                tracing::warn!(
-                    id = number,
-                    address = %about.peer,
-                    listener = about.listener,
-                    "refused client {client:?} of {name}: the session belongs to another identity (0x87 not authorized)"
-                );
-            }
-            Some(Closing::WillInvalid) => {
-                tracing::warn!(
-                    id = number,
-                    "refused client {client:?} of {name}: its will says it is UTF-8 and is not"
-                );
-            }
-            Some(Closing::WillNotAllowed) => {
-                tracing::warn!(id = number, "refused client {client:?} of {name}: its will's topic is outside the ACL");
-            }
-            Some(Closing::TooManySessions) => {
-                tracing::warn!(id = number, "refused client {client:?} of {name}: limits.sessions-max is reached");
-            }
-            Some(Closing::StoreFailed) => {
-                tracing::warn!(id = number, "{name} disconnected: the store cannot keep its messages")
-            }
+        if !std::mem::replace(&mut connection.said_why, true) {
+            farewell::say(connection);
         }
     }
 

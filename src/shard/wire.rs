@@ -11,7 +11,7 @@ use crate::broker::{Change, Closing, ConnectionId, Message, MessageId, Note, Out
 use crate::codec::Version;
 use crate::handover::About;
 use crate::store::Store;
-use crate::types::{ClientId, Histogram, Identity};
+use crate::types::{ClientId, Histogram, Identity, ReasonCode};
 
 /// A connection as the shard drives it.
 pub(super) struct Connection {
@@ -40,6 +40,8 @@ pub(super) struct Connection {
     pub(super) said_why: bool,
     /// In the list of those that are let go after a while.
     pub(super) lingers: bool,
+    /// Publishes and subscriptions that were refused: the first has its line in the log.
+    pub(super) denials: u64,
     pub(super) client: ClientId,
     pub(super) identity: Option<Identity>,
     pub(super) about: About,
@@ -79,6 +81,18 @@ impl Wire {
         Some(connection)
     }
 
+    fn first_denial(&mut self, id: ConnectionId) -> bool {
+        self.connection(id).is_some_and(|connection| {
+            connection.denials += 1;
+            connection.denials == 1
+        })
+    }
+
+    fn name(&self, id: ConnectionId) -> String {
+        let connection = self.connections.get(id.index as usize).filter(|connection| connection.id == id);
+        connection.map_or_else(String::new, |connection| who(connection.identity.as_ref()))
+    }
+
     fn number(&self, id: ConnectionId) -> u64 {
         self.connections
             .get(id.index as usize)
@@ -108,6 +122,10 @@ impl Outbox for Wire {
         self.connections.get(to.index as usize).map_or(0, |connection| connection.output.len())
     }
 
+    fn is_read(&self, from: ConnectionId) -> bool {
+        self.connections.get(from.index as usize).is_none_or(|connection| !connection.parked)
+    }
+
     fn close(&mut self, to: ConnectionId, why: Closing) {
         if let Some(connection) = self.open(to) {
             connection.closing = Some(why);
@@ -135,7 +153,7 @@ impl Outbox for Wire {
                     id = about.number,
                     address = %about.peer,
                     listener = about.listener,
-                    level = %about.level,
+                    security = %about.level,
                     version = %about.version,
                     "{} connected as client {:?}, {session}",
                     who(connection.identity.as_ref()),
@@ -143,10 +161,22 @@ impl Outbox for Wire {
                 );
             }
             Note::PublishDenied { connection, topic } => {
-                warn!(id = self.number(connection), "publish to {topic:?} refused by the ACL");
+                if !self.first_denial(connection) {
+                    return;
+                }
+                warn!(
+                    id = self.number(connection),
+                    "publish of {} to {topic:?} refused by the ACL",
+                    self.name(connection)
+                );
             }
             Note::SubscribeDenied { connection, filter, reason } => {
-                warn!(id = self.number(connection), "subscription to {filter:?} refused: {reason}");
+                if !self.first_denial(connection) {
+                    return;
+                }
+                let by = if reason == ReasonCode::NotAuthorized { " by the ACL" } else { "" };
+                let name = self.name(connection);
+                warn!(id = self.number(connection), "subscription of {name} to {filter:?} refused{by}: {reason}");
             }
             Note::QueueFull { client } => {
                 warn!(

@@ -211,3 +211,23 @@ fn subscribing_again_and_again_keeps_one_scan() {
     let (page, _) = rig.core.sessions(0, 100);
     assert!(page.iter().all(|session| session.queued_messages <= 60), "{page:?}");
 }
+
+#[test]
+fn a_live_message_that_waits_its_turn_voids_nothing() {
+    // [MQTT-3.3.1-9]: behind the retained copy in the queue, order is right already.
+    let mut rig = Rig::new();
+    let publisher = rig.join(client("p"));
+    for topic in ["a", "b"] {
+        rig.publish_with(publisher, topic, "old", 0b011, 1, &[]);
+    }
+    let mut narrow = client("s");
+    narrow.properties.receive_maximum = 1;
+    let id = rig.join(narrow);
+    rig.subscribe_with(id, &[("#", 1)], &[]);
+    rig.publish(publisher, "b", "live", 1, 2);
+    rig.take(id);
+    rig.puback(id, 1);
+    assert_eq!(rig.take(id), ["PUBLISH b old q1 #2 retain"]);
+    rig.puback(id, 2);
+    assert_eq!(rig.take(id), ["PUBLISH b live q1 #3"]);
+}

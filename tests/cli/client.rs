@@ -147,6 +147,20 @@ fn a_bundle_for_another_machine_has_its_host_paths_and_owner() {
         text.contains("MQTT_CERTFILE=/etc/device/client.crt\n")
             && text.contains("MQTT_KEYFILE=/etc/device/client.key\n")
     );
+    // What will keep it from working is said.
+    drop(std::fs::remove_dir_all(&out));
+    let said = site.ok(&[
+        "client",
+        "env",
+        "device1",
+        "--level",
+        "tls",
+        "--host",
+        "other.example",
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(said.contains("warning: the server certificate does not name other.example"), "{said}");
     let complaint = site.fails(1, &["client", "env", "device1", "--level", "tls", "--out", out.to_str().unwrap()]);
     assert!(complaint.contains("exists"), "{complaint}");
     let complaint =
@@ -161,7 +175,7 @@ fn a_given_password_is_read_from_standard_input_alone() {
     command.args(["client", "add", "alice", "--no-cert", "--password-stdin", "--dir"]).arg(site.path(""));
     let (code, text) = run_with(&mut command, b"correct horse\n");
     assert_eq!(code, Some(0), "{text}");
-    assert!(!site.path("pki/clients/alice").exists() && !text.contains("horse"));
+    assert!(!site.text("pki/clients/alice/mqtt.env").contains("MQTT_PASSWORD") && !text.contains("horse"));
     let broker = site.serve();
     assert_eq!(connects(broker.plain_port, "alice", "correct horse"), "CONNACK");
     let mut command = lockgate();
@@ -237,4 +251,25 @@ fn a_certificate_that_was_removed_admits_no_more() {
             .arg(folder.join("client.key"));
         run_with(&mut command, b"").0 == Some(0)
     });
+}
+
+#[test]
+fn a_change_that_was_interrupted_is_finished_by_the_next() {
+    let site = Site::new(&["--client", "device1"]);
+    std::fs::rename(site.path("pki/ledger.jsonl"), site.path("pki/.ledger.jsonl.lockgate-staged")).unwrap();
+    site.write("config/.lockgate-journal", "{\"files\":[\"config/passwd\",\"pki/ledger.jsonl\"],\"removals\":[]}");
+    site.ok(&["client", "add", "device2"]);
+    assert!(!site.path("config/.lockgate-journal").exists());
+    assert_eq!(site.text("pki/ledger.jsonl").matches("\"kind\":\"client\"").count(), 2);
+}
+
+#[test]
+fn a_password_that_a_person_chose_leaves_a_bundle_that_connects() {
+    let site = Site::new(&["--client", "device1"]);
+    let mut command = lockgate();
+    command.args(["client", "passwd", "device1", "--password-stdin", "--dir"]).arg(site.path(""));
+    assert_eq!(run_with(&mut command, b"mine\n").0, Some(0));
+    // The certificate alone is enough: a name without its password would be refused.
+    let text = site.text("pki/clients/device1/mqtt.env");
+    assert!(!text.contains("MQTT_USER") && text.contains("MQTT_CERTFILE"), "{text}");
 }

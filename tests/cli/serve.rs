@@ -100,9 +100,11 @@ fn files_that_are_missing_or_loose_are_one_sentence_each() {
 fn a_bad_configuration_says_all_and_exits_with_2() {
     let site = Site::new(&[]);
     site.edit("config/lockgate.yaml", "queue-policy: drop-new", "queue-policy: drop-some");
+    site.edit("config/lockgate.yaml", "level: info", "level: verbose");
     site.edit("config/lockgate.yaml", "sessions-max:", "session-max:");
     let text = site.fails(2, &["serve"]);
     assert!(text.contains("unknown key \"session-max\"; did you mean \"sessions-max\"?"), "{text}");
+    assert!(text.contains("level is error, warn, info, debug or trace"), "{text}");
     assert!(text.contains("queue-policy is one of drop-new, drop-oldest, not \"drop-some\""), "{text}");
     assert!(text.contains("lockgate.yaml:") && text.contains(" | "), "{text}");
     // From nothing.
@@ -139,6 +141,9 @@ fn check_says_what_it_found() {
     let said = site.ok(&["serve", "--check"]);
     assert!(said.contains("the ports are free") && said.contains("days left"), "{said}");
     assert!(said.contains("warning: listener 0.0.0.0:0 takes plain MQTT from the network"), "{said}");
+    site.write("config/identities.yaml", "ghost:\n  min-level: tls\n");
+    assert!(site.ok(&["serve", "--check"]).contains("there is no ghost"));
+    site.write("config/identities.yaml", "");
     let _broker = site.serve();
     assert!(site.ok(&["serve", "--check"]).contains("a broker runs on this data folder"));
 }
@@ -159,7 +164,7 @@ fn after_a_kill_the_socket_is_taken_over() {
     broker.signal("KILL");
     broker.wait();
     assert!(site.path("data/lockgate.sock").exists());
-    assert!(site.fails(1, &["status"]).contains("no broker runs"));
+    assert!(site.fails(1, &["status"]).contains("no broker is running"));
     let _again = site.serve();
     site.ok(&["status"]);
 }
@@ -171,8 +176,13 @@ fn the_log_can_be_json_and_escapes_what_peers_send() {
     let broker = site.serve();
     let (_, answer) = Raw::connect(broker.plain_port, Version::V5, "a\nb\u{1b}[31m", Some(("device1", "wrong\"}")));
     assert_eq!(answer, "CONNACK 0x86");
-    let line = broker.wait_for("wrong password");
+    let line = broker.wait_for("wrong password for");
     let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert!(parsed["message"].as_str().unwrap().contains("a\\nb\\u{1b}[31m"), "{line}");
     assert_eq!(parsed["level"], "WARN");
+    // No name is there twice in one line.
+    let password = site.variable("device1", "MQTT_PASSWORD");
+    Raw::connect(broker.plain_port, Version::V5, "c", Some(("device1", &password)));
+    let line = broker.wait_for("connected as client");
+    assert_eq!(line.matches("\"level\":").count(), 1, "{line}");
 }

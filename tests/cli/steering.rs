@@ -189,4 +189,6 @@ fn the_acl_answers_questions_with_the_line_that_decided() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("no line of"), "{output:?}");
     site.fails(2, &["acl", "test", "device1", "write", "a/#"]);
+    let said = site.ok(&["acl", "test", "nobody", "read", "nobody/x"]);
+    assert!(said.contains("note: there is no nobody here"), "{said}");
 }

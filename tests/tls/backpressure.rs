@@ -141,5 +141,43 @@ fn a_slow_consumer_costs_what_its_limit_says() {
     assert_eq!(publisher.packet().as_deref(), Some("PINGRESP"));
     let grown = memory(&broker).saturating_sub(before);
     assert!(grown < 24 * 1024, "{grown} KiB");
-    assert!(site.ok(&["status", "--json"]).contains("\"dropped\": "));
+    let status: serde_json::Value = serde_json::from_str(&site.ok(&["status", "--json"])).unwrap();
+    assert!(status["dropped"].as_u64().unwrap() > 5_000, "{status}");
+}
+
+#[test]
+fn a_parked_client_does_not_die_of_its_keep_alive() {
+    let site = Site::new(&["--client", "device1"]);
+    let broker = site.serve();
+    let password = site.variable("device1", "MQTT_PASSWORD");
+    let mut slow = Raw::open(broker.plain_port, Version::V311);
+    let mut connect = connect_bytes(Version::V311, "slow", Some(("device1", &password)));
+    // Keep alive: one second. It lies before the client id.
+    connect[10..12].copy_from_slice(&[0, 1]);
+    slow.send(&connect);
+    assert_eq!(slow.packet().as_deref(), Some("CONNACK"));
+    slow.send(b"\x82\x06\x00\x01\x00\x01t\x00");
+    assert_eq!(slow.packet().as_deref(), Some("SUBACK #1 0"));
+    let (mut publisher, _) = Raw::connect(broker.plain_port, Version::V311, "p", Some(("device1", &password)));
+    publisher.send(&publish("t", 15_000_000, 0, 0));
+    // For four seconds it sends pings and does not read.
+    for _ in 0..40 {
+        slow.send(&[0xC0, 0]);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // Some pings may have been answered before the message came; the others are after it.
+    let mut answers = (0..41).map(|_| slow.packet().unwrap_or_else(|| panic!("closed: {}", broker.log())));
+    assert_eq!(answers.by_ref().filter(|text| text == "PINGRESP").count(), 40);
+}
+
+#[test]
+fn a_client_that_stops_sending_still_gets_its_answer() {
+    let site = Site::new(&["--client", "device1"]);
+    let broker = site.serve();
+    let password = site.variable("device1", "MQTT_PASSWORD");
+    let (mut raw, _) = Raw::connect(broker.plain_port, Version::V311, "c", Some(("device1", &password)));
+    raw.send(&publish("t", 5, 1, 7));
+    raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(raw.packet().as_deref(), Some("PUBACK #7"));
+    assert_eq!(raw.packet(), None);
 }

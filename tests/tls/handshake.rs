@@ -112,6 +112,7 @@ fn a_resumed_session_is_no_way_around_removal_or_expiry() {
         assert_eq!(connect(&mut open(broker.tls_port, &device)), Ok(0));
         let mut resumed = open(broker.tls_port, &device);
         assert_eq!(connect(&mut resumed), Ok(0));
+        assert_eq!(resumed.conn.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
     }
     let device = Arc::new(config(&ca, Some((&folder.join("client.crt"), &folder.join("client.key"))), BOTH));
     assert_eq!(connect(&mut open(broker.tls_port, &device)), Ok(0));

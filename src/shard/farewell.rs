@@ -1,0 +1,56 @@
+//! The last line of a connection's life: why it ended.
+
+use tracing::{debug, info, warn};
+
+use super::wire::{Connection, who};
+use crate::broker::Closing;
+
+pub(super) fn say(connection: &Connection) {
+    let number = connection.about.number;
+    let name = who(connection.identity.as_ref());
+    let client = &connection.client;
+    let (address, listener) = (connection.about.peer, &connection.about.listener);
+    if connection.denials > 1 {
+        info!(id = number, "{name} was refused {} publishes and subscriptions in all", connection.denials);
+    }
+    match connection.closing {
+        None | Some(Closing::Lost) => {}
+        Some(Closing::ByClient(reason)) => info!(id = number, "{name} disconnected ({reason})"),
+        Some(Closing::Violation(violation)) => {
+            info!(
+                id = number,
+                "{name} disconnected for a breach of the protocol: {violation} ({})",
+                violation.reason()
+            );
+        }
+        Some(Closing::TakenOver) => info!(id = number, "{name} disconnected: client {client:?} connected again"),
+        Some(Closing::Kicked) => info!(id = number, "{name} disconnected by an administrator"),
+        Some(Closing::Revoked) => info!(id = number, "{name} disconnected: it may not come in any more"),
+        Some(Closing::ShuttingDown) => debug!(id = number, "{name} disconnected: the broker stops"),
+        Some(Closing::NotOwner) => {
+            warn!(
+                id = number,
+                %address,
+                listener,
+                "refused client {client:?} of {name}: the session belongs to another identity (0x87 not authorized)"
+            );
+        }
+        Some(Closing::WillInvalid) => {
+            warn!(
+                id = number,
+                %address,
+                listener,
+                "refused client {client:?} of {name}: its will's topic is too deep, or its payload not the UTF-8 that it says"
+            );
+        }
+        Some(Closing::WillNotAllowed) => {
+            warn!(id = number, %address, listener, "refused client {client:?} of {name}: its will's topic is outside the ACL");
+        }
+        Some(Closing::TooManySessions) => {
+            warn!(id = number, %address, listener, "refused client {client:?} of {name}: limits.sessions-max is reached");
+        }
+        Some(Closing::StoreFailed) => {
+            warn!(id = number, "{name} disconnected: the store cannot keep its messages")
+        }
+    }
+}
