@@ -138,4 +138,18 @@ mod tests {
         assert!(lines[1].starts_with("line 5:") && lines[2].starts_with("line 6:") && lines[3].starts_with("line 7:"));
         assert_eq!(parse_passwords(&format!("a:{hash}\n")).unwrap().len(), 1);
     }
+
+    #[test]
+    fn the_dearest_hash_is_the_one_that_takes_longest() {
+        let line = |name: &str, cost| PasswordLine {
+            identity: Identity::parse(name).unwrap(),
+            hash: PasswordHash::new(b"x", cost, [1; 16]),
+        };
+        let lines =
+            vec![line("device1", Cost::Generated), line("alice", Cost::Human), line("device2", Cost::Generated)];
+        let directory =
+            Directory::new(lines, BTreeMap::new(), BTreeMap::new(), PasswordHash::new(b"", Cost::Human, [0; 16]));
+        let alice = Identity::parse("alice").unwrap();
+        assert_eq!(directory.dearest().map(ToString::to_string), directory.password(&alice).map(ToString::to_string));
+    }
 }

@@ -186,3 +186,138 @@ fn the_log_can_be_json_and_escapes_what_peers_send() {
     let line = broker.wait_for("connected as client");
     assert_eq!(line.matches("\"level\":").count(), 1, "{line}");
 }
+
+#[test]
+fn systemd_is_told_of_readiness_reload_watchdog_and_end() {
+    let site = Site::new(&[]);
+    let path = site.path("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(crate::site::PATIENCE)).unwrap();
+    // As systemd starts it: the watchdog's variables name the process.
+    let mut command = std::process::Command::new("sh");
+    let script = "export WATCHDOG_PID=$$; exec \"$@\"";
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_lockgate"), "serve", "--dir"]).arg(site.path(""));
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let mut broker = crate::site::Broker::start(command, site.path(""));
+    let wait_for = |wanted: &str| {
+        let mut buffer = [0; 512];
+        loop {
+            let count = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted} does not come: {error}"));
+            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if text.lines().any(|line| line.starts_with(wanted)) {
+                return text;
+            }
+        }
+    };
+    wait_for("READY=1");
+    wait_for("WATCHDOG=1");
+    broker.signal("HUP");
+    assert!(wait_for("RELOADING=1").contains("MONOTONIC_USEC="));
+    wait_for("READY=1");
+    site.ok(&["reload"]);
+    wait_for("RELOADING=1");
+    broker.signal("TERM");
+    wait_for("STOPPING=1");
+    assert_eq!(broker.wait(), Some(0));
+}
+
+#[test]
+fn with_self_renewal_an_old_server_certificate_is_replaced_and_swapped() {
+    use lockgate::pki::{Authority, CertificateInfo, KeyType, ServerName};
+    let site = Site::new(&["--self-renew", "--key-type", "rsa-2048"]);
+    let now = time::OffsetDateTime::now_utc();
+    let authority = Authority::load(&site.text("pki/ca.crt"), &site.text("pki/ca.key"), now).unwrap();
+    let names = [ServerName::parse("localhost").unwrap(), ServerName::parse("only.example").unwrap()];
+    let old = authority.issue_server("test", &names, KeyType::Rsa2048, 10, now - time::Duration::days(8)).unwrap();
+    site.write("pki/server.crt", &old.certificate_pem);
+    site.write("pki/server.key", &old.key_pem);
+    let broker = site.serve();
+    broker.wait_for("the server certificate was renewed");
+    broker.wait_for("reloaded");
+    let new = CertificateInfo::read(&site.path("pki/server.crt")).unwrap();
+    assert!(new.not_after > old.info.not_after && new.serial != old.info.serial);
+    // With the names and the kind of key that it had.
+    assert_eq!((new.names, new.key_type), (names.to_vec(), Some(KeyType::Rsa2048)));
+    assert!(site.text("pki/ledger.jsonl").lines().last().unwrap().contains("only.example"));
+}
+
+#[test]
+fn a_missing_address_family_is_logged_and_not_fatal() {
+    let site = Site::new(&[]);
+    // A network of its own, with IPv6 switched off.
+    let script = format!(
+        "ip link set lo up; sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1 2>/dev/null || \
+         ip -6 addr flush dev lo; exec {} serve --dir {}",
+        env!("CARGO_BIN_EXE_lockgate"),
+        site.path("").display()
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-rn", "sh", "-c", &script]);
+    let broker = crate::site::Broker::start(command, site.path(""));
+    broker.wait_for("one address family is missing here");
+    broker.wait_for("is ready");
+}
+
+#[test]
+fn the_variables_that_kubernetes_sets_are_not_ours() {
+    let site = Site::new(&[]);
+    let mut command = lockgate();
+    command.args(["serve", "--check", "--dir"]).arg(site.path(""));
+    command.env("LOCKGATE_PORT", "tcp://10.0.0.1:1883").env("LOCKGATE_SERVICE_HOST", "10.0.0.1");
+    assert!(command.output().unwrap().status.success());
+}
+
+#[test]
+fn a_listener_may_let_anybody_in_and_another_only_by_certificate() {
+    let site = Site::new(&["--client", "device1"]);
+    site.edit("config/lockgate.yaml", "allow-anonymous: false", "allow-anonymous: true");
+    site.edit("config/lockgate.yaml", "identity: default", "identity: cn");
+    site.edit("config/lockgate.yaml", "connections-max: 100000", "connections-max: 1");
+    let broker = site.serve();
+    let (kept, answer) = Raw::connect(broker.plain_port, Version::V5, "nobody", None);
+    assert_eq!(answer, "CONNACK");
+    broker.wait_for("anonymous connected as client \"nobody\"");
+    // A second one finds no place: closed, unanswered.
+    let (_, answer) = Raw::connect(broker.plain_port, Version::V5, "second", None);
+    assert_eq!(answer, "closed");
+    broker.wait_for("turned away: the listener's connections-max is reached");
+    drop(kept);
+    let password = site.variable("device1", "MQTT_PASSWORD");
+    let mut command = std::process::Command::new("mosquitto_pub");
+    command.args([
+        "-h",
+        "localhost",
+        "-p",
+        &broker.tls_port.to_string(),
+        "-t",
+        "t",
+        "-m",
+        "x",
+        "-u",
+        "device1",
+        "-P",
+        &password,
+    ]);
+    command.arg("--cafile").arg(site.path("pki/ca.crt"));
+    assert_ne!(crate::site::run_with(&mut command, b"").0, Some(0));
+    broker.wait_for("this listener takes the identity from a client certificate, and it sent none");
+}
+
+#[test]
+fn a_flood_is_summed_up_by_kind_and_does_not_hide_the_others() {
+    let site = Site::new(&["--client", "device1"]);
+    site.edit("config/lockgate.yaml", "wrong-passwords-max: 5", "wrong-passwords-max: 1000");
+    let mut broker = site.serve();
+    for _ in 0..45 {
+        Raw::connect(broker.plain_port, Version::V5, "c", Some(("device1", "wrong")));
+    }
+    Raw::connect(broker.plain_port, Version::V5, "c", None);
+    broker.wait_for("does not allow anonymous clients");
+    broker.signal("TERM");
+    assert_eq!(broker.wait(), Some(0));
+    let log = broker.log();
+    let lines = log.lines().filter(|line| line.contains("wrong password for")).count();
+    assert!(lines < 45, "{lines}");
+    let summary = broker.wait_for("more lines of this kind");
+    assert!(summary.contains(&format!("{} more", 45 - lines)) && summary.contains("wrong-password"), "{summary}");
+}

@@ -147,3 +147,128 @@ async fn rumqttc_speaks_5_at_every_level() {
         }
     }
 }
+
+/// What both versions of rumqttc do below, in the words of one of them: retained messages, a will, a
+/// session taken up, and 5 MB, at one level.
+macro_rules! lives {
+    ($name:ident, $client:ty, $event:path, $packet:path, $qos:path, $options:expr, $will:expr, $topic:expr) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            use $event as Event;
+            use $packet as Packet;
+            use $qos as QoS;
+            let site = Site::new(&["--client", "device1"]);
+            let broker = site.serve();
+            for level in LEVELS {
+                let work = async {
+                    // A subscriber that keeps its session, and goes.
+                    let (sleeper, mut events) =
+                        <$client>::new($options(&site, port(&broker, level), level, "sleeper", false), 20);
+                    sleeper.subscribe("queue", QoS::AtLeastOnce).await.unwrap();
+                    while !matches!(events.poll().await.unwrap(), Event::Incoming(Packet::SubAck(_))) {}
+                    sleeper.disconnect().await.unwrap();
+                    while events.poll().await.is_ok() {}
+                    // One that dies with a will.
+                    let mut options = $options(&site, port(&broker, level), level, "mortal", true);
+                    $will(&mut options);
+                    let (_mortal, mut mortal_events) = <$client>::new(options, 20);
+                    while !matches!(mortal_events.poll().await.unwrap(), Event::Incoming(Packet::ConnAck(_))) {}
+                    let (publisher, mut publishing) =
+                        <$client>::new($options(&site, port(&broker, level), level, "pub", true), 20);
+                    let task = tokio::spawn(async move { while publishing.poll().await.is_ok() {} });
+                    publisher.publish("kept", QoS::AtLeastOnce, true, level).await.unwrap();
+                    publisher.publish("queue", QoS::AtLeastOnce, false, vec![7; LARGE]).await.unwrap();
+                    let (watcher, mut watching) =
+                        <$client>::new($options(&site, port(&broker, level), level, "watcher", true), 20);
+                    watcher.subscribe("kept", QoS::AtLeastOnce).await.unwrap();
+                    watcher.subscribe("will", QoS::AtLeastOnce).await.unwrap();
+                    let mut subscribed = 0;
+                    let mut mortal_events = Some(mortal_events);
+                    let mut seen = Vec::new();
+                    while seen.len() < 2 {
+                        match watching.poll().await.unwrap() {
+                            Event::Incoming(Packet::SubAck(_)) => {
+                                subscribed += 1;
+                                if subscribed == 2 {
+                                    drop(mortal_events.take());
+                                }
+                            }
+                            Event::Incoming(Packet::Publish(publish)) => {
+                                // The retained one may be live still, if the subscription was faster.
+                                seen.push(($topic(&publish), String::from_utf8(publish.payload.to_vec()).unwrap()));
+                            }
+                            _ => {}
+                        }
+                    }
+                    seen.sort();
+                    assert_eq!(seen, [("kept".to_owned(), level.to_owned()), ("will".to_owned(), "gone".to_owned())]);
+                    let (_sleeper, mut events) =
+                        <$client>::new($options(&site, port(&broker, level), level, "sleeper", false), 20);
+                    let mut present = false;
+                    loop {
+                        match events.poll().await.unwrap() {
+                            Event::Incoming(Packet::ConnAck(connack)) => present = connack.session_present,
+                            Event::Incoming(Packet::Publish(publish)) => {
+                                assert!(present && publish.payload.len() == LARGE);
+                                break;
+                            }
+                            _ => {}
+                        }
+                    }
+                    task.abort();
+                };
+                tokio::time::timeout(2 * PATIENCE, work).await.unwrap_or_else(|_| panic!("{level}: {}", broker.log()));
+            }
+        }
+    };
+}
+
+fn options_3(site: &Site, port: u16, level: &str, id: &str, clean: bool) -> rumqttc::MqttOptions {
+    let mut options = rumqttc::MqttOptions::new(format!("{id}-{level}"), "localhost", port);
+    options.set_transport(transport(site, level));
+    options.set_credentials("device1", site.variable("device1", "MQTT_PASSWORD"));
+    options.set_max_packet_size(2 * LARGE, 2 * LARGE);
+    options.set_clean_session(clean);
+    options
+}
+
+fn options_5(site: &Site, port: u16, level: &str, id: &str, clean: bool) -> rumqttc::v5::MqttOptions {
+    let mut options = rumqttc::v5::MqttOptions::new(format!("{id}-{level}"), "localhost", port);
+    options.set_transport(transport(site, level));
+    options.set_credentials("device1", site.variable("device1", "MQTT_PASSWORD"));
+    options.set_max_packet_size(Some(2 * LARGE as u32));
+    options.set_clean_start(clean);
+    options.set_session_expiry_interval((!clean).then_some(3_600));
+    options
+}
+
+fn will_3(options: &mut rumqttc::MqttOptions) {
+    options.set_last_will(rumqttc::LastWill::new("will", "gone", rumqttc::QoS::AtLeastOnce, false));
+}
+
+fn will_5(options: &mut rumqttc::v5::MqttOptions) {
+    use rumqttc::v5::mqttbytes::{QoS, v5::LastWill};
+    options.set_last_will(LastWill::new("will", "gone", QoS::AtLeastOnce, false, None));
+}
+
+lives!(
+    rumqttc_keeps_sessions_wills_and_retained_messages_in_3_1_1,
+    rumqttc::AsyncClient,
+    rumqttc::Event,
+    rumqttc::Packet,
+    rumqttc::QoS,
+    options_3,
+    will_3,
+    |publish: &rumqttc::Publish| publish.topic.clone()
+);
+
+lives!(
+    rumqttc_keeps_sessions_wills_and_retained_messages_in_5,
+    rumqttc::v5::AsyncClient,
+    rumqttc::v5::Event,
+    rumqttc::v5::mqttbytes::v5::Packet,
+    rumqttc::v5::mqttbytes::QoS,
+    options_5,
+    will_5,
+    |publish: &rumqttc::v5::mqttbytes::v5::Publish| String::from_utf8(publish.topic.to_vec()).unwrap()
+);

@@ -138,7 +138,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    fn start(mut command: Command, folder: PathBuf) -> Broker {
+    pub(crate) fn start(mut command: Command, folder: PathBuf) -> Broker {
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary runs");
         let log: Arc<(Mutex<String>, Condvar)> = Arc::default();
         let writer = log.clone();
