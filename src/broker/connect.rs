@@ -203,8 +203,7 @@ impl Core {
                 will,
                 connected: true,
             };
-            let ticket = self.ticket();
-            out.persist(ticket, vec![change]);
+            let ticket = self.persist(vec![change], out);
             self.sessions[session_at as usize].stored = true;
             ticket
         });
@@ -328,8 +327,7 @@ impl Core {
         }
         self.by_client.remove(&session.client);
         if self.options.durable && session.is_durable() {
-            let ticket = self.ticket();
-            out.persist(ticket, vec![Change::SessionEnded { client: session.client.clone() }]);
+            self.persist(vec![Change::SessionEnded { client: session.client.clone() }], out);
         }
     }
 
@@ -377,8 +375,7 @@ impl Core {
             will: session.will.clone(),
             connected,
         };
-        let ticket = self.ticket();
-        out.persist(ticket, vec![change]);
+        self.persist(vec![change], out);
     }
 
     pub(super) fn session_expired(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {

@@ -173,8 +173,7 @@ impl Core {
             self.counters.dropped.expired += 1;
             // A change under way replaces it in the store anyway.
             if self.options.durable && !self.retained_pending.contains_key(&*message.topic) {
-                let ticket = self.ticket();
-                out.persist(ticket, vec![Change::RetainedCleared { topic: message.topic.clone() }]);
+                self.persist(vec![Change::RetainedCleared { topic: message.topic.clone() }], out);
             }
         }
         if let Some(session) = self.scanning.pop_front() {
@@ -229,6 +228,13 @@ impl Core {
 
     fn connection_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         self.connections.get_mut(id.index as usize)?.as_mut().filter(|connection| connection.id == id)
+    }
+
+    /// Has `changes` written down together; what depends on them can wait for the ticket.
+    fn persist(&mut self, changes: Vec<Change>, out: &mut impl Outbox) -> Ticket {
+        let ticket = self.ticket();
+        out.persist(ticket, changes);
+        ticket
     }
 
     fn ticket(&mut self) -> Ticket {

@@ -254,8 +254,7 @@ impl Core {
                 message: entry.delivery.message_id(),
                 packet_id: Some(packet_id),
             };
-            let ticket = self.ticket();
-            out.persist(ticket, vec![change]);
+            self.persist(vec![change], out);
         }
     }
 
@@ -339,11 +338,7 @@ impl Core {
         let session = &mut self.sessions[at as usize];
         let known = session.received.remove(&packet_id).is_some();
         let durable = (known && self.options.durable && session.is_durable()).then(|| session.client.clone());
-        let ticket = durable.map(|client| {
-            let ticket = self.ticket();
-            out.persist(ticket, vec![Change::Released { client, packet_id }]);
-            ticket
-        });
+        let ticket = durable.map(|client| self.persist(vec![Change::Released { client, packet_id }], out));
         let reason = if known || !dialect::explains_itself(version) {
             ReasonCode::Success
         } else {

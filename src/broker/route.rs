@@ -383,8 +383,7 @@ impl Core {
                 }
             }
             if self.options.durable && session.is_durable() && !changes.is_empty() {
-                let ticket = self.ticket();
-                out.persist(ticket, changes);
+                self.persist(changes, out);
             }
             return true;
         }
@@ -521,8 +520,7 @@ impl Core {
             unkept: false,
         });
         if durable {
-            let ticket = self.ticket();
-            out.persist(ticket, vec![Change::Sent { client: client.clone(), message, packet_id }]);
+            let ticket = self.persist(vec![Change::Sent { client: client.clone(), message, packet_id }], out);
             if qos == QoS::ExactlyOnce {
                 let outgoing = &mut self.sessions[at as usize].outgoing;
                 outgoing.inflight.back_mut().expect("pushed above").delivery.hold = Some(ticket);
@@ -537,8 +535,7 @@ impl Core {
         let session = &self.sessions[at as usize];
         if self.options.durable && session.is_durable() && delivery.qos != QoS::AtMostOnce {
             let change = Change::Done { client: session.client.clone(), message: delivery.message_id(), packet_id };
-            let ticket = self.ticket();
-            out.persist(ticket, vec![change]);
+            self.persist(vec![change], out);
         }
     }
 }

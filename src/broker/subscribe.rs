@@ -38,11 +38,7 @@ impl Core {
                 }
             });
         }
-        let ticket = (!changes.is_empty()).then(|| {
-            let ticket = self.ticket();
-            out.persist(ticket, changes);
-            ticket
-        });
+        let ticket = (!changes.is_empty()).then(|| self.persist(changes, out));
         // [MQTT-3.8.4-1], [MQTT-3.8.4-2], [MQTT-3.8.4-6]
         let suback = SubAck { packet_id: packet.packet_id, reasons, reason_string: None };
         self.acknowledge(id, HeldKind::Other, &Packet::SubAck(suback), ticket, out);
@@ -149,11 +145,7 @@ impl Core {
                 Ok(_) => ReasonCode::NoSubscriptionExisted,
             });
         }
-        let ticket = (!changes.is_empty()).then(|| {
-            let ticket = self.ticket();
-            out.persist(ticket, changes);
-            ticket
-        });
+        let ticket = (!changes.is_empty()).then(|| self.persist(changes, out));
         // [MQTT-3.10.4-4], [MQTT-3.10.4-5]
         let unsuback = UnsubAck { packet_id: packet.packet_id, reasons, reason_string: None };
         self.acknowledge(id, HeldKind::Other, &Packet::UnsubAck(unsuback), ticket, out);
@@ -188,8 +180,7 @@ impl Core {
                     retained: false,
                 })
                 .collect();
-            let ticket = self.ticket();
-            out.persist(ticket, changes);
+            self.persist(changes, out);
         }
         let session = &mut self.sessions[at as usize];
         if !over {
