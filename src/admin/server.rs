@@ -249,21 +249,11 @@ pub async fn serve_local(
     admin: Arc<Admin>,
 ) -> std::io::Result<impl Future<Output = ()> + use<>> {
     let listener = tokio::net::UnixListener::from_std(socket::bind(data, lock)?)?;
-    let guard = RemoveSocket(data.to_owned());
     Ok(async move {
-        let _guard = guard;
         if let Err(error) = axum::serve(listener, local(admin)).await {
             warn!("the local door closed: {error}");
         }
     })
-}
-
-struct RemoveSocket(PathBuf);
-
-impl Drop for RemoveSocket {
-    fn drop(&mut self) {
-        socket::remove(&self.0);
-    }
 }
 
 /// Serves `/health` and `/metrics` on a bound socket until dropped.

@@ -1,7 +1,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -10,10 +10,26 @@ use thiserror::Error;
 const SOCKET: &str = "lockgate.sock";
 const LOCK: &str = "lock";
 
-/// Held by the one broker that runs on a data folder.
+/// Held by the one broker that runs on a data folder. Its file and the socket go with it, and so
+/// does the folder if it was made for the lock and nothing else came to lie in it: a failed start
+/// leaves nothing behind.
 #[derive(Debug)]
 pub struct DataLock {
+    data: PathBuf,
+    is_folder_new: bool,
     _file: File,
+}
+
+impl Drop for DataLock {
+    fn drop(&mut self) {
+        drop(fs::remove_file(self.data.join(SOCKET)));
+        // Still locked: who opened the file before sees in `lock_data` that it is no longer the one.
+        drop(fs::remove_file(self.data.join(LOCK)));
+        if self.is_folder_new {
+            // Refused by the system where anything lies in it.
+            drop(fs::remove_dir(&self.data));
+        }
+    }
 }
 
 #[derive(Debug, Error)]
@@ -27,22 +43,32 @@ pub enum DataLockError {
 /// Makes sure that nobody else runs on the data folder; makes it if need be.
 pub fn lock_data(data: &Path) -> Result<DataLock, DataLockError> {
     let failed = |error| DataLockError::Io { path: data.to_owned(), error };
-    if !data.is_dir() {
+    let is_folder_new = !data.is_dir();
+    if is_folder_new {
         fs::create_dir_all(data).map_err(failed)?;
         fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(failed)?;
     }
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(data.join(LOCK))
-        .map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(DataLock { _file: file }),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(DataLockError::Taken(data.to_owned())),
-        Err(error) => Err(failed(error.into())),
+    let path = data.join(LOCK);
+    // A broker that ends takes the file along; each that ends in between costs one more round.
+    for _ in 0..10 {
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_at(&file, &path) => {
+                return Ok(DataLock { data: data.to_owned(), is_folder_new, _file: file });
+            }
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => break,
+            Err(error) => return Err(failed(error.into())),
+        }
     }
+    Err(DataLockError::Taken(data.to_owned()))
+}
+
+/// Whether the open file is still the one that stands at the path.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata().map(identity).ok() == fs::metadata(path).map(identity).ok()
 }
 
 /// Whether a broker runs on the data folder; makes and changes nothing.
@@ -74,8 +100,4 @@ pub(super) fn bind(data: &Path, _lock: &DataLock) -> io::Result<std::os::unix::n
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
-}
-
-pub(super) fn remove(data: &Path) {
-    drop(fs::remove_file(data.join(SOCKET)));
 }

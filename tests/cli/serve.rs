@@ -62,7 +62,13 @@ fn a_port_in_use_is_one_sentence_and_exit_code_1() {
         assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("the port is in use"), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
-    assert!(!site.path("data/lockgate.sock").exists());
+    let left =
+        || std::fs::read_dir(site.path("data")).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(left(), [".gitignore"]);
+    // A folder that was made for the attempt goes as well.
+    std::fs::remove_dir_all(site.path("data")).unwrap();
+    site.fails(1, &["serve"]);
+    assert!(!site.path("data").exists());
 }
 
 #[test]
