@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use lockgate::broker::ConnectionId;
+
 use crate::rig::{Rig, client};
 
 #[test]
@@ -147,9 +149,8 @@ fn no_retained_copy_comes_after_a_newer_live_message() {
     assert_eq!(of_99, ["PUBLISH t/099 live"]);
 }
 
-#[test]
-fn a_live_message_voids_the_retained_copy_that_waits() {
-    // design section 2: no retained copy arrives after a newer live one, however narrow the window.
+/// A publisher, and a subscriber with a receive maximum of 1 that is owed the retained `a` and `b`.
+fn one_of_two_retained_waits() -> (Rig, ConnectionId, ConnectionId) {
     let mut rig = Rig::new();
     let publisher = rig.join(client("p"));
     for topic in ["a", "b"] {
@@ -159,6 +160,13 @@ fn a_live_message_voids_the_retained_copy_that_waits() {
     narrow.properties.receive_maximum = 1;
     let id = rig.join(narrow);
     rig.subscribe_with(id, &[("#", 1)], &[]);
+    (rig, publisher, id)
+}
+
+#[test]
+fn a_live_message_voids_the_retained_copy_that_waits() {
+    // design section 2: no retained copy arrives after a newer live one, however narrow the window.
+    let (mut rig, publisher, id) = one_of_two_retained_waits();
     assert_eq!(rig.take(id), ["SUBACK #1 1", "PUBLISH a old q1 #1 retain"]);
     rig.publish(publisher, "b", "live", 0, 0);
     rig.puback(id, 1);
@@ -215,15 +223,7 @@ fn subscribing_again_and_again_keeps_one_scan() {
 #[test]
 fn a_live_message_that_waits_its_turn_voids_nothing() {
     // [MQTT-3.3.1-9]: behind the retained copy in the queue, order is right already.
-    let mut rig = Rig::new();
-    let publisher = rig.join(client("p"));
-    for topic in ["a", "b"] {
-        rig.publish_with(publisher, topic, "old", 0b011, 1, &[]);
-    }
-    let mut narrow = client("s");
-    narrow.properties.receive_maximum = 1;
-    let id = rig.join(narrow);
-    rig.subscribe_with(id, &[("#", 1)], &[]);
+    let (mut rig, publisher, id) = one_of_two_retained_waits();
     rig.publish(publisher, "b", "live", 1, 2);
     rig.take(id);
     rig.puback(id, 1);

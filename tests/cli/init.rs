@@ -204,45 +204,22 @@ fn killed_at_any_moment_a_site_is_mended_by_init() {
     let mut unfinished = 0;
     for round in 0..25u64 {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = lockgate()
-            .args([
-                "init",
-                "--client",
-                "device1",
-                "--client",
-                "device2",
-                "--plain-port",
-                "0",
-                "--tls-port",
-                "0",
-                "--dir",
-            ])
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let init = || {
+            let mut command = lockgate();
+            command
+                .args(["init", "--client", "device1", "--client", "device2", "--plain-port", "0", "--tls-port", "0"])
+                .arg("--dir")
+                .arg(folder.path());
+            command
+        };
+        let mut child = init().stdout(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(500 + round * 600));
         child.kill().unwrap();
         let finished = child.wait().unwrap().success();
         unfinished += usize::from(!finished);
         let check = || lockgate().args(["serve", "--check", "--dir"]).arg(folder.path()).output().unwrap();
         let before = check();
-        let output = lockgate()
-            .args([
-                "init",
-                "--client",
-                "device1",
-                "--client",
-                "device2",
-                "--plain-port",
-                "0",
-                "--tls-port",
-                "0",
-                "--dir",
-            ])
-            .arg(folder.path())
-            .output()
-            .unwrap();
+        let output = init().output().unwrap();
         assert!(output.status.success(), "{round}: {}", String::from_utf8_lossy(&output.stderr));
         let after = check();
         assert!(after.status.success(), "{round}: {}", String::from_utf8_lossy(&after.stderr));
