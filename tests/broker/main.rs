@@ -9,6 +9,8 @@
 
 #[path = "../support/describe.rs"]
 mod describe;
+#[path = "../support/recorder.rs"]
+mod recorder;
 mod rig;
 
 mod access;

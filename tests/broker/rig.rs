@@ -5,60 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockgate::auth::Acl;
-use lockgate::broker::{
-    Admission, Change, Closing, Command, ConnectionId, Core, Input, Limits, MessageId, Note, Options, Outbox, Payload,
-    Ticket,
-};
+use lockgate::broker::{Admission, Closing, Command, ConnectionId, Core, Input, Limits, Options};
 use lockgate::codec::{self, Connect, ConnectProperties, Version, Will};
-use lockgate::store::{Answer, MemoryStore, Store};
+use lockgate::store::{Answer, Store};
 use lockgate::types::{ClientId, Identity};
 
 use crate::describe::describe_all;
-
-#[derive(Default)]
-pub(crate) struct Recorder {
-    written: BTreeMap<ConnectionId, Vec<u8>>,
-    /// What a connection's socket does not take: the rest is backlog.
-    stalled: BTreeMap<ConnectionId, usize>,
-    pub(crate) closed: BTreeMap<ConnectionId, Closing>,
-    pub(crate) store: MemoryStore,
-    fetched: Vec<(ClientId, Vec<MessageId>)>,
-    pub(crate) notes: Vec<String>,
-}
-
-impl Outbox for Recorder {
-    fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
-        assert!(!self.closed.contains_key(&to), "written after close");
-        self.written.entry(to).or_default().extend_from_slice(bytes);
-        if let Some(backlog) = self.stalled.get_mut(&to) {
-            *backlog += bytes.len();
-        }
-    }
-
-    fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>) {
-        self.write(to, &[head, payload.as_slice()].concat());
-    }
-
-    fn backlog(&self, to: ConnectionId) -> usize {
-        self.stalled.get(&to).copied().unwrap_or(0)
-    }
-
-    fn close(&mut self, to: ConnectionId, why: Closing) {
-        assert!(self.closed.insert(to, why).is_none(), "closed twice");
-    }
-
-    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        self.store.append(ticket, changes);
-    }
-
-    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
-        self.fetched.push((client.clone(), messages.to_vec()));
-    }
-
-    fn note(&mut self, note: Note<'_>) {
-        self.notes.push(format!("{note:?}"));
-    }
-}
+use crate::recorder::Recorder;
 
 pub(crate) struct Rig {
     pub(crate) core: Core,

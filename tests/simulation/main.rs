@@ -9,6 +9,8 @@
     reason = "a test fails by panicking, and may look at the world"
 )]
 
+#[path = "../support/recorder.rs"]
+mod recorder;
 mod world;
 
 use world::{Options, World};

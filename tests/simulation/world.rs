@@ -3,12 +3,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockgate::auth::Acl;
-use lockgate::broker::{
-    Admission, Change, Closing, ConnectionId, Core, Input, Limits, MessageId, Note, Outbox, Payload, Ticket,
-};
+use lockgate::broker::{Admission, Closing, ConnectionId, Core, Input, Limits};
 use lockgate::codec::{self, Connect, ConnectProperties, Packet, Version};
-use lockgate::store::{Answer, MemoryStore, Store};
+use lockgate::store::{Answer, Store};
 use lockgate::types::{ClientId, Identity, QoS};
+
+use crate::recorder::Recorder;
 
 pub(crate) struct Options {
     pub(crate) seed: u64,
@@ -36,51 +36,6 @@ impl Random {
     fn one_in(&mut self, chance: usize) -> bool {
         self.below(chance) == 0
     }
-}
-
-#[derive(Default)]
-struct Wire {
-    written: BTreeMap<ConnectionId, Vec<u8>>,
-    stalled: BTreeMap<ConnectionId, usize>,
-    closed: BTreeMap<ConnectionId, Closing>,
-    store: MemoryStore,
-    fetched: Vec<(ClientId, Vec<MessageId>)>,
-    digest: u64,
-}
-
-impl Outbox for Wire {
-    fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
-        assert!(!self.closed.contains_key(&to), "written after close");
-        for byte in bytes.iter().chain(&to.epoch.to_le_bytes()) {
-            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
-        }
-        self.written.entry(to).or_default().extend_from_slice(bytes);
-        if let Some(backlog) = self.stalled.get_mut(&to) {
-            *backlog += bytes.len();
-        }
-    }
-
-    fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>) {
-        self.write(to, &[head, payload.as_slice()].concat());
-    }
-
-    fn backlog(&self, to: ConnectionId) -> usize {
-        self.stalled.get(&to).copied().unwrap_or(0)
-    }
-
-    fn close(&mut self, to: ConnectionId, why: Closing) {
-        assert!(self.closed.insert(to, why).is_none(), "closed twice");
-    }
-
-    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        self.store.append(ticket, changes);
-    }
-
-    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
-        self.fetched.push((client.clone(), messages.to_vec()));
-    }
-
-    fn note(&mut self, _note: Note<'_>) {}
 }
 
 /// A message on its way from a publisher.
@@ -124,7 +79,7 @@ pub(crate) struct World {
     options: Options,
     random: Random,
     core: Core,
-    wire: Wire,
+    wire: Recorder,
     now: Instant,
     next_epoch: u32,
     /// Connections that the core has not closed.
@@ -170,7 +125,7 @@ impl World {
             options,
             random,
             core,
-            wire: Wire::default(),
+            wire: Recorder::default(),
             now: Instant::now(),
             next_epoch: 1,
             living: Vec::new(),

@@ -1,0 +1,58 @@
+//! The core's output, written down, with the memory store behind it.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+
+use lockgate::broker::{Change, Closing, ConnectionId, MessageId, Note, Outbox, Payload, Ticket};
+use lockgate::store::{MemoryStore, Store};
+use lockgate::types::ClientId;
+
+#[derive(Default)]
+pub(crate) struct Recorder {
+    pub(crate) written: BTreeMap<ConnectionId, Vec<u8>>,
+    /// What a connection's socket does not take: the rest is backlog.
+    pub(crate) stalled: BTreeMap<ConnectionId, usize>,
+    pub(crate) closed: BTreeMap<ConnectionId, Closing>,
+    pub(crate) store: MemoryStore,
+    pub(crate) fetched: Vec<(ClientId, Vec<MessageId>)>,
+    pub(crate) notes: Vec<String>,
+    /// FNV-1a of all that was written and to whom: two runs of one seed have the same.
+    pub(crate) digest: u64,
+}
+
+impl Outbox for Recorder {
+    fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
+        assert!(!self.closed.contains_key(&to), "written after close");
+        for byte in bytes.iter().chain(&to.epoch.to_le_bytes()) {
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
+        }
+        self.written.entry(to).or_default().extend_from_slice(bytes);
+        if let Some(backlog) = self.stalled.get_mut(&to) {
+            *backlog += bytes.len();
+        }
+    }
+
+    fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>) {
+        self.write(to, &[head, payload.as_slice()].concat());
+    }
+
+    fn backlog(&self, to: ConnectionId) -> usize {
+        self.stalled.get(&to).copied().unwrap_or(0)
+    }
+
+    fn close(&mut self, to: ConnectionId, why: Closing) {
+        assert!(self.closed.insert(to, why).is_none(), "closed twice");
+    }
+
+    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
+        self.store.append(ticket, changes);
+    }
+
+    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
+        self.fetched.push((client.clone(), messages.to_vec()));
+    }
+
+    fn note(&mut self, note: Note<'_>) {
+        self.notes.push(format!("{note:?}"));
+    }
+}
