@@ -18,6 +18,8 @@ pub struct Handover {
     /// The gate made the client id up.
     pub assigned: bool,
     pub identity: Option<Identity>,
+    /// What the last step of an extended authentication had to say.
+    pub authentication_data: Option<Vec<u8>>,
     pub about: About,
     /// Its place among the connections that the gate counts: given back when this is dropped.
     pub slot: Box<dyn Any + Send>,

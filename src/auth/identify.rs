@@ -11,6 +11,8 @@
 //! | none | one | `default` | that name, if its password is right |
 //! | none | none, password | any | refused |
 //! | none | none | `default` | anonymous, where the listener allows it |
+//! | any | proven by a method | `default` | the identity that the method proved |
+//! | verified | proven by a method | `cn`, `subject` | as a user name of that identity |
 //!
 //! Then the levels: the connection has to reach the listener's minimum and the identity's.
 
@@ -47,6 +49,8 @@ pub struct Credentials<'a> {
     pub certificate: Option<&'a Certificate>,
     pub user_name: Option<&'a str>,
     pub has_password: bool,
+    /// Who an extended authentication has proved it to be.
+    pub proved: Option<&'a Identity>,
     /// Whether the connection is encrypted.
     pub tls: bool,
 }
@@ -243,13 +247,16 @@ fn decide<'a>(
         (None, IdentityRule::CommonName | IdentityRule::Subject) => Err(Refusal::CertificateRequired),
         (Some(certificate), rule @ (IdentityRule::CommonName | IdentityRule::Subject)) => {
             let name = certificate_name(certificate, rule)?;
-            match credentials.user_name {
+            match credentials.proved.map(Identity::as_str).or(credentials.user_name) {
                 Some(user_name) if user_name != name.as_str() => Err(Refusal::CertificateContradictsUserName {
                     certificate: name.as_str().to_owned(),
                     user_name: user_name.to_owned(),
                 }),
                 _ => Ok(Decided::Identity(Some(name))),
             }
+        }
+        (_, IdentityRule::Default) if credentials.proved.is_some() => {
+            Ok(Decided::Identity(credentials.proved.cloned()))
         }
         (certificate, IdentityRule::Default) => match (credentials.user_name, certificate) {
             (Some(user_name), _) => Ok(Decided::Password(user_name)),
@@ -303,7 +310,7 @@ mod tests {
         has_password: bool,
         tls: bool,
     ) -> Identification {
-        identify(rules, &directory(), &Credentials { certificate, user_name, has_password, tls })
+        identify(rules, &directory(), &Credentials { certificate, user_name, has_password, proved: None, tls })
     }
 
     fn admitted(name: &str, level: Level) -> Identification {

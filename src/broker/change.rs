@@ -35,7 +35,8 @@ pub enum Change {
         client: ClientId,
         filter: Box<str>,
     },
-    /// A message with its inbound packet identifier and all durable sessions that it is for.
+    /// A message with its inbound packet identifier and all durable sessions that it is for. A
+    /// session's queue is in the order of the messages' identifiers.
     Message {
         message: Arc<Message>,
         received: Option<(ClientId, PacketId)>,
@@ -62,11 +63,29 @@ pub enum Change {
         message: MessageId,
         packet_id: Option<PacketId>,
     },
+    /// A message of a shared subscription goes to another session than the one that it waited for.
+    Moved {
+        message: MessageId,
+        /// The message, where it is at hand.
+        body: Option<Arc<Message>>,
+        from: ClientId,
+        /// Its outgoing identifier there, if it had one.
+        packet_id: Option<PacketId>,
+        to: QueuedFor,
+    },
     /// PUBREL came in: the inbound identifier is free.
     Released {
         client: ClientId,
         packet_id: PacketId,
     },
+}
+
+impl Change {
+    /// Whether a store may answer that it could not keep this: then whoever asked for it is told so. What
+    /// only notes that something is over it has to write down when it can.
+    pub fn may_fail(&self) -> bool {
+        !matches!(self, Change::Done { .. } | Change::Moved { .. } | Change::SessionEnded { .. })
+    }
 }
 
 /// One durable session that a message is queued for.
@@ -78,6 +97,8 @@ pub struct QueuedFor {
     pub packet_id: Option<PacketId>,
     pub retain: bool,
     pub subscription_identifiers: Vec<u32>,
+    /// The shared subscription that brought it, by its filter.
+    pub shared: Option<Arc<str>>,
 }
 
 /// A Will as it is kept until it is published or withdrawn.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::border::{Content, Move, ShardId};
 use super::change::Ticket;
 use super::connection::{ConnectionId, Held, HeldKind};
 use super::message::{Body, Message, MessageId};
@@ -35,7 +36,15 @@ pub(super) enum Waiting {
     /// A copy that waits in a queue without being held: gone if its message could not be kept.
     Queued(ClientId, MessageId),
     /// A topic's retained message: kept (or cleared: `None`) once it is safe.
-    Retain { topic: Box<str>, change: MessageId, message: Option<Arc<Message>> },
+    Retain { topic: Box<str>, change: u64, message: Option<Arc<Message>> },
+    /// It is one part of another ticket.
+    Part(Ticket),
+    /// Other shards whose copies wait for it.
+    Settle(Vec<(ShardId, u64)>),
+    /// A letter that is to be sent once it is done.
+    Tell(ShardId, Box<Content>),
+    /// A message that is to go to another member of its shared subscription.
+    Move(Box<Move>),
 }
 
 impl Core {
@@ -49,12 +58,14 @@ impl Core {
         out: &mut impl Outbox,
     ) {
         let Some(connection) = self.connection_mut(id) else { return };
-        let version = connection.version;
+        let (version, packet_size_max) = (connection.version, connection.packet_size_max as usize);
+        // [MQTT-3.1.2-29]: only CONNACK and DISCONNECT may explain themselves unasked.
+        let explains = connection.wants_reasons || kind == HeldKind::ConnAck;
         let mut bytes = std::mem::take(&mut self.scratch.packet);
         bytes.clear();
-        codec::encode(&mut bytes, packet, version);
+        codec::encode_within(&mut bytes, packet, version, packet_size_max, explains);
         let connection = self.connection_mut(id).expect("found above");
-        if bytes.len() > connection.packet_size_max as usize {
+        if bytes.len() > packet_size_max {
             let too_large = Violation::AnswerTooLarge { size: bytes.len(), max: connection.packet_size_max };
             // Heard from in this very turn: acknowledgements answer packets.
             let now = connection.heard;
@@ -64,6 +75,7 @@ impl Core {
         if ticket.is_none() && connection.held.is_empty() {
             if kind == HeldKind::ConnAck {
                 connection.open = true;
+                connection.before = None;
             }
             out.write(id, &bytes);
         } else {
@@ -80,6 +92,43 @@ impl Core {
 
     pub(super) fn wait(&mut self, ticket: Ticket, waiting: Waiting) {
         self.waiting.get_mut(&ticket).expect("persisted and not yet answered").push(waiting);
+    }
+
+    /// As [`Core::wait`], before all others.
+    pub(super) fn wait_first(&mut self, ticket: Ticket, waiting: Waiting) {
+        self.waiting.get_mut(&ticket).expect("persisted and not yet answered").insert(0, waiting);
+    }
+
+    /// A ticket that is done when `parts` parts of it are.
+    pub(super) fn ticket_of(&mut self, parts: usize) -> Ticket {
+        let ticket = self.ticket();
+        self.parts.insert(ticket, parts);
+        ticket
+    }
+
+    /// A ticket for all of `tickets`; `None` for none.
+    pub(super) fn all_of(&mut self, tickets: &[Ticket]) -> Option<Ticket> {
+        match tickets {
+            [] => None,
+            [one] => Some(*one),
+            _ => {
+                let all = self.ticket_of(tickets.len());
+                for ticket in tickets {
+                    self.wait(*ticket, Waiting::Part(all));
+                }
+                Some(all)
+            }
+        }
+    }
+
+    /// One part of a ticket is done.
+    pub(super) fn part_done(&mut self, now: Instant, ticket: Ticket, out: &mut impl Outbox) {
+        let Some(left) = self.parts.get_mut(&ticket) else { return };
+        *left -= 1;
+        if *left == 0 {
+            self.parts.remove(&ticket);
+            self.committed(now, ticket, out);
+        }
     }
 
     pub(super) fn is_committed(&self, ticket: Option<Ticket>) -> bool {
@@ -103,34 +152,53 @@ impl Core {
                         self.pump(now, session, out);
                     }
                 }
-                Waiting::Release(client, packet_id) => self.send_release(&client, packet_id, out),
+                Waiting::Release(client, _) => {
+                    if let Some(&at) = self.by_client.get(&client) {
+                        self.send_releases(at, out);
+                    }
+                }
                 Waiting::Inbound(..) | Waiting::Queued(..) => {}
-                Waiting::Retain { topic, change, message } => self.retain_committed(&topic, change, message),
+                Waiting::Retain { topic, change, message } => {
+                    self.retain_committed(now, &topic, change, message, out);
+                }
+                Waiting::Part(of) => self.part_done(now, of, out),
+                Waiting::Settle(holders) => self.settle(now, &holders, true, out),
+                Waiting::Tell(to, content) => self.tell(now, to, *content, out),
+                Waiting::Move(moved) => self.move_on(now, moved, out),
             }
         }
     }
 
     /// A newer change of the topic that committed before wins.
-    fn retain_committed(&mut self, topic: &str, change: MessageId, message: Option<Arc<Message>>) {
+    fn retain_committed(
+        &mut self,
+        now: Instant,
+        topic: &str,
+        change: u64,
+        message: Option<Arc<Message>>,
+        out: &mut impl Outbox,
+    ) {
         let Some(pending) = self.retained_pending.get_mut(topic) else { return };
         let newer_done = pending.done > change;
         pending.done = pending.done.max(change);
-        self.retain_answered(topic);
         match message {
             _ if newer_done => {}
             Some(message) => self.retained.set(message),
             None => drop(self.retained.clear(Topic::from_parsed(topic))),
         }
+        self.retain_answered(now, topic, change, out);
     }
 
-    /// One change of a topic's retained message less to wait for.
-    fn retain_answered(&mut self, topic: &str) {
+    /// One change of a topic's retained message less to wait for; scans that waited for it go on.
+    fn retain_answered(&mut self, now: Instant, topic: &str, change: u64, out: &mut impl Outbox) {
         if let Some(pending) = self.retained_pending.get_mut(topic) {
             pending.changes -= 1;
             if pending.changes == 0 {
                 self.retained_pending.remove(topic);
             }
         }
+        self.retained_changes.remove(&change);
+        self.resume_scans(now, out);
     }
 
     /// Lets go what is ready at the front of a connection's queue.
@@ -141,6 +209,7 @@ impl Core {
             match held.kind {
                 HeldKind::ConnAck => {
                     connection.open = true;
+                    connection.before = None;
                     opened = true;
                 }
                 HeldKind::PubAck(_, QoS::AtLeastOnce) => connection.unacknowledged -= 1,
@@ -208,7 +277,15 @@ impl Core {
                         self.counters.dropped.store_failed += withdrawn as u64;
                     }
                 }
-                Waiting::Retain { topic, .. } => self.retain_answered(&topic),
+                Waiting::Retain { topic, change, .. } => self.retain_answered(now, &topic, change, out),
+                Waiting::Part(of) => {
+                    self.parts.remove(&of);
+                    self.failed(now, of, out);
+                }
+                Waiting::Settle(holders) => self.settle(now, &holders, false, out),
+                // What others could not note they will learn of again when it is used.
+                Waiting::Tell(to, content) => self.tell(now, to, *content, out),
+                Waiting::Move(_) => self.counters.dropped.store_failed += 1,
             }
         }
     }
@@ -236,20 +313,23 @@ impl Core {
 
     fn acknowledgement_failed(&mut self, now: Instant, id: ConnectionId, ticket: Ticket, out: &mut impl Outbox) {
         let Some(connection) = self.connection_mut(id) else { return };
-        let version = connection.version;
+        let (version, size_max) = (connection.version, connection.packet_size_max as usize);
+        let explains = connection.wants_reasons;
         let mut close = dialect::closes_on_store_failure(version);
         if let Some(held) = connection.held.iter_mut().find(|held| held.ticket == Some(ticket)) {
             held.ticket = None;
             let mut bytes = Vec::new();
             match held.kind {
                 HeldKind::PubAck(packet_id, qos) => {
-                    let ack = Ack::new(packet_id, ReasonCode::QuotaExceeded);
+                    let mut ack = Ack::new(packet_id, ReasonCode::QuotaExceeded);
+                    ack.reason_string = Some(super::receive::explain(ack.reason));
                     let packet = if qos == QoS::ExactlyOnce { Packet::PubRec(ack) } else { Packet::PubAck(ack) };
-                    codec::encode(&mut bytes, &packet, version);
+                    codec::encode_within(&mut bytes, &packet, version, size_max, explains);
                 }
                 HeldKind::ConnAck => {
-                    let packet = Packet::ConnAck(Box::new(ConnAck::new(ReasonCode::QuotaExceeded)));
-                    codec::encode(&mut bytes, &packet, version);
+                    let mut connack = ConnAck::new(ReasonCode::QuotaExceeded);
+                    connack.reason_string = Some("the broker has no room to keep the session");
+                    codec::encode_within(&mut bytes, &Packet::ConnAck(Box::new(connack)), version, size_max, true);
                     out.write(id, &bytes);
                     close = true;
                 }

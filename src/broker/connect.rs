@@ -1,5 +1,6 @@
 //! A session's beginning, take-over and end.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,16 +8,50 @@ use std::time::{Duration, Instant};
 use indexmap::IndexMap;
 
 use super::change::{Change, StoredWill};
-use super::connection::{Connection, ConnectionId, HeldKind};
+use super::connection::{Before, Connection, ConnectionId, HeldKind, SentAliases};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
 use super::session::{Live, Outgoing, Permissions, Session};
+use super::shared::{Departure, Rank};
 use super::timers::Timer;
 use super::violation::Violation;
 use super::{Core, dialect};
 use crate::auth::Operation;
-use crate::codec::{self, ConnAck, Disconnect, Packet};
+use crate::codec::{self, ConnAck, Connect, Disconnect, Packet};
 use crate::types::{Filter, ReasonCode, Topic};
+
+/// What a client is told when this side ends the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Farewell {
+    Violation(Violation),
+    TakenOver,
+    Administrator,
+    ShuttingDown,
+    NotAuthenticated,
+}
+
+impl Farewell {
+    fn reason(self) -> ReasonCode {
+        match self {
+            Farewell::Violation(violation) => violation.reason(),
+            Farewell::TakenOver => ReasonCode::SessionTakenOver,
+            Farewell::Administrator => ReasonCode::AdministrativeAction,
+            Farewell::ShuttingDown => ReasonCode::ServerShuttingDown,
+            // What a method says is for CONNACK.
+            Farewell::NotAuthenticated => ReasonCode::NotAuthorized,
+        }
+    }
+
+    fn text(self) -> Cow<'static, str> {
+        match self {
+            Farewell::Violation(violation) => violation.to_string().into(),
+            Farewell::TakenOver => "another connection came with this client id".into(),
+            Farewell::Administrator => "ended by an administrator".into(),
+            Farewell::ShuttingDown => "the broker stops".into(),
+            Farewell::NotAuthenticated => "the new authentication failed".into(),
+        }
+    }
+}
 
 impl Core {
     pub(super) fn connect(&mut self, now: Instant, id: ConnectionId, admission: &Admission<'_>, out: &mut impl Outbox) {
@@ -38,7 +73,7 @@ impl Core {
                 client_id: admission.client.as_str(),
             };
             let topic = Topic::from_parsed(will.topic);
-            if topic.levels().nth(self.options.limits.topic_levels_max).is_some() {
+            if self.options.limits.is_topic_too_large(topic.as_str()) {
                 return self.refuse(id, admission, ReasonCode::TopicNameInvalid, Closing::WillInvalid, out);
             }
             if !self.acl.check(subject, Operation::Write, topic).allowed {
@@ -49,8 +84,9 @@ impl Core {
             }
         }
         self.counters.connects += 1;
-        let (session, session_present) = self.open_session(now, known, admission, out);
-        self.open_connection(now, id, session, admission);
+        let (session, before) = self.open_session(now, known, admission, out);
+        let session_present = matches!(before, Before::Known { .. });
+        self.open_connection(now, id, session, before, admission);
         self.confirm(now, id, session, session_present, admission, out);
     }
 
@@ -69,14 +105,27 @@ impl Core {
             Closing::ShuttingDown => refused.shutting_down += 1,
             _ => refused.will += 1,
         }
-        let mut bytes = Vec::new();
         // [MQTT-3.2.2-6]: session present is 0 on a refusal.
-        codec::encode(&mut bytes, &Packet::ConnAck(Box::new(ConnAck::new(reason))), admission.connect.version);
-        out.write(id, &bytes);
+        let mut connack = ConnAck::new(reason);
+        connack.reason_string = match why {
+            Closing::NotOwner => Some("this client id's session belongs to another identity"),
+            Closing::TooManySessions => Some("the broker has as many sessions as it may have"),
+            Closing::ShuttingDown => Some("the broker stops"),
+            Closing::WillNotAllowed => Some("the ACL does not let this client write to its will's topic"),
+            Closing::WillInvalid => Some("the will's topic is too deep or too long, or its payload is not UTF-8"),
+            _ => None,
+        };
+        let mut bytes = Vec::new();
+        let (version, size_max) = (admission.connect.version, packet_size_max(admission.connect));
+        codec::encode_within(&mut bytes, &Packet::ConnAck(Box::new(connack)), version, size_max as usize, true);
+        // [MQTT-3.1.2-24]
+        if bytes.len() <= size_max as usize {
+            out.write(id, &bytes);
+        }
         out.close(id, why);
     }
 
-    /// Takes up, replaces or makes the client's session; says whether it was there
+    /// Takes up, replaces or makes the client's session; says what there was
     /// [MQTT-3.1.2-4], [MQTT-3.1.2-5], [MQTT-3.1.2-6].
     fn open_session(
         &mut self,
@@ -84,13 +133,13 @@ impl Core {
         known: Option<u32>,
         admission: &Admission<'_>,
         out: &mut impl Outbox,
-    ) -> (u32, bool) {
+    ) -> (u32, Before) {
         let mut known = known;
         if let Some(at) = known {
             if let Some(old) = self.sessions[at as usize].connection {
                 // [MQTT-3.1.4-3]: the old connection gets 0x8E before it is closed.
                 self.counters.takeovers += 1;
-                self.say_goodbye(old, ReasonCode::SessionTakenOver, out);
+                self.say_goodbye(old, Farewell::TakenOver, out);
                 self.finish(now, old, Closing::TakenOver, out);
             }
             if admission.connect.clean_start && self.sessions.contains(at as usize) {
@@ -102,11 +151,16 @@ impl Core {
         let expiry_secs =
             dialect::session_expiry_secs(admission.connect).min(self.options.limits.session_expiry_secs_max);
         if let Some(at) = known {
-            self.cancel_session_timers(at);
             let session = &mut self.sessions[at as usize];
-            session.expiry_secs = expiry_secs;
+            let before = Before::Known {
+                will: session.will.take(),
+                will_due: session.will_due,
+                expires: session.expires,
+                expiry_secs: std::mem::replace(&mut session.expiry_secs, expiry_secs),
+            };
             session.outgoing.rewind();
-            return (at, true);
+            self.cancel_session_timers(at);
+            return (at, before);
         }
         let at = self.sessions.insert(Session {
             client: admission.client.clone(),
@@ -125,12 +179,21 @@ impl Core {
             live: Live::default(),
             stored: false,
             retry: None,
+            shared_elsewhere: Vec::new(),
+            rank_told: Rank::default(),
         }) as u32;
         self.by_client.insert(admission.client.clone(), at);
-        (at, false)
+        (at, Before::New)
     }
 
-    fn open_connection(&mut self, now: Instant, id: ConnectionId, session: u32, admission: &Admission<'_>) {
+    fn open_connection(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        session: u32,
+        before: Before,
+        admission: &Admission<'_>,
+    ) {
         let connect = admission.connect;
         let limits = &self.options.limits;
         let mut keep_alive_secs = connect.keep_alive;
@@ -159,8 +222,14 @@ impl Core {
             heard: now,
             keep_alive_set,
             receive_maximum: connect.properties.receive_maximum.min(limits.inflight_max),
-            packet_size_max: connect.properties.maximum_packet_size.unwrap_or(u32::MAX),
+            packet_size_max: packet_size_max(connect),
+            wants_reasons: connect.properties.request_problem_information,
             aliases: Vec::new(),
+            sent_aliases: SentAliases::new(connect.properties.topic_alias_maximum.min(limits.client_topic_alias_max)),
+            method: connect.properties.authentication_method.map(Box::from),
+            exchange: None,
+            before: Some(Box::new(before)),
+            forwarded: 0,
             held: VecDeque::new(),
             unacknowledged: 0,
             incomplete: BTreeSet::new(),
@@ -217,6 +286,14 @@ impl Core {
         connack.assigned_client_id = admission.assigned.then_some(admission.client.as_str());
         let asked = dialect::session_expiry_secs(admission.connect);
         connack.session_expiry_interval = (expiry_secs != asked).then_some(expiry_secs);
+        // [MQTT-4.12.0-5], [MQTT-4.12.0-6], [MQTT-4.12.0-7]
+        connack.authentication_method = admission.connect.properties.authentication_method;
+        connack.authentication_data = admission.authentication_data;
+        // [MQTT-3.1.2-28]
+        let information = self.options.limits.response_information.clone();
+        let information = information.filter(|_| admission.connect.properties.request_response_information);
+        let information = information.map(|text| text.replace("%c", admission.client.as_str()));
+        connack.response_information = information.as_deref();
         let keep_alive_secs = self.connection(id).expect("opened above").keep_alive_secs;
         connack.server_keep_alive = (keep_alive_secs != admission.connect.keep_alive).then_some(keep_alive_secs);
         self.acknowledge(id, HeldKind::ConnAck, &Packet::ConnAck(Box::new(connack)), ticket, out);
@@ -228,12 +305,19 @@ impl Core {
     }
 
     /// DISCONNECT with a reason, where the version has it [MQTT-3.14.0-1]: not before CONNACK.
-    pub(super) fn say_goodbye(&mut self, id: ConnectionId, reason: ReasonCode, out: &mut impl Outbox) {
+    pub(super) fn say_goodbye(&mut self, id: ConnectionId, farewell: Farewell, out: &mut impl Outbox) {
         let Some(connection) = self.connection(id) else { return };
         if connection.open && dialect::explains_itself(connection.version) {
+            let text = farewell.text();
+            // [MQTT-3.14.2-2]: no session expiry interval from a server.
+            let packet = Disconnect { reason_string: Some(&text), ..Disconnect::new(farewell.reason()) };
             let mut bytes = Vec::new();
-            codec::encode(&mut bytes, &Packet::Disconnect(Disconnect::new(reason)), connection.version);
-            out.write(id, &bytes);
+            let size_max = connection.packet_size_max as usize;
+            codec::encode_within(&mut bytes, &Packet::Disconnect(packet), connection.version, size_max, true);
+            // [MQTT-3.1.2-24]
+            if bytes.len() <= size_max {
+                out.write(id, &bytes);
+            }
         }
     }
 
@@ -243,7 +327,7 @@ impl Core {
         }
         self.counters.violations += 1;
         // [MQTT-4.13.1-1], [MQTT-4.13.2-1], [MQTT-4.8.0-1] of 3.1.1
-        self.say_goodbye(id, violation.reason(), out);
+        self.say_goodbye(id, Farewell::Violation(violation), out);
         self.finish(now, id, Closing::Violation(violation), out);
     }
 
@@ -266,22 +350,25 @@ impl Core {
         let at = connection.session;
         let session = &mut self.sessions[at as usize];
         session.connection = None;
-        session.outgoing.drop_qos_0();
         session.outgoing.rewind();
-        // [MQTT-3.14.4-3]: a normal disconnect discards the will.
+        // [MQTT-3.14.4-3], [MQTT-3.1.2-10]: a normal disconnect discards the will.
         if why == Closing::ByClient(ReasonCode::Success) {
             session.will = None;
         }
-        // Never told that it was connected, the client has no will to speak of.
-        if !connection.open {
-            session.will = None;
+        if !connection.open && self.take_back(at, connection.before, out) {
+            return;
         }
+        let session = &self.sessions[at as usize];
         let (expiry_secs, delay_secs) =
             (session.expiry_secs, session.will.as_ref().map(|will| will.delay_interval_secs));
         if expiry_secs == 0 {
             // Section 3.1.2.11.2: the session ends with its connection, and the will with it.
             return self.end_session(now, at, out);
         }
+        self.rehome(now, at, None, Departure::Disconnected, out);
+        self.sessions[at as usize].outgoing.drop_qos_0();
+        self.tell_rank(now, at, out);
+        let session = &mut self.sessions[at as usize];
         if expiry_secs != u32::MAX {
             let expires = now + Duration::from_secs(u64::from(expiry_secs));
             session.expires = Some(expires);
@@ -297,6 +384,37 @@ impl Core {
             }
         }
         self.persist_session(at, false, out);
+    }
+
+    /// A client that never had its CONNACK has changed nothing [MQTT-3.2.2-3]: its session is as it was,
+    /// and waits on; `true` if that is all there is to do.
+    fn take_back(&mut self, at: u32, before: Option<Box<Before>>, out: &mut impl Outbox) -> bool {
+        let session = &mut self.sessions[at as usize];
+        session.will = None;
+        let Some(before) = before else { return false };
+        match *before {
+            Before::New => {
+                // It ends with its connection, without a will.
+                session.expiry_secs = 0;
+                false
+            }
+            Before::Known { will, will_due, expires, expiry_secs } => {
+                session.will = will;
+                session.will_due = will_due;
+                session.expires = expires;
+                session.expiry_secs = expiry_secs;
+                if let Some(due) = will_due {
+                    self.timers.set(due, Timer::WillDelay(at));
+                }
+                if let Some(expires) = expires {
+                    self.timers.set(expires, Timer::SessionExpiry(at));
+                }
+                self.sessions[at as usize].outgoing.drop_qos_0();
+                self.persist_session(at, false, out);
+                // Taken over, it had neither: it waits from now on.
+                expires.is_some() || expiry_secs == u32::MAX
+            }
+        }
     }
 
     fn cancel_session_timers(&mut self, at: u32) {
@@ -318,8 +436,9 @@ impl Core {
         let none = IndexMap::with_hasher(self.hasher.clone());
         let filters = std::mem::replace(&mut self.sessions[at as usize].subscriptions, none);
         for filter in filters.keys() {
-            self.index.remove(Filter::from_parsed(filter), at);
+            self.forget_filter(now, at, Filter::from_parsed(filter), out);
         }
+        self.rehome(now, at, None, Departure::Ended, out);
         self.publish_will(now, at, out);
         let session = self.sessions.remove(at as usize);
         if let Some(due) = session.retry {
@@ -350,6 +469,7 @@ impl Core {
                 message_expiry_interval_secs: will.message_expiry_interval_secs,
                 forwarded: &will.forwarded,
                 publisher: at,
+                connection: None,
                 received: None,
             },
             out,
@@ -411,14 +531,6 @@ impl Core {
         out: &mut impl Outbox,
     ) {
         let Some(connection) = self.connection(id) else { return };
-        let at = connection.session;
-        if let Some(secs) = packet.session_expiry_interval {
-            // Section 3.14.2.2.2: zero in CONNECT cannot be raised here.
-            if secs > 0 && !connection.may_set_expiry {
-                return self.violate(now, id, Violation::SessionExpiryRaised, out);
-            }
-            self.sessions[at as usize].expiry_secs = secs.min(self.options.limits.session_expiry_secs_max);
-        }
         let reason = packet.reason;
         use ReasonCode as R;
         // Table 3-13: what only a server may say.
@@ -442,6 +554,19 @@ impl Core {
         ) {
             return self.violate(now, id, Violation::DisconnectReason, out);
         }
+        let at = connection.session;
+        if let Some(secs) = packet.session_expiry_interval {
+            // Section 3.14.2.2.2: zero in CONNECT cannot be raised here.
+            if secs > 0 && !connection.may_set_expiry {
+                return self.violate(now, id, Violation::SessionExpiryRaised, out);
+            }
+            self.sessions[at as usize].expiry_secs = secs.min(self.options.limits.session_expiry_secs_max);
+        }
         self.finish(now, id, Closing::ByClient(reason), out);
     }
+}
+
+/// Bytes that the client takes in one packet [MQTT-3.1.2-24].
+fn packet_size_max(connect: &Connect<'_>) -> u32 {
+    connect.properties.maximum_packet_size.unwrap_or(u32::MAX)
 }

@@ -1,9 +1,12 @@
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::change::Ticket;
+use super::change::{StoredWill, Ticket};
+use super::frames::Alias;
+use crate::auth::Exchange;
 use crate::codec::Version;
 use crate::types::{PacketId, QoS};
 
@@ -33,8 +36,19 @@ pub(super) struct Connection {
     pub(super) keep_alive_set: Option<Instant>,
     pub(super) receive_maximum: u16,
     pub(super) packet_size_max: u32,
+    /// Whether the client wants reason strings on what is no CONNACK and no DISCONNECT.
+    pub(super) wants_reasons: bool,
     /// Topic aliases that the client set, by number less one.
     pub(super) aliases: Vec<Option<Box<str>>>,
+    pub(super) sent_aliases: SentAliases,
+    /// The Authentication Method of CONNECT.
+    pub(super) method: Option<Box<str>>,
+    /// Re-authentication under way (section 4.12.1).
+    pub(super) exchange: Option<Box<dyn Exchange>>,
+    /// What its CONNECT changed of the session, until CONNACK says that it holds.
+    pub(super) before: Option<Box<Before>>,
+    /// Its publishes that other shards have not answered for.
+    pub(super) forwarded: u32,
     /// Acknowledgements that wait for a commit, and those behind them: they leave in the order in
     /// which their packets came.
     pub(super) held: VecDeque<Held>,
@@ -46,6 +60,53 @@ pub(super) struct Connection {
     /// As CONNACK told the client.
     pub(super) our_receive_maximum: u16,
     pub(super) our_topic_alias_max: u16,
+}
+
+/// A session as it was before a CONNECT that may yet be refused.
+#[derive(Debug)]
+pub(super) enum Before {
+    /// There was none.
+    New,
+    Known {
+        will: Option<Arc<StoredWill>>,
+        will_due: Option<Instant>,
+        expires: Option<Instant>,
+        expiry_secs: u32,
+    },
+}
+
+/// Topic Aliases that we set on a connection: the first topics that come get them.
+#[derive(Debug, Default)]
+pub(super) struct SentAliases {
+    max: u16,
+    numbers: BTreeMap<Box<str>, u16>,
+}
+
+impl SentAliases {
+    pub(super) fn new(max: u16) -> SentAliases {
+        SentAliases { max, numbers: BTreeMap::new() }
+    }
+
+    /// How the alias for `topic` stands [MQTT-3.1.2-26], [MQTT-3.1.2-27].
+    pub(super) fn of(&self, topic: &str) -> Alias {
+        // Shorter than what an alias takes itself.
+        if self.max == 0 || topic.len() <= 3 {
+            return Alias::None;
+        }
+        match self.numbers.get(topic) {
+            Some(number) => Alias::Known(*number),
+            // [MQTT-3.3.2-11], [MQTT-3.3.2-12]: within what the client said it holds.
+            None if self.numbers.len() < usize::from(self.max) => Alias::Set(self.numbers.len() as u16 + 1),
+            None => Alias::None,
+        }
+    }
+
+    /// The alias has left with its topic.
+    pub(super) fn note(&mut self, alias: Alias, topic: &str) {
+        if let Alias::Set(number) = alias {
+            self.numbers.insert(topic.into(), number);
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -1,3 +1,5 @@
+use std::ops::AddAssign;
+
 /// What the engine counts; read by snapshots, never by a decision.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
@@ -43,6 +45,8 @@ pub struct Drops {
     pub retained_full: u64,
     /// The store could not keep it.
     pub store_failed: u64,
+    /// The last member of a shared subscription went before it took it.
+    pub nobody_left: u64,
 }
 
 /// How much there is now.
@@ -53,4 +57,45 @@ pub struct Gauges {
     pub subscriptions: usize,
     pub retained_messages: usize,
     pub retained_bytes: usize,
+}
+
+/// What several shards counted, together.
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Counters) {
+        for (sum, more) in [
+            (&mut self.publishes_received, other.publishes_received),
+            (&mut self.publishes_sent, other.publishes_sent),
+            (&mut self.publish_bytes_received, other.publish_bytes_received),
+            (&mut self.publish_bytes_sent, other.publish_bytes_sent),
+        ] {
+            sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
+        self.connects += other.connects;
+        self.takeovers += other.takeovers;
+        self.refused.not_owner += other.refused.not_owner;
+        self.refused.will += other.refused.will;
+        self.refused.sessions_full += other.refused.sessions_full;
+        self.refused.shutting_down += other.refused.shutting_down;
+        self.dropped.slow_consumer += other.dropped.slow_consumer;
+        self.dropped.queue_full += other.dropped.queue_full;
+        self.dropped.expired += other.dropped.expired;
+        self.dropped.too_large += other.dropped.too_large;
+        self.dropped.retained_full += other.dropped.retained_full;
+        self.dropped.store_failed += other.dropped.store_failed;
+        self.dropped.nobody_left += other.dropped.nobody_left;
+        self.acl_denied_publish += other.acl_denied_publish;
+        self.acl_denied_subscribe += other.acl_denied_subscribe;
+        self.violations += other.violations;
+        self.wills_published += other.wills_published;
+    }
+}
+
+impl AddAssign for Gauges {
+    fn add_assign(&mut self, other: Gauges) {
+        self.connections += other.connections;
+        self.sessions += other.sessions;
+        self.subscriptions += other.subscriptions;
+        self.retained_messages += other.retained_messages;
+        self.retained_bytes += other.retained_bytes;
+    }
 }

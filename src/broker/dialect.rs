@@ -1,6 +1,7 @@
 //! All behaviour in which MQTT 3.1, 3.1.1 and 5.0 differ. The rest of the core does not look at
 //! the version.
 
+use super::violation::Violation;
 use crate::codec::{Connect, Version};
 use crate::types::{QoS, ReasonCode};
 
@@ -34,6 +35,25 @@ pub(super) fn refused_filter(version: Version, asked: QoS, reason: ReasonCode) -
 /// close [MQTT-3.3.5-2]; a client would send it again for ever, so it is acknowledged.
 pub(super) fn refused_publish(version: Version, reason: ReasonCode) -> ReasonCode {
     if version == Version::V5 { reason } else { ReasonCode::Success }
+}
+
+/// What to do where no acknowledgement can tell the client that its message was refused: at QoS 0, and
+/// before MQTT 5. What the ACL refuses is passed over (above); the rest is a breach of what every
+/// client can know, and ends the connection ([MQTT-4.8.0-1] of 3.1.1).
+pub(super) fn tells_nobody(version: Version, qos: QoS, reason: ReasonCode) -> Option<Violation> {
+    if version == Version::V5 && qos != QoS::AtMostOnce {
+        return None;
+    }
+    match reason {
+        ReasonCode::TopicNameInvalid => Some(Violation::TopicTooLarge),
+        ReasonCode::PayloadFormatInvalid => Some(Violation::PayloadFormat),
+        _ => None,
+    }
+}
+
+/// Whether a client can be told that there is no room to retain its message.
+pub(super) fn hears_of_quota(version: Version, qos: QoS) -> bool {
+    version == Version::V5 && qos != QoS::AtMostOnce
 }
 
 /// "No matching subscribers" and the like are for those who can read them.

@@ -11,7 +11,7 @@ use crate::types::QoS;
 #[derive(Default, Debug)]
 pub(super) struct Frames {
     frame: PublishFrame,
-    key: Option<(MessageId, Version, QoS, bool, bool, Identifiers)>,
+    key: Option<(MessageId, Shape)>,
 }
 
 /// What a PUBLISH is encoded from, whether the message is kept or passes through.
@@ -37,37 +37,53 @@ impl<'a> View<'a> {
     }
 }
 
+/// In what the bytes of one message differ from receiver to receiver, but for the packet identifier.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Shape {
+    pub(super) version: Version,
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
+    pub(super) dup: bool,
+    pub(super) alias: Alias,
+    pub(super) identifiers: Identifiers,
+}
+
+/// How a Topic Alias is used (MQTT 5 section 3.3.2.3.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Alias {
+    None,
+    /// Sent beside the topic, which it stands for from now on.
+    Set(u16),
+    /// Sent in the topic's place.
+    Known(u16),
+}
+
 impl Frames {
     pub(super) fn reset(&mut self) {
         self.key = None;
     }
 
-    pub(super) fn prepare(
-        &mut self,
-        view: &View<'_>,
-        version: Version,
-        qos: QoS,
-        retain: bool,
-        dup: bool,
-        identifiers: &Identifiers,
-    ) -> &mut PublishFrame {
-        let same = self.key.as_ref().is_some_and(|(id, v, q, r, d, ids)| {
-            (*id, *v, *q, *r, *d) == (view.id, version, qos, retain, dup) && ids == identifiers
-        });
+    pub(super) fn prepare(&mut self, view: &View<'_>, shape: &Shape) -> &mut PublishFrame {
+        let same = self.key.as_ref().is_some_and(|(id, last)| *id == view.id && last == shape);
         if !same {
+            let (topic, topic_alias) = match shape.alias {
+                Alias::None => (view.topic, None),
+                Alias::Set(number) => (view.topic, Some(number)),
+                Alias::Known(number) => ("", Some(number)),
+            };
             self.frame.encode(&PublishHead {
-                version,
-                qos,
-                retain,
-                dup,
-                topic: view.topic,
-                topic_alias: None,
+                version: shape.version,
+                qos: shape.qos,
+                retain: shape.retain,
+                dup: shape.dup,
+                topic,
+                topic_alias,
                 message_expiry_interval: view.remaining_secs,
-                subscription_identifiers: identifiers,
+                subscription_identifiers: &shape.identifiers,
                 forwarded: view.forwarded,
                 payload_len: view.payload.as_slice().len(),
             });
-            self.key = Some((view.id, version, qos, retain, dup, identifiers.clone()));
+            self.key = Some((view.id, shape.clone()));
         }
         &mut self.frame
     }

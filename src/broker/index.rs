@@ -4,9 +4,13 @@
 //! whose edges lie in one table too, keyed by parent and level, so that a node costs little and a
 //! topic is matched by looking up only what can match. Nothing here recurses.
 
+use std::sync::Arc;
+
 use hashbrown::{HashMap, HashTable};
 
-use crate::types::{Filter, QoS, Topic};
+use super::border::ShardId;
+use super::shared::Rank;
+use crate::types::{ClientId, Filter, Identity, QoS, Topic};
 
 /// One session's subscription as the index keeps it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,70 +23,146 @@ pub(super) struct Subscriber {
     pub(super) retain_as_published: bool,
 }
 
-/// A shared subscription's members (MQTT 5 section 4.8.2).
+/// A shared subscription (MQTT 5 section 4.8.2).
 #[derive(Debug)]
 pub(super) struct Group {
-    name: Box<str>,
-    pub(super) members: Vec<Subscriber>,
+    /// `$share/NAME/FILTER`.
+    pub(super) filter: Arc<str>,
+    pub(super) members: Vec<Member>,
     /// Whose turn it is.
     pub(super) turn: usize,
 }
 
+#[derive(Debug)]
+pub(super) struct Member {
+    /// Its session is [`ELSEWHERE`] where another shard has it.
+    pub(super) subscriber: Subscriber,
+    pub(super) elsewhere: Option<Box<Elsewhere>>,
+}
+
+/// A member whose session another shard has.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Elsewhere {
+    pub(super) shard: ShardId,
+    pub(super) client: ClientId,
+    pub(super) identity: Option<Identity>,
+    /// As its shard said last.
+    pub(super) rank: Rank,
+}
+
+/// The session of a member that another shard has.
+pub(super) const ELSEWHERE: u32 = u32::MAX;
+
+impl Member {
+    fn is(&self, other: &Member) -> bool {
+        match (&self.elsewhere, &other.elsewhere) {
+            (None, None) => self.subscriber.session == other.subscriber.session,
+            (Some(one), Some(other)) => one.client == other.client,
+            _ => false,
+        }
+    }
+}
+
+/// One filter's subscribers.
+#[derive(Default, Debug)]
+struct Subscribers {
+    list: Vec<Subscriber>,
+    /// Where in the list each session is; kept once there are many.
+    places: Option<Box<HashMap<u32, u32, ahash::RandomState>>>,
+}
+
+/// From so many on a search would be felt.
+const MANY: usize = 64;
+
+impl Subscribers {
+    fn place(&self, session: u32) -> Option<usize> {
+        match &self.places {
+            Some(places) => places.get(&session).map(|at| *at as usize),
+            None => self.list.iter().position(|known| known.session == session),
+        }
+    }
+
+    fn insert(&mut self, known: bool, subscriber: Subscriber, hasher: &ahash::RandomState) {
+        let there = if known { self.place(subscriber.session) } else { None };
+        if let Some(at) = there {
+            self.list[at] = subscriber;
+            return;
+        }
+        let at = self.list.len() as u32;
+        self.list.push(subscriber);
+        if let Some(places) = &mut self.places {
+            places.insert(subscriber.session, at);
+        } else if self.list.len() > MANY {
+            let mut places = HashMap::with_hasher(hasher.clone());
+            places.extend(self.list.iter().enumerate().map(|(at, one)| (one.session, at as u32)));
+            self.places = Some(Box::new(places));
+        }
+    }
+
+    fn remove(&mut self, session: u32) -> bool {
+        let Some(at) = self.place(session) else { return false };
+        let Some(places) = &mut self.places else {
+            self.list.remove(at);
+            return true;
+        };
+        self.list.swap_remove(at);
+        places.remove(&session);
+        if let Some(moved) = self.list.get(at) {
+            places.insert(moved.session, at as u32);
+        }
+        if self.list.len() <= MANY / 2 {
+            self.places = None;
+        }
+        true
+    }
+}
+
 #[derive(Default, Debug)]
 struct Leaf {
-    subscribers: Vec<Subscriber>,
+    subscribers: Subscribers,
     #[expect(clippy::box_collection, reason = "most leaves have no group: one pointer instead of three words")]
     groups: Option<Box<Vec<Group>>>,
 }
 
 impl Leaf {
     fn is_empty(&self) -> bool {
-        self.subscribers.is_empty() && self.groups.is_none()
+        self.subscribers.list.is_empty() && self.groups.is_none()
     }
 
-    /// Adds a session's subscription, or replaces the one that is `known` to be there.
-    fn insert(&mut self, share: Option<&str>, known: bool, subscriber: Subscriber) {
-        let list = match share {
-            None => &mut self.subscribers,
-            Some(name) => {
-                let groups = self.groups.get_or_insert_default();
-                let at = groups.iter().position(|group| &*group.name == name).unwrap_or_else(|| {
-                    groups.push(Group { name: name.into(), members: Vec::new(), turn: 0 });
-                    groups.len() - 1
-                });
-                &mut groups[at].members
+    /// Adds a member to a group, or replaces the one that is there; `true` if it is new.
+    fn join(&mut self, filter: &str, member: Member) -> bool {
+        let groups = self.groups.get_or_insert_default();
+        let at = groups.iter().position(|group| &*group.filter == filter).unwrap_or_else(|| {
+            groups.push(Group { filter: filter.into(), members: Vec::new(), turn: 0 });
+            groups.len() - 1
+        });
+        let members = &mut groups[at].members;
+        match members.iter_mut().find(|known| known.is(&member)) {
+            Some(known) => {
+                *known = member;
+                false
             }
-        };
-        // A new one needs no search: a hundred thousand may have the same filter.
-        let there = if known { list.iter_mut().find(|old| old.session == subscriber.session) } else { None };
-        match there {
-            Some(old) => *old = subscriber,
-            None => list.push(subscriber),
+            None => {
+                members.push(member);
+                true
+            }
         }
     }
 
-    fn remove(&mut self, share: Option<&str>, session: u32) -> bool {
-        let Some(name) = share else { return remove_session(&mut self.subscribers, session) };
+    fn leave(&mut self, filter: &str, is_gone: impl Fn(&Member) -> bool) -> bool {
         let Some(groups) = &mut self.groups else { return false };
-        let Some(at) = groups.iter().position(|group| &*group.name == name) else { return false };
-        let removed = remove_session(&mut groups[at].members, session);
-        if groups[at].members.is_empty() {
+        let Some(at) = groups.iter().position(|group| &*group.filter == filter) else { return false };
+        let members = &mut groups[at].members;
+        let before = members.len();
+        members.retain(|member| !is_gone(member));
+        let removed = members.len() < before;
+        if members.is_empty() {
             groups.remove(at);
         }
         if groups.is_empty() {
             self.groups = None;
         }
         removed
-    }
-}
-
-fn remove_session(list: &mut Vec<Subscriber>, session: u32) -> bool {
-    match list.iter().position(|known| known.session == session) {
-        Some(at) => {
-            list.remove(at);
-            true
-        }
-        None => false,
     }
 }
 
@@ -148,55 +228,109 @@ impl Index {
 
     /// `known`: the session has this filter already, and it is replaced.
     pub(super) fn insert(&mut self, filter: Filter<'_>, known: bool, subscriber: Subscriber) {
-        let leaf = if filter.has_wildcard() {
-            let mut node = ROOT;
-            let mut multi = false;
-            for level in filter.levels() {
-                if level == "#" {
-                    multi = true;
-                } else {
-                    node = self.child_or_insert(node, level);
-                }
-            }
-            let node = &mut self.nodes[node as usize];
-            if multi { &mut node.multi } else { &mut node.here }
+        let added = if filter.share().is_some() {
+            self.join(filter, Member { subscriber, elsewhere: None })
         } else {
-            self.exact.entry_ref(filter.path()).or_default()
+            let hasher = self.hasher.clone();
+            self.leaf_or_insert(filter).subscribers.insert(known, subscriber, &hasher);
+            !known
         };
-        leaf.insert(filter.share(), known, subscriber);
-        self.count += usize::from(!known);
+        self.count += usize::from(added);
+    }
+
+    /// Adds a member to a shared subscription, or replaces it; `true` if it is new. Members that are
+    /// elsewhere do not count among this shard's subscriptions.
+    pub(super) fn join(&mut self, filter: Filter<'_>, member: Member) -> bool {
+        self.leaf_or_insert(filter).join(filter.as_str(), member)
     }
 
     /// `true` if the session had this filter.
     pub(super) fn remove(&mut self, filter: Filter<'_>, session: u32) -> bool {
-        let removed = if filter.has_wildcard() {
-            let mut node = ROOT;
-            let mut multi = false;
-            for level in filter.levels() {
-                if level == "#" {
-                    multi = true;
-                } else {
-                    match self.child(node, level) {
-                        Some(child) => node = child,
-                        None => return false,
-                    }
-                }
+        let removed = self.change(filter, |leaf| match filter.share() {
+            None => leaf.subscribers.remove(session),
+            Some(_) => {
+                leaf.leave(filter.as_str(), |member| member.elsewhere.is_none() && member.subscriber.session == session)
             }
-            let here = &mut self.nodes[node as usize];
-            let leaf = if multi { &mut here.multi } else { &mut here.here };
-            let removed = leaf.remove(filter.share(), session);
-            self.prune(node);
-            removed
-        } else {
-            let Some(leaf) = self.exact.get_mut(filter.path()) else { return false };
-            let removed = leaf.remove(filter.share(), session);
-            if leaf.is_empty() {
-                self.exact.remove(filter.path());
-            }
-            removed
-        };
+        });
         self.count -= usize::from(removed);
         removed
+    }
+
+    /// Takes a member that is elsewhere out of a shared subscription.
+    pub(super) fn leave(&mut self, filter: Filter<'_>, client: &ClientId) -> bool {
+        self.change(filter, |leaf| {
+            leaf.leave(filter.as_str(), |member| member.elsewhere.as_ref().is_some_and(|there| there.client == *client))
+        })
+    }
+
+    /// The shared subscription `filter`, if anybody is in it.
+    pub(super) fn group_mut(&mut self, filter: Filter<'_>) -> Option<&mut Group> {
+        let node = self.node(filter)?;
+        let leaf = match node {
+            Place::Exact => self.exact.get_mut(filter.path())?,
+            Place::Here(node) => &mut self.nodes[node as usize].here,
+            Place::Multi(node) => &mut self.nodes[node as usize].multi,
+        };
+        leaf.groups.as_mut()?.iter_mut().find(|group| &*group.filter == filter.as_str())
+    }
+
+    fn leaf_or_insert(&mut self, filter: Filter<'_>) -> &mut Leaf {
+        if !filter.has_wildcard() {
+            return self.exact.entry_ref(filter.path()).or_default();
+        }
+        let mut node = ROOT;
+        let mut multi = false;
+        for level in filter.levels() {
+            if level == "#" {
+                multi = true;
+            } else {
+                node = self.child_or_insert(node, level);
+            }
+        }
+        let node = &mut self.nodes[node as usize];
+        if multi { &mut node.multi } else { &mut node.here }
+    }
+
+    /// Where a filter's subscribers lie.
+    fn node(&self, filter: Filter<'_>) -> Option<Place> {
+        if !filter.has_wildcard() {
+            return Some(Place::Exact);
+        }
+        let mut node = ROOT;
+        let mut multi = false;
+        for level in filter.levels() {
+            if level == "#" {
+                multi = true;
+            } else {
+                node = self.child(node, level)?;
+            }
+        }
+        Some(if multi { Place::Multi(node) } else { Place::Here(node) })
+    }
+
+    /// Changes a filter's leaf and takes away what is left empty.
+    fn change(&mut self, filter: Filter<'_>, change: impl FnOnce(&mut Leaf) -> bool) -> bool {
+        match self.node(filter) {
+            None => false,
+            Some(Place::Exact) => {
+                let Some(leaf) = self.exact.get_mut(filter.path()) else { return false };
+                let changed = change(leaf);
+                if leaf.is_empty() {
+                    self.exact.remove(filter.path());
+                }
+                changed
+            }
+            Some(Place::Here(node)) => {
+                let changed = change(&mut self.nodes[node as usize].here);
+                self.prune(node);
+                changed
+            }
+            Some(Place::Multi(node)) => {
+                let changed = change(&mut self.nodes[node as usize].multi);
+                self.prune(node);
+                changed
+            }
+        }
     }
 
     /// Finds what matches `topic`; `matches` is scratch space and keeps its room.
@@ -249,7 +383,7 @@ impl Index {
         mut each: impl FnMut(&'a [Subscriber]),
     ) {
         for place in &matches.found {
-            each(&self.leaf(topic, *place).subscribers);
+            each(&self.leaf(topic, *place).subscribers.list);
         }
     }
 

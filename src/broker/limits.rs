@@ -33,6 +33,8 @@ pub struct Limits {
     pub filters_per_subscribe_max: usize,
     /// Levels of a topic or filter (0x90, 0x8F).
     pub topic_levels_max: usize,
+    /// The same in bytes.
+    pub topic_bytes_max: usize,
     /// Retained messages (PUBACK 0x97, QoS 0 dropped).
     pub retained_messages_max: usize,
     /// The same in bytes.
@@ -45,6 +47,11 @@ pub struct Limits {
     pub keep_alive_secs_max: u16,
     /// Topic aliases that a client may set.
     pub topic_alias_max: u16,
+    /// Topic aliases that are set for one client, at most; fewer if it takes fewer.
+    pub client_topic_alias_max: u16,
+    /// What a client that asks for it is told to build its response topics from (MQTT 5 section
+    /// 3.2.2.3.15); `%c` stands for its client id.
+    pub response_information: Option<Box<str>>,
     /// Retained messages looked at in one go before others get their turn.
     pub slice: usize,
 }
@@ -62,14 +69,34 @@ impl Default for Limits {
             subscriptions_max: 10_000,
             filters_per_subscribe_max: 1_000,
             topic_levels_max: 128,
+            topic_bytes_max: 65_535,
             retained_messages_max: 1_000_000,
             retained_bytes_max: 1024 * 1024 * 1024,
             sessions_max: 200_000,
             session_expiry_secs_max: u32::MAX,
             keep_alive_secs_max: 0,
             topic_alias_max: 32,
+            client_topic_alias_max: 32,
+            response_information: None,
             slice: 256,
         }
+    }
+}
+
+impl Limits {
+    /// One shard's share of what the whole broker may hold.
+    pub(super) fn share(mut self, shards: u16) -> Limits {
+        let shards = usize::from(shards.max(1));
+        for limit in [&mut self.retained_messages_max, &mut self.retained_bytes_max, &mut self.sessions_max] {
+            *limit = limit.div_ceil(shards);
+        }
+        self
+    }
+
+    /// Whether a topic, or a filter without its share, has too many levels or bytes.
+    pub(super) fn is_topic_too_large(&self, text: &str) -> bool {
+        text.len() > self.topic_bytes_max
+            || (text.len() >= self.topic_levels_max && text.split('/').nth(self.topic_levels_max).is_some())
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::change::Ticket;
-use crate::types::{QoS, Topic};
+use crate::types::{ClientId, QoS, Topic};
 
 /// Numbers messages in the order that they came in; never reused while a store knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -24,6 +24,8 @@ pub struct Message {
     pub qos: QoS,
     /// When it is not to be sent any more.
     pub expires: Option<Instant>,
+    /// Who published it, where that is asked later: of a retained message.
+    pub publisher: Option<ClientId>,
 }
 
 impl Message {
@@ -65,9 +67,20 @@ pub(super) struct Delivery {
     pub(super) identifiers: Identifiers,
     /// Not to leave before this is committed.
     pub(super) hold: Option<Ticket>,
-    /// A retained message that a new subscription brought: a newer live one makes it void.
-    pub(super) scanned: bool,
+    pub(super) origin: Origin,
+    /// As it was published; `qos` may be lower.
+    pub(super) published: QoS,
     pub(super) size: u32,
+}
+
+/// What brought a delivery to its session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Origin {
+    Live,
+    /// A new subscription found it retained: a newer live one makes it void.
+    Retained,
+    /// The shared subscription of this filter: others can take it instead.
+    Shared(Arc<str>),
 }
 
 #[derive(Clone, Debug)]

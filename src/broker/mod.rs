@@ -5,9 +5,12 @@
 //! random generator, and no order in it depends on hashing: the same inputs give the same bytes.
 //!
 //! `connect` is a session's beginning and end, `receive` what a client may send, `subscribe` its
-//! subscriptions, `route` the way of a message to those who want it, `commit` what waits for the
-//! store.
+//! subscriptions, `scan` the retained messages that they bring, `route` the way of a message to those
+//! who want it, `send` its way out, `shared` the members of shared subscriptions, `commit` what waits
+//! for the store, `border` what the shards of one broker tell each other.
 
+mod authenticate;
+mod border;
 mod change;
 mod commit;
 mod connect;
@@ -22,18 +25,22 @@ mod outbox;
 mod receive;
 mod retained;
 mod route;
+mod scan;
+mod send;
 mod session;
+mod shared;
 mod snapshot;
 mod subscribe;
 mod timers;
 mod violation;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use hashbrown::HashMap;
 
+pub use border::{Letter, ShardId};
 pub use change::{Change, QueuedFor, StoredWill, Ticket};
 pub use connection::ConnectionId;
 pub use counters::{Counters, Drops, Gauges, Refusals};
@@ -43,9 +50,11 @@ pub use outbox::{Admission, Closing, Command, Input, Note, Outbox, Payload};
 pub use snapshot::SessionSnapshot;
 pub use violation::Violation;
 
-use crate::auth::{Acl, Operation, Subject};
-use crate::types::{ClientId, ReasonCode, Topic};
+use crate::auth::{Acl, Methods, Operation, Subject};
+use crate::types::{ClientId, Topic};
+use border::Border;
 use commit::Waiting;
+use connect::Farewell;
 use connection::Connection;
 use index::Index;
 use retained::Retained;
@@ -59,8 +68,21 @@ pub struct Options {
     /// Whether changes go to a store and acknowledgements wait for it; otherwise nothing outlives
     /// the process.
     pub durable: bool,
-    /// Keys the hash tables, so that nobody outside can aim at their buckets.
+    /// Keys the hash tables, so that nobody outside can aim at their buckets. All shards of a broker
+    /// have the same.
     pub seed: [u64; 4],
+    /// Which of the broker's shards this is, and of how many (1 to 64).
+    pub shard: ShardId,
+    pub shards: u16,
+    /// Methods of extended authentication (MQTT 5 section 4.12).
+    pub methods: Methods,
+}
+
+impl Options {
+    /// The only shard of a broker.
+    pub fn alone(limits: Limits, durable: bool, seed: [u64; 4]) -> Options {
+        Options { limits, durable, seed, shard: ShardId(0), shards: 1, methods: Methods::default() }
+    }
 }
 
 /// The broker engine of one shard.
@@ -78,10 +100,19 @@ pub struct Core {
     retained: Retained,
     /// Changes of retained messages that wait for their commit.
     retained_pending: HashMap<Box<str>, RetainedPending, ahash::RandomState>,
+    /// Their numbers, in the order in which they came.
+    retained_changes: BTreeSet<u64>,
+    next_retained_change: u64,
+    /// Scans that wait for changes before them.
+    scans_waiting: Vec<scan::ScanWaiting>,
+    next_scan: u64,
     timers: Timers,
     /// Sessions with retained scans to go on with, in turn.
     scanning: VecDeque<u32>,
     waiting: HashMap<Ticket, Vec<Waiting>, ahash::RandomState>,
+    /// Tickets that are done when so many parts of them are.
+    parts: BTreeMap<Ticket, usize>,
+    border: Border,
     next_ticket: u64,
     next_message: u64,
     counters: Counters,
@@ -94,11 +125,12 @@ pub struct Core {
 struct RetainedPending {
     changes: u32,
     /// The newest that committed.
-    done: MessageId,
+    done: u64,
 }
 
 impl Core {
-    pub fn new(options: Options, acl: Arc<Acl>) -> Core {
+    pub fn new(mut options: Options, acl: Arc<Acl>) -> Core {
+        options.limits = options.limits.share(options.shards);
         let [a, b, c, d] = options.seed;
         let hasher = ahash::RandomState::with_seeds(a, b, c, d);
         Core {
@@ -111,11 +143,18 @@ impl Core {
             index: Index::new(hasher.clone()),
             retained: Retained::default(),
             retained_pending: HashMap::with_hasher(hasher.clone()),
+            retained_changes: BTreeSet::new(),
+            next_retained_change: 1,
+            scans_waiting: Vec::new(),
+            next_scan: 1,
             timers: Timers::default(),
             scanning: VecDeque::new(),
             waiting: HashMap::with_hasher(hasher.clone()),
-            next_ticket: 1,
-            next_message: 1,
+            parts: BTreeMap::new(),
+            border: Border::new(options.shard, options.shards),
+            // Numbers that no other shard of the broker gives.
+            next_ticket: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
+            next_message: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
             counters: Counters::default(),
             scratch: route::Scratch::default(),
             shutting_down: false,
@@ -137,6 +176,7 @@ impl Core {
             Input::Failed(ticket) => self.failed(now, ticket, out),
             Input::Fetched(client, messages) => self.fetched(now, &client, messages, out),
             Input::Command(command) => self.command(now, command, out),
+            Input::Heard(from, letter) => self.heard(now, from, letter.0, out),
         }
     }
 
@@ -150,9 +190,14 @@ impl Core {
 
     /// A new ACL or new limits take effect with the next packet.
     pub fn configure(&mut self, limits: Limits, acl: Arc<Acl>) {
-        self.options.limits = limits;
+        self.options.limits = limits.share(self.options.shards);
         self.acl = acl;
         self.acl_generation += 1;
+    }
+
+    /// The shard of a broker that has a client's session.
+    pub fn shard_of(seed: [u64; 4], shards: u16, client: &ClientId) -> ShardId {
+        Border::home_of(seed, shards, client.as_str())
     }
 
     pub fn limits(&self) -> &Limits {
@@ -188,7 +233,7 @@ impl Core {
         match command {
             Command::Kick(id, why) => {
                 if self.connection(id).is_some() {
-                    self.say_goodbye(id, ReasonCode::AdministrativeAction, out);
+                    self.say_goodbye(id, Farewell::Administrator, out);
                     self.finish(now, id, why, out);
                 }
             }
@@ -201,7 +246,7 @@ impl Core {
                     .collect();
                 for at in owned {
                     if let Some(id) = self.sessions[at as usize].connection {
-                        self.say_goodbye(id, ReasonCode::AdministrativeAction, out);
+                        self.say_goodbye(id, Farewell::Administrator, out);
                         self.finish(now, id, Closing::Revoked, out);
                     }
                     if self.sessions.contains(at as usize) {
@@ -213,7 +258,7 @@ impl Core {
                 self.shutting_down = true;
                 for index in 0..self.connections.len() {
                     if let Some(id) = self.connections[index].as_ref().map(|connection| connection.id) {
-                        self.say_goodbye(id, ReasonCode::ServerShuttingDown, out);
+                        self.say_goodbye(id, Farewell::ShuttingDown, out);
                         self.finish(now, id, Closing::ShuttingDown, out);
                     }
                 }
@@ -239,7 +284,7 @@ impl Core {
 
     fn ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        self.next_ticket += u64::from(self.options.shards.max(1));
         self.waiting.insert(ticket, Vec::new());
         ticket
     }

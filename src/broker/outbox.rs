@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::border::{Letter, ShardId};
 use super::change::{Change, Ticket};
 use super::connection::ConnectionId;
 use super::message::{Message, MessageId};
@@ -30,6 +31,8 @@ pub enum Input<'a> {
     /// The store's answer to [`Outbox::fetch`]: `None` for a message that it does not have.
     Fetched(ClientId, Vec<(MessageId, Option<Arc<Message>>)>),
     Command(Command),
+    /// What another shard of the broker told this one.
+    Heard(ShardId, Letter),
 }
 
 /// An authenticated client with its CONNECT.
@@ -42,6 +45,8 @@ pub struct Admission<'a> {
     pub assigned: bool,
     /// `None`: anonymous.
     pub identity: Option<Identity>,
+    /// What the last step of an extended authentication had to say [MQTT-4.12.0-5].
+    pub authentication_data: Option<&'a [u8]>,
 }
 
 /// What an administrator asks for.
@@ -68,6 +73,8 @@ pub enum Closing {
     Kicked,
     /// Its identity or certificate is no longer valid.
     Revoked,
+    /// It was asked to authenticate again, at its own wish, and could not.
+    NotAuthenticated,
     ShuttingDown,
     /// The session belongs to another identity.
     NotOwner,
@@ -119,6 +126,10 @@ pub trait Outbox {
 
     /// Bring messages from the store: answered by `Fetched`.
     fn fetch(&mut self, client: &ClientId, messages: &[MessageId]);
+
+    /// Tell another shard of the broker: it is given [`Input::Heard`], in the order of telling. A
+    /// broker of one shard never calls this.
+    fn tell(&mut self, to: ShardId, letter: Letter);
 
     /// Something that the log is to know.
     fn note(&mut self, note: Note<'_>);

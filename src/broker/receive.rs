@@ -12,7 +12,7 @@ use super::violation::Violation;
 use super::{Core, dialect};
 use crate::auth::Operation;
 use crate::codec::{self, Ack, Packet, Publish, is_utf8_payload};
-use crate::types::{ClientId, PacketId, QoS, ReasonCode, Topic};
+use crate::types::{PacketId, QoS, ReasonCode, Topic};
 
 impl Core {
     pub(super) fn receive(&mut self, now: Instant, id: ConnectionId, packet: Packet<'_>, out: &mut impl Outbox) {
@@ -20,6 +20,10 @@ impl Core {
         connection.heard = now;
         match packet {
             Packet::Publish(publish) => self.publish(now, id, &publish, out),
+            // Table 3-4: only a server says 0x10.
+            Packet::PubAck(ack) | Packet::PubRec(ack) if ack.reason == ReasonCode::NoMatchingSubscribers => {
+                self.violate(now, id, Violation::ServerReason, out);
+            }
             Packet::PubAck(ack) => self.puback(now, id, ack.packet_id, out),
             Packet::PubRec(ack) => self.pubrec(now, id, &ack, out),
             Packet::PubRel(ack) => self.pubrel(id, ack.packet_id, out),
@@ -31,7 +35,7 @@ impl Core {
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(now, id, &unsubscribe, out),
             Packet::Disconnect(disconnect) => self.disconnect(now, id, &disconnect, out),
             Packet::Connect(_) => self.violate(now, id, Violation::SecondConnect, out),
-            Packet::Auth(_) => self.violate(now, id, Violation::UnexpectedAuth, out),
+            Packet::Auth(auth) => self.auth(now, id, &auth, out),
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
                 self.violate(now, id, Violation::ServerPacket, out);
             }
@@ -76,7 +80,7 @@ impl Core {
             connection.aliases.resize(at + 1, None);
         }
         let known = connection.aliases[at].take();
-        if topic.is_empty() { known.ok_or(Violation::TopicAlias(number)) } else { Ok(topic.into()) }
+        if topic.is_empty() { known.ok_or(Violation::TopicAliasUnset(number)) } else { Ok(topic.into()) }
     }
 
     fn publish_qos_0(
@@ -87,9 +91,11 @@ impl Core {
         topic: Topic<'_>,
         out: &mut impl Outbox,
     ) {
-        let session = self.connection(id).expect("checked by receive").session;
-        if self.refusal(id, session, publish, topic, out).is_none() {
-            self.route_publish(now, session, publish, topic, None, out);
+        let connection = self.connection(id).expect("checked by receive");
+        let (version, session) = (connection.version, connection.session);
+        match self.refusal(id, session, publish, topic, out) {
+            None => drop(self.route_publish(now, id, publish, topic, None, out)),
+            Some(reason) => self.close_if_untold(now, id, dialect::tells_nobody(version, QoS::AtMostOnce, reason), out),
         }
     }
 
@@ -109,7 +115,7 @@ impl Core {
         // [MQTT-3.3.4-7]; before MQTT 5 nobody tells the client of a limit. One sent again on this
         // connection is not one more.
         let connection = self.connection_mut(id).expect("checked by receive");
-        let repeated = connection.incomplete.contains(&packet_id);
+        let repeated = qos == QoS::ExactlyOnce && connection.incomplete.contains(&packet_id);
         let inbound = connection.incomplete.len() + connection.unacknowledged as usize;
         if explains && !repeated && inbound >= usize::from(connection.our_receive_maximum) {
             return self.violate(now, id, Violation::ReceiveMaximumExceeded, out);
@@ -126,13 +132,20 @@ impl Core {
             return self.acknowledge(id, HeldKind::PubAck(packet_id, qos), &ack, ticket, out);
         }
         let (reason, ticket) = match self.refusal(id, at, publish, topic, out) {
-            Some(reason) => (dialect::refused_publish(version, reason), None),
+            Some(reason) => {
+                let untold = dialect::tells_nobody(version, qos, reason);
+                if untold.is_some() {
+                    return self.close_if_untold(now, id, untold, out);
+                }
+                (dialect::refused_publish(version, reason), None)
+            }
             None => {
-                let (matched, ticket) = self.route_publish(now, at, publish, topic, Some(packet_id), out);
+                let (matched, ticket) = self.route_publish(now, id, publish, topic, Some(packet_id), out);
                 (dialect::publish_success(version, matched), ticket)
             }
         };
-        let ack = Ack::new(packet_id, reason);
+        let mut ack = Ack::new(packet_id, reason);
+        ack.reason_string = reason.is_error().then(|| explain(reason));
         if qos == QoS::ExactlyOnce {
             if reason.is_error() {
                 self.complete(id, packet_id);
@@ -156,6 +169,13 @@ impl Core {
         }
     }
 
+    /// What no acknowledgement can say ends the connection.
+    fn close_if_untold(&mut self, now: Instant, id: ConnectionId, untold: Option<Violation>, out: &mut impl Outbox) {
+        if let Some(violation) = untold {
+            self.violate(now, id, violation, out);
+        }
+    }
+
     /// Why a message may not be published, if so.
     fn refusal(
         &mut self,
@@ -165,8 +185,7 @@ impl Core {
         topic: Topic<'_>,
         out: &mut impl Outbox,
     ) -> Option<ReasonCode> {
-        let levels_max = self.options.limits.topic_levels_max;
-        if topic.as_str().len() >= levels_max && topic.levels().nth(levels_max).is_some() {
+        if self.options.limits.is_topic_too_large(topic.as_str()) {
             return Some(ReasonCode::TopicNameInvalid);
         }
         // [MQTT-3.3.2-4] allows the check; a receiver could only do it after the fact.
@@ -178,8 +197,12 @@ impl Core {
             out.note(Note::PublishDenied { connection: id, topic: topic.as_str() });
             return Some(ReasonCode::NotAuthorized);
         }
+        // Who cannot be told has its message passed on, and not retained.
+        let version = self.connection(id).expect("checked by receive").version;
         if publish.retain
+            && dialect::hears_of_quota(version, publish.qos)
             && !publish.payload.is_empty()
+            && self.is_home(topic.as_str())
             && !self.has_room_to_retain(
                 topic,
                 publish.payload.len() + publish.properties.forwarded().map(<[u8]>::len).sum::<usize>(),
@@ -195,12 +218,13 @@ impl Core {
     fn route_publish(
         &mut self,
         now: Instant,
-        session: u32,
+        id: ConnectionId,
         publish: &Publish<'_>,
         topic: Topic<'_>,
         packet_id: Option<PacketId>,
         out: &mut impl Outbox,
     ) -> (bool, Option<Ticket>) {
+        let session = self.connection(id).expect("checked by receive").session;
         let mut forwarded = std::mem::take(&mut self.scratch.forwarded);
         forwarded.clear();
         if !publish.properties.is_empty() {
@@ -216,6 +240,7 @@ impl Core {
                 message_expiry_interval_secs: publish.properties.message_expiry_interval,
                 forwarded: &forwarded,
                 publisher: session,
+                connection: Some(id),
                 received: packet_id.filter(|_| publish.qos == QoS::ExactlyOnce),
             },
             out,
@@ -265,13 +290,17 @@ impl Core {
         let (version, at) = (connection.version, connection.session);
         let packet_id = ack.packet_id;
         let session = &mut self.sessions[at as usize];
-        let (client, durable) = (session.client.clone(), self.options.durable && session.is_durable());
+        let durable = self.options.durable && session.is_durable();
         let outgoing = &mut session.outgoing;
         let found = outgoing
             .find(packet_id)
             .filter(|found| *found < outgoing.sent && outgoing.inflight[*found].delivery.qos == QoS::ExactlyOnce);
         let Some(found) = found else {
             // Section 3.5.2.1: 0x92; the client can finish its side.
+            if ack.reason.is_error() {
+                // It ends an exchange that is not there.
+                return;
+            }
             let reason = match dialect::explains_itself(version) {
                 true => ReasonCode::PacketIdentifierNotFound,
                 false => ReasonCode::Success,
@@ -282,18 +311,16 @@ impl Core {
             self.done(at, packet_id, |_, state| state == State::Published, out);
             return self.pump(now, at, out);
         }
-        let entry = &mut outgoing.inflight[found];
-        let first = entry.state == State::Published;
-        entry.state = State::Released;
-        if first {
-            // Only the identifier is needed from here on.
-            entry.delivery.body = super::message::Body::Stored(entry.delivery.message_id());
+        if outgoing.inflight[found].state == State::Published {
+            outgoing.release(found);
+            if durable {
+                return self.persist_received(at, packet_id, out);
+            }
+        } else if let Some(entry) = outgoing.inflight.get_mut(found) {
+            // PUBREC came again: it gets its answer again.
+            entry.pubrel_sent = false;
         }
-        if durable && first {
-            self.persist_received(at, packet_id, out);
-        } else {
-            self.send_release(&client, packet_id, out);
-        }
+        self.send_releases(at, out);
     }
 
     /// Writes down that PUBREC came; PUBREL waits for it.
@@ -310,25 +337,27 @@ impl Core {
         self.wait(ticket, Waiting::Release(client, packet_id));
     }
 
-    /// PUBREL, if its exchange is still there and safe.
-    pub(super) fn send_release(&mut self, client: &ClientId, packet_id: PacketId, out: &mut impl Outbox) {
-        let Some(&at) = self.by_client.get(client) else { return };
-        let session = &self.sessions[at as usize];
-        let outgoing = &session.outgoing;
-        let ready = outgoing.find(packet_id).is_some_and(|found| {
-            let entry = &outgoing.inflight[found];
-            found < outgoing.sent
-                && entry.state == State::Released
-                && !entry.unkept
-                && self.is_committed(entry.delivery.hold)
-        });
-        let Some(connection) = session.connection.and_then(|id| self.connection(id)).filter(|_| ready) else { return };
-        if !connection.open {
-            return;
+    /// PUBREL for the exchanges that have come so far and whose PUBREC is safe, in the order in which
+    /// those came [MQTT-4.6.0-4].
+    pub(super) fn send_releases(&mut self, at: u32, out: &mut impl Outbox) {
+        let Some(session) = self.sessions.get_mut(at as usize) else { return };
+        let Some(connection) = super::send::open_connection(&mut self.connections, session.connection) else { return };
+        let outgoing = &mut session.outgoing;
+        while outgoing.inflight.get(outgoing.sent).is_some_and(|entry| entry.state == State::Released) {
+            outgoing.sent += 1;
         }
-        let mut bytes = Vec::with_capacity(4);
-        codec::encode(&mut bytes, &Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)), connection.version);
-        out.write(connection.id, &bytes);
+        for entry in outgoing.inflight.iter_mut().take_while(|entry| entry.state == State::Released) {
+            let is_safe = !entry.unkept && entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
+            if !is_safe {
+                return;
+            }
+            if !std::mem::replace(&mut entry.pubrel_sent, true) {
+                let mut bytes = Vec::with_capacity(4);
+                let release = Packet::PubRel(Ack::new(entry.packet_id, ReasonCode::Success));
+                codec::encode(&mut bytes, &release, connection.version);
+                out.write(connection.id, &bytes);
+            }
+        }
     }
 
     /// PUBREL: the inbound identifier is free again [MQTT-4.3.3-11].
@@ -353,5 +382,16 @@ impl Core {
             let session = connection.session;
             self.pump(now, session, out);
         }
+    }
+}
+
+/// What a reason string says of a message that was refused.
+pub(super) fn explain(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::NotAuthorized => "the ACL does not let this client write to the topic",
+        ReasonCode::TopicNameInvalid => "the topic has too many levels or bytes",
+        ReasonCode::PayloadFormatInvalid => "the payload says that it is UTF-8 and is not",
+        ReasonCode::QuotaExceeded => "the broker has no room to keep it",
+        other => other.text(),
     }
 }

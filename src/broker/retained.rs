@@ -88,6 +88,7 @@ impl Retained {
     /// Looks at up to `budget` places for matches of `scan` and hands each to `found`, which says
     /// whether it has room for more. `true` when the scan is over.
     pub(super) fn scan(&self, scan: &mut Scan, budget: usize, mut found: impl FnMut(&Arc<Message>) -> bool) -> bool {
+        scan.begun = true;
         for _ in 0..budget {
             let Some((key, message)) =
                 self.messages.range::<str, _>((scan.from.as_ref().map(|k| &**k), Bound::Unbounded)).next()
@@ -114,6 +115,7 @@ impl Retained {
 pub(super) struct Scan {
     levels: Box<[Box<str>]>,
     from: Bound<Box<str>>,
+    begun: bool,
 }
 
 enum Step {
@@ -126,7 +128,26 @@ impl Scan {
     pub(super) fn new(filter: Filter<'_>) -> Scan {
         let levels: Box<[Box<str>]> = filter.levels().map(Box::from).collect();
         let literal: Vec<&str> = levels.iter().map(|level| &**level).take_while(|level| !is_wildcard(level)).collect();
-        Scan { from: Bound::Included(literal.join("\0").into()), levels }
+        Scan { from: Bound::Included(literal.join("\0").into()), levels, begun: false }
+    }
+
+    /// Something was looked at already.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether the walk is past `topic`.
+    pub(super) fn has_passed(&self, topic: Topic<'_>) -> bool {
+        let key = key(topic.as_str());
+        match &self.from {
+            Bound::Included(from) => key < *from,
+            Bound::Excluded(from) => key <= *from,
+            Bound::Unbounded => false,
+        }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
     }
 
     /// What to do at `key`, the first place at or after the cursor: it matches, or the nearest
@@ -204,6 +225,7 @@ mod tests {
             forwarded: Box::default(),
             qos: QoS::AtMostOnce,
             expires: None,
+            publisher: None,
         })
     }
 

@@ -5,19 +5,21 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::border::Handed;
 use super::change::{Change, QueuedFor, Ticket};
 use super::commit::Waiting;
-use super::connection::{Connection, ConnectionId};
-use super::frames::{Frames, View};
+use super::connection::ConnectionId;
+use super::frames::{Alias, Frames, Shape, View};
 use super::index::{Matches, Subscriber};
 use super::limits::QueuePolicy;
-use super::message::{Body, Delivery, Identifiers, Message, MessageId, expires_at};
+use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin, expires_at};
 use super::outbox::{Note, Outbox, Payload};
-use super::session::{Inflight, State};
-use super::{Core, Counters, RetainedPending, permitted};
-use crate::auth::{Operation, Subject};
-use crate::codec::{self, Ack, Packet, PublishFrame};
-use crate::types::{PacketId, QoS, ReasonCode, Topic};
+use super::send::{self, open_connection};
+use super::session::{Inflight, Outgoing, State};
+use super::{Core, RetainedPending, permitted};
+use crate::auth::Operation;
+use crate::codec;
+use crate::types::{ClientId, PacketId, QoS, Topic};
 
 /// A message that comes in, borrowed from where it was read.
 #[derive(Debug)]
@@ -28,8 +30,10 @@ pub(super) struct Incoming<'a> {
     pub(super) retain: bool,
     pub(super) message_expiry_interval_secs: Option<u32>,
     pub(super) forwarded: &'a [u8],
-    /// The session that published it.
+    /// The session that published it; [`super::index::ELSEWHERE`] where another shard has it.
     pub(super) publisher: u32,
+    /// The connection that waits when other shards do not keep up.
+    pub(super) connection: Option<ConnectionId>,
     /// Its QoS 2 identifier, to be written down with it.
     pub(super) received: Option<PacketId>,
 }
@@ -39,34 +43,52 @@ pub(super) struct Incoming<'a> {
 pub(super) struct Scratch {
     pub(super) packet: Vec<u8>,
     pub(super) forwarded: Vec<u8>,
-    matches: Matches,
-    targets: Vec<Target>,
-    frames: Frames,
+    pub(super) matches: Matches,
+    pub(super) targets: Vec<Target>,
+    /// Members of shared subscriptions that other shards have.
+    pub(super) elsewhere: Vec<Handed>,
+    pub(super) frames: Frames,
 }
 
 /// A session that a message goes to.
 #[derive(Debug)]
-struct Target {
-    session: u32,
-    qos: QoS,
-    retain_as_published: bool,
-    identifiers: Identifiers,
+pub(super) struct Target {
+    pub(super) session: u32,
+    pub(super) qos: QoS,
+    pub(super) retain_as_published: bool,
+    pub(super) identifiers: Identifiers,
+    pub(super) origin: Origin,
 }
 
 impl Target {
-    fn new(subscriber: &Subscriber) -> Target {
+    pub(super) fn new(subscriber: &Subscriber, origin: Origin) -> Target {
         Target {
             session: subscriber.session,
             qos: subscriber.qos,
             retain_as_published: subscriber.retain_as_published,
             identifiers: (subscriber.identifier != 0).then_some(subscriber.identifier).into_iter().collect(),
+            origin,
         }
     }
 }
 
+/// What all deliveries of one message have in common.
+#[derive(Debug, Default)]
+pub(super) struct Spread {
+    /// The message, once somebody keeps it.
+    pub(super) message: Option<Arc<Message>>,
+    /// Its commit.
+    pub(super) ticket: Option<Ticket>,
+    /// The store gets it later than this: no copy at QoS 1 may leave before, or its acknowledgement
+    /// could be written down first.
+    pub(super) deferred: bool,
+    /// The durable sessions that it waits for.
+    pub(super) queued: Vec<QueuedFor>,
+}
+
 impl Core {
     /// Retains the message where it asks for it and gives it to all who want it. Says whether
-    /// anybody did, and what its acknowledgement has to wait for.
+    /// anybody may, and what its acknowledgement has to wait for.
     pub(super) fn route(
         &mut self,
         now: Instant,
@@ -75,38 +97,61 @@ impl Core {
     ) -> (bool, Option<Ticket>) {
         let mut scratch = std::mem::take(&mut self.scratch);
         self.find_targets(incoming, &mut scratch);
-        let matched = !scratch.targets.is_empty();
-        let mut message = None;
-        let ticket = self.needs_ticket(incoming, &scratch.targets).then(|| self.ticket());
-        let retained = incoming.retain && self.retain(now, incoming, &mut message, ticket, out);
-        let mut queued = Vec::new();
-        scratch.frames.reset();
-        let mut targets = std::mem::take(&mut scratch.targets);
-        for target in targets.drain(..) {
-            self.deliver(now, target, incoming, &mut message, ticket, &mut queued, &mut scratch.frames, out);
-        }
-        scratch.targets = targets;
-        scratch.frames.reset();
-        if let Some(ticket) = ticket {
-            let received = incoming
-                .received
-                .map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id));
-            let message = message.unwrap_or_else(|| keep(now, incoming, &mut self.next_message));
-            let mut changes = vec![Change::Message { message, received, queued, retained }];
-            if incoming.retain && incoming.payload.is_empty() {
-                changes.push(Change::RetainedCleared { topic: incoming.topic.as_str().into() });
-            }
+        let peers = self.border.recipients(incoming.topic, incoming.retain.then(|| self.home(incoming.topic.as_str())));
+        let forwards = !peers.is_empty() || !scratch.elsewhere.is_empty();
+        let matched = forwards || !scratch.targets.is_empty();
+        let deferred = forwards && self.options.durable && (incoming.qos != QoS::AtMostOnce || incoming.retain);
+        let ticket = (deferred || self.needs_ticket(incoming, &scratch.targets)).then(|| self.ticket());
+        let mut spread = Spread { ticket, deferred, ..Spread::default() };
+        let retained = incoming.retain
+            && self.is_home(incoming.topic.as_str())
+            && self.retain(now, incoming, &mut spread.message, ticket, out);
+        self.deliver_all(now, incoming, &mut scratch, &mut spread, out);
+        let elsewhere = std::mem::take(&mut scratch.elsewhere);
+        self.put_back(scratch);
+        if forwards {
+            self.forward(now, incoming, spread, retained, peers, elsewhere, out);
+        } else if let Some(ticket) = ticket {
+            let message = spread.message.unwrap_or_else(|| self.keep(now, incoming));
+            let changes = self.changes_of(incoming, message, spread.queued, retained);
             out.persist(ticket, changes);
         }
+        (matched, ticket)
+    }
+
+    /// Keeps the room for the next message.
+    pub(super) fn put_back(&mut self, scratch: Scratch) {
         self.scratch = Scratch {
             packet: std::mem::take(&mut self.scratch.packet),
             forwarded: std::mem::take(&mut self.scratch.forwarded),
             ..scratch
         };
-        (matched, ticket)
     }
 
-    fn find_targets(&mut self, incoming: &Incoming<'_>, scratch: &mut Scratch) {
+    /// What is written down of a message.
+    pub(super) fn changes_of(
+        &self,
+        incoming: &Incoming<'_>,
+        message: Arc<Message>,
+        queued: Vec<QueuedFor>,
+        retained: bool,
+    ) -> Vec<Change> {
+        let received =
+            incoming.received.map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id));
+        let mut changes = vec![Change::Message { message, received, queued, retained }];
+        if incoming.retain && incoming.payload.is_empty() {
+            changes.push(Change::RetainedCleared { topic: incoming.topic.as_str().into() });
+        }
+        changes
+    }
+
+    fn next_message_id(&mut self) -> MessageId {
+        let id = MessageId(self.next_message);
+        self.next_message += u64::from(self.options.shards.max(1));
+        id
+    }
+
+    pub(super) fn find_targets(&mut self, incoming: &Incoming<'_>, scratch: &mut Scratch) {
         let topic = incoming.topic;
         self.index.find(topic, &mut scratch.matches);
         let targets = &mut scratch.targets;
@@ -116,7 +161,7 @@ impl Core {
             // [MQTT-3.8.3-3]: no local.
             let wanted =
                 list.iter().filter(|subscriber| !(subscriber.no_local && subscriber.session == incoming.publisher));
-            targets.extend(wanted.map(Target::new));
+            targets.extend(wanted.map(|subscriber| Target::new(subscriber, Origin::Live)));
         });
         if lists > 1 {
             // [MQTT-3.3.4-2]: one copy at the highest QoS, [MQTT-3.3.4-3]: with all identifiers.
@@ -132,39 +177,26 @@ impl Core {
             });
         }
         if self.index.has_groups(topic, &scratch.matches) {
-            let (sessions, connections, acl) = (&self.sessions, &self.connections, &self.acl);
-            self.index.groups(topic, &scratch.matches, |group| {
-                // The first from whose turn it is that can take more; else one that is there; else
-                // one whose session waits (section 4.8.2); one that may not read it at the very last.
-                let count = group.members.len();
-                let rank = |member: &Subscriber| {
-                    let session = &sessions[member.session as usize];
-                    let subject = Subject {
-                        identity: session.identity.as_ref().map(|name| name.as_str()),
-                        client_id: session.client.as_str(),
-                    };
-                    if !acl.check(subject, Operation::Read, topic).allowed {
-                        return 4;
-                    }
-                    let connection = session.connection.and_then(|id| connections[id.index as usize].as_ref());
-                    match connection {
-                        Some(connection) if connection.open && !connection.congested && session.outgoing.is_idle() => {
-                            // Nothing waits; but a full window cannot take another QoS 1 or 2.
-                            u8::from(session.outgoing.inflight.len() >= usize::from(connection.receive_maximum))
-                        }
-                        Some(_) => 1,
-                        None if session.is_durable() => 2,
-                        None => 3,
-                    }
-                };
-                let chosen = (0..count)
-                    .map(|step| (group.turn + step) % count)
-                    .min_by_key(|at| rank(&group.members[*at]))
-                    .expect("a group has members");
-                group.turn = (chosen + 1) % count;
-                targets.push(Target::new(&group.members[chosen]));
-            });
+            self.choose_members(topic, scratch);
         }
+    }
+
+    /// Gives the message to all targets that were found.
+    pub(super) fn deliver_all(
+        &mut self,
+        now: Instant,
+        incoming: &Incoming<'_>,
+        scratch: &mut Scratch,
+        spread: &mut Spread,
+        out: &mut impl Outbox,
+    ) {
+        scratch.frames.reset();
+        let mut targets = std::mem::take(&mut scratch.targets);
+        for target in targets.drain(..) {
+            self.deliver(now, target, incoming, spread, &mut scratch.frames, out);
+        }
+        scratch.targets = targets;
+        scratch.frames.reset();
     }
 
     /// Whether anything about the message has to survive.
@@ -185,7 +217,7 @@ impl Core {
     }
 
     /// Keeps or clears the topic's retained message [MQTT-3.3.1-5], [MQTT-3.3.1-6]; `true` if one is kept.
-    fn retain(
+    pub(super) fn retain(
         &mut self,
         now: Instant,
         incoming: &Incoming<'_>,
@@ -198,18 +230,22 @@ impl Core {
         if !clears && !self.has_room_to_retain(incoming.topic, incoming.payload.len() + incoming.forwarded.len()) {
             self.counters.dropped.retained_full += 1;
             out.note(Note::RetainedFull { topic: incoming.topic.as_str() });
+            // [MQTT-3.3.1-5], [MQTT-3.3.1-7] of 3.1.1: what was retained before is not current any more.
+            self.retained.clear(incoming.topic);
             return false;
         }
         let message = match ticket.is_some() || !clears {
-            true => Some(message.get_or_insert_with(|| keep(now, incoming, &mut self.next_message)).clone()),
+            true => Some(self.kept(now, incoming, message)),
             false => None,
         };
         match (ticket, message) {
             // Nobody who subscribes sees it before it is safe.
             (Some(ticket), Some(message)) => {
                 let topic: Box<str> = incoming.topic.as_str().into();
-                let change = message.id;
-                let none = RetainedPending { changes: 0, done: MessageId(0) };
+                let change = self.next_retained_change;
+                self.next_retained_change += 1;
+                self.retained_changes.insert(change);
+                let none = RetainedPending { changes: 0, done: 0 };
                 self.retained_pending.entry(topic.clone()).or_insert(none).changes += 1;
                 self.wait(ticket, Waiting::Retain { topic, change, message: (!clears).then_some(message) });
             }
@@ -219,15 +255,27 @@ impl Core {
         !clears
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the inner loop of a fan-out: one call site, no state of its own")]
+    /// A copy of what came in.
+    pub(super) fn keep(&mut self, now: Instant, incoming: &Incoming<'_>) -> Arc<Message> {
+        let publisher = self.sessions.get(incoming.publisher as usize).filter(|_| incoming.retain);
+        let publisher = publisher.map(|session| session.client.clone());
+        keep(now, incoming, self.next_message_id(), publisher)
+    }
+
+    /// The message as all that keep it share it.
+    fn kept(&mut self, now: Instant, incoming: &Incoming<'_>, message: &mut Option<Arc<Message>>) -> Arc<Message> {
+        if message.is_none() {
+            *message = Some(self.keep(now, incoming));
+        }
+        message.clone().expect("put there above")
+    }
+
     fn deliver(
         &mut self,
         now: Instant,
         target: Target,
         incoming: &Incoming<'_>,
-        message: &mut Option<Arc<Message>>,
-        ticket: Option<Ticket>,
-        queued: &mut Vec<QueuedFor>,
+        spread: &mut Spread,
         frames: &mut Frames,
         out: &mut impl Outbox,
     ) {
@@ -235,13 +283,19 @@ impl Core {
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, incoming.topic) {
             return;
         }
+        let ticket = spread.ticket;
         let qos = target.qos.min(incoming.qos);
         // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
         let retain = incoming.retain && target.retain_as_published;
-        let connection = open_connection(&mut self.connections, session.connection);
         // No copy of an inbound QoS 2 message leaves before its commit.
-        let hold = ticket.filter(|_| incoming.qos == QoS::ExactlyOnce);
-        if qos == QoS::AtMostOnce && hold.is_none() {
+        let hold = ticket.filter(|_| incoming.qos == QoS::ExactlyOnce || (spread.deferred && qos != QoS::AtMostOnce));
+        if qos != QoS::AtMostOnce || session.connection.is_some() {
+            self.retained_goes_first(now, target.session, incoming.topic, incoming.retain, out);
+        }
+        let session = &mut self.sessions[target.session as usize];
+        let waits_behind = !incoming.retain && session.outgoing.holds_retained(incoming.topic);
+        let connection = open_connection(&mut self.connections, session.connection);
+        if qos == QoS::AtMostOnce && hold.is_none() && !waits_behind {
             if let Some(connection) = connection {
                 let view = View {
                     id: MessageId(0),
@@ -250,9 +304,16 @@ impl Core {
                     payload: Payload::Borrowed(incoming.payload),
                     remaining_secs: incoming.message_expiry_interval_secs,
                 };
-                let frame = frames.prepare(&view, connection.version, qos, retain, false, &target.identifiers);
+                let mut shape = Shape {
+                    version: connection.version,
+                    qos,
+                    retain,
+                    dup: false,
+                    alias: connection.sent_aliases.of(view.topic),
+                    identifiers: target.identifiers,
+                };
                 let max = self.options.limits.backlog_bytes_max;
-                if write_qos_0(connection, frame, view.payload, &mut self.counters, max, out) {
+                if send::write_qos_0(connection, frames, &view, &mut shape, &mut self.counters, max, out) {
                     self.went_past(target.session, incoming.topic, out);
                 }
             }
@@ -261,10 +322,17 @@ impl Core {
         if qos == QoS::AtMostOnce && connection.is_none() {
             return;
         }
-        let next_message = &mut self.next_message;
-        let kept = message.get_or_insert_with(|| keep(now, incoming, next_message)).clone();
+        let kept = self.kept(now, incoming, &mut spread.message);
+        let session = &mut self.sessions[target.session as usize];
         let durable = self.options.durable && session.is_durable() && qos != QoS::AtMostOnce;
-        let subscription_identifiers = if durable { target.identifiers.to_vec() } else { Vec::new() };
+        let mut queued = durable.then(|| QueuedFor {
+            client: session.client.clone(),
+            qos,
+            packet_id: None,
+            retain,
+            subscription_identifiers: target.identifiers.to_vec(),
+            shared: target.origin.share().cloned(),
+        });
         let mut delivery = Delivery {
             size: kept.size() as u32,
             body: Body::Here(kept),
@@ -272,23 +340,21 @@ impl Core {
             retain,
             identifiers: target.identifiers,
             hold,
-            scanned: false,
+            origin: target.origin,
+            published: incoming.qos,
         };
         let client = session.client.clone();
-        let mut packet_id = None;
+        let connection = open_connection(&mut self.connections, session.connection);
         let outgoing = &mut session.outgoing;
-        let sends_now = connection.as_ref().is_some_and(|connection| {
+        let sends_now = connection.is_some_and(|connection| {
             qos != QoS::AtMostOnce
                 && !connection.congested
                 && outgoing.is_idle()
                 && outgoing.inflight.len() < usize::from(connection.receive_maximum)
         });
         if sends_now {
-            let connection = connection.expect("sends_now says so");
-            let Body::Here(kept) = &delivery.body else { unreachable!("made above") };
-            let frame =
-                frames.prepare(&View::of(kept, now), connection.version, qos, retain, false, &delivery.identifiers);
-            if frame.packet_len() > connection.packet_size_max as usize {
+            let session = &self.sessions[target.session as usize];
+            if self.is_too_large(now, session, &delivery) {
                 // [MQTT-3.1.2-25]: as if it had been delivered.
                 self.counters.dropped.too_large += 1;
                 return;
@@ -297,11 +363,11 @@ impl Core {
             if durable && qos == QoS::ExactlyOnce {
                 delivery.hold = ticket;
             }
-            if !session.scans.is_empty() {
-                session.live.note(incoming.topic.as_str());
-            }
+            let outgoing = &mut self.sessions[target.session as usize].outgoing;
             let id = outgoing.free_id();
-            packet_id = Some(id);
+            if let Some(queued) = &mut queued {
+                queued.packet_id = Some(id);
+            }
             let held = delivery.hold;
             outgoing.inflight.push_back(Inflight {
                 packet_id: id,
@@ -309,9 +375,10 @@ impl Core {
                 delivery,
                 tried: false,
                 unkept: false,
+                pubrel_sent: false,
             });
             if let Some(ticket) = held {
-                self.wait(ticket, Waiting::Deliveries(client.clone()));
+                self.wait(ticket, Waiting::Deliveries(client));
             } else {
                 self.send_next(now, target.session, frames, out);
             }
@@ -319,38 +386,57 @@ impl Core {
             if !self.has_queue_room(target.session, delivery.size as usize, out) {
                 return;
             }
-            let session = &mut self.sessions[target.session as usize];
-            if durable && session.connection.is_none() {
+            if durable && self.sessions[target.session as usize].connection.is_none() {
                 delivery.body = Body::Stored(delivery.message_id());
             }
-            if !session.scans.is_empty() {
-                session.live.note(incoming.topic.as_str());
-            }
             let message = delivery.message_id();
-            session.outgoing.push_queue(delivery);
+            self.sessions[target.session as usize].outgoing.push_queue(delivery);
             match (hold, ticket) {
-                (Some(ticket), _) => self.wait(ticket, Waiting::Deliveries(client.clone())),
-                (None, Some(ticket)) => self.wait(ticket, Waiting::Queued(client.clone(), message)),
+                (Some(ticket), _) => self.wait(ticket, Waiting::Deliveries(client)),
+                (None, Some(ticket)) => self.wait(ticket, Waiting::Queued(client, message)),
                 (None, None) => {}
             }
+            if waits_behind {
+                // Nothing may hold back what it waits behind.
+                self.pump(now, target.session, out);
+            }
         }
-        if durable {
-            queued.push(QueuedFor { client, qos, packet_id, retain, subscription_identifiers });
-        }
+        spread.queued.extend(queued);
     }
 
-    /// A live QoS 0 message was written past what waits: what is retained of its topic is older, and
-    /// is not to come after it.
+    /// Whether a message could not be sent to the session's client as it is.
+    fn is_too_large(&self, now: Instant, session: &super::session::Session, delivery: &Delivery) -> bool {
+        let Some(connection) = session.connection.and_then(|id| self.connection(id)) else { return false };
+        // Most take everything: nothing is measured for them.
+        if connection.packet_size_max == u32::MAX && delivery.size < (codec::PACKET_SIZE_MAX / 2) as u32 {
+            return false;
+        }
+        let Body::Here(message) = &delivery.body else { return false };
+        let shape = Shape {
+            version: connection.version,
+            qos: delivery.qos,
+            retain: delivery.retain,
+            dup: false,
+            alias: match connection.sent_aliases.of(&message.topic) {
+                Alias::Set(_) => Alias::None,
+                other => other,
+            },
+            identifiers: delivery.identifiers.clone(),
+        };
+        let mut frames = Frames::default();
+        let max = (connection.packet_size_max as usize).min(codec::PACKET_SIZE_MAX);
+        frames.prepare(&View::of(message, now), &shape).packet_len() > max
+    }
+
+    /// A live QoS 0 message was written past what waits: what it replaced is not to come after it.
     fn went_past(&mut self, at: u32, topic: Topic<'_>, out: &mut impl Outbox) {
         let session = &mut self.sessions[at as usize];
-        if !session.scans.is_empty() {
-            session.live.note(topic.as_str());
-        }
         if session.outgoing.scanned == 0 {
             return;
         }
         let voided = session.outgoing.remove_queued(|delivery| {
-            delivery.scanned && matches!(&delivery.body, Body::Here(message) if *message.topic == *topic.as_str())
+            delivery.origin == Origin::Retained
+                && matches!(&delivery.body, Body::Here(message) if *message.topic == *topic.as_str())
         });
         for delivery in voided {
             self.dropped(at, &delivery, None, out);
@@ -358,11 +444,11 @@ impl Core {
     }
 
     /// Applies the session's limits to one more message; `false` if it is to be dropped.
-    fn has_queue_room(&mut self, at: u32, size: usize, out: &mut impl Outbox) -> bool {
+    pub(super) fn has_queue_room(&mut self, at: u32, size: usize, out: &mut impl Outbox) -> bool {
         let limits = &self.options.limits;
         let session = &mut self.sessions[at as usize];
         let outgoing = &mut session.outgoing;
-        let full = |outgoing: &super::session::Outgoing| {
+        let full = |outgoing: &Outgoing| {
             outgoing.queue.len() >= limits.queued_messages_max || outgoing.queue_bytes + size > limits.queued_bytes_max
         };
         if !full(outgoing) {
@@ -390,160 +476,9 @@ impl Core {
         self.counters.dropped.queue_full += 1;
         false
     }
-
-    /// Sends what waits for a session as far as its client can take it: first what is to be
-    /// repeated, in its order, then the queue.
-    pub(super) fn pump(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
-        let mut frames = std::mem::take(&mut self.scratch.frames);
-        frames.reset();
-        while self.send_next(now, at, &mut frames, out) {}
-        frames.reset();
-        self.scratch.frames = frames;
-        if let Some(session) = self.sessions.get_mut(at as usize)
-            && !session.scans.is_empty()
-            && session.connection.is_some()
-            && session.outgoing.queue.is_empty()
-            && !session.in_scanning
-        {
-            session.in_scanning = true;
-            self.scanning.push_back(at);
-        }
-    }
-
-    /// One step of [`Core::pump`]; `false` when there is nothing more to do now.
-    fn send_next(&mut self, now: Instant, at: u32, frames: &mut Frames, out: &mut impl Outbox) -> bool {
-        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
-        let Some(connection) = open_connection(&mut self.connections, session.connection) else { return false };
-        connection.congested = out.backlog(connection.id) >= self.options.limits.backlog_bytes_max;
-        if connection.congested {
-            return false;
-        }
-        let window = usize::from(connection.receive_maximum);
-        let outgoing = &mut session.outgoing;
-        if let Some(entry) = outgoing.inflight.get_mut(outgoing.sent) {
-            let committed = entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
-            match (entry.state, &entry.delivery.body) {
-                (State::Released, _) if !committed || entry.unkept => {
-                    // PUBREL comes when PUBREC is written down; the others need not wait for it.
-                }
-                (State::Published, Body::Here(message)) if !entry.tried && message.is_expired(now) => {
-                    // [MQTT-3.3.2-5]
-                    self.counters.dropped.expired += 1;
-                    let entry = outgoing.remove(outgoing.sent);
-                    self.dropped(at, &entry.delivery, Some(entry.packet_id), out);
-                    return true;
-                }
-                (State::Released, _) => {
-                    let mut bytes = Vec::with_capacity(4);
-                    let release = Packet::PubRel(Ack::new(entry.packet_id, ReasonCode::Success));
-                    codec::encode(&mut bytes, &release, connection.version);
-                    out.write(connection.id, &bytes);
-                }
-                _ if outgoing.sent >= window || !committed => return false,
-                (State::Published, Body::Stored(id)) => {
-                    if !outgoing.fetching {
-                        outgoing.fetching = true;
-                        out.fetch(&session.client, &[*id]);
-                    }
-                    return false;
-                }
-                (State::Published, Body::Here(message)) => {
-                    let view = View::of(message, now);
-                    let delivery = &entry.delivery;
-                    // [MQTT-3.3.1-1]: DUP on what may have been sent before.
-                    let frame = frames.prepare(
-                        &view,
-                        connection.version,
-                        delivery.qos,
-                        delivery.retain,
-                        entry.tried,
-                        &delivery.identifiers,
-                    );
-                    if frame.packet_len() > connection.packet_size_max as usize {
-                        // [MQTT-3.1.2-25]: as if it had been delivered.
-                        self.counters.dropped.too_large += 1;
-                        let entry = outgoing.remove(outgoing.sent);
-                        self.dropped(at, &entry.delivery, Some(entry.packet_id), out);
-                        frames.reset();
-                        return true;
-                    }
-                    frame.set_packet_id(entry.packet_id);
-                    count_sent(&mut self.counters, delivery.qos, message.payload.len());
-                    out.publish(connection.id, frame.bytes(), view.payload);
-                    entry.tried = true;
-                }
-            }
-            outgoing.sent += 1;
-            return true;
-        }
-        let Some(front) = outgoing.queue.front() else { return false };
-        if front.hold.is_some_and(|ticket| self.waiting.contains_key(&ticket)) {
-            return false;
-        }
-        if front.qos != QoS::AtMostOnce && outgoing.inflight.len() >= window {
-            return false;
-        }
-        let Body::Here(message) = &front.body else {
-            if !outgoing.fetching {
-                outgoing.fetching = true;
-                let wanted = outgoing.stored_front(self.options.limits.slice);
-                out.fetch(&session.client, &wanted);
-            }
-            return false;
-        };
-        frames.reset();
-        if message.is_expired(now) {
-            // [MQTT-3.3.2-5]
-            self.counters.dropped.expired += 1;
-            let delivery = outgoing.pop_queue().expect("looked at above");
-            self.dropped(at, &delivery, None, out);
-            return true;
-        }
-        if front.qos == QoS::AtMostOnce {
-            let view = View::of(message, now);
-            let frame = frames.prepare(&view, connection.version, front.qos, front.retain, false, &front.identifiers);
-            write_qos_0(connection, frame, view.payload, &mut self.counters, usize::MAX, out);
-            outgoing.pop_queue();
-            return true;
-        }
-        let mut delivery = outgoing.pop_queue().expect("looked at above");
-        let packet_id = outgoing.free_id();
-        delivery.hold = None;
-        let durable = self.options.durable && session.is_durable();
-        let outgoing = &mut session.outgoing;
-        let (qos, message, client) = (delivery.qos, delivery.message_id(), session.client.clone());
-        outgoing.inflight.push_back(Inflight {
-            packet_id,
-            state: State::Published,
-            delivery,
-            tried: false,
-            unkept: false,
-        });
-        if durable {
-            let ticket = self.persist(vec![Change::Sent { client: client.clone(), message, packet_id }], out);
-            if qos == QoS::ExactlyOnce {
-                let outgoing = &mut self.sessions[at as usize].outgoing;
-                outgoing.inflight.back_mut().expect("pushed above").delivery.hold = Some(ticket);
-                self.wait(ticket, Waiting::Sent(client, packet_id));
-            }
-        }
-        true
-    }
-
-    /// Tells the store that a session will not send a message.
-    fn dropped(&mut self, at: u32, delivery: &Delivery, packet_id: Option<PacketId>, out: &mut impl Outbox) {
-        let session = &self.sessions[at as usize];
-        if self.options.durable && session.is_durable() && delivery.qos != QoS::AtMostOnce {
-            let change = Change::Done { client: session.client.clone(), message: delivery.message_id(), packet_id };
-            self.persist(vec![change], out);
-        }
-    }
 }
 
-/// A copy of what came in, for all that keep it.
-fn keep(now: Instant, incoming: &Incoming<'_>, next_message: &mut u64) -> Arc<Message> {
-    let id = MessageId(*next_message);
-    *next_message += 1;
+fn keep(now: Instant, incoming: &Incoming<'_>, id: MessageId, publisher: Option<ClientId>) -> Arc<Message> {
     Arc::new(Message {
         id,
         topic: incoming.topic.as_str().into(),
@@ -551,39 +486,6 @@ fn keep(now: Instant, incoming: &Incoming<'_>, next_message: &mut u64) -> Arc<Me
         forwarded: incoming.forwarded.into(),
         qos: incoming.qos,
         expires: expires_at(now, incoming.message_expiry_interval_secs),
+        publisher,
     })
-}
-
-/// The connection, if CONNACK has left on it.
-fn open_connection(connections: &mut [Option<Connection>], id: Option<ConnectionId>) -> Option<&mut Connection> {
-    connections[id?.index as usize].as_mut().filter(|connection| connection.open)
-}
-
-/// Says whether it was written.
-fn write_qos_0(
-    connection: &Connection,
-    frame: &PublishFrame,
-    payload: Payload<'_>,
-    counters: &mut Counters,
-    backlog_bytes_max: usize,
-    out: &mut impl Outbox,
-) -> bool {
-    let size = frame.packet_len();
-    if size > connection.packet_size_max as usize {
-        counters.dropped.too_large += 1;
-        return false;
-    }
-    let backlog = out.backlog(connection.id);
-    if backlog > 0 && backlog.saturating_add(size) > backlog_bytes_max {
-        counters.dropped.slow_consumer += 1;
-        return false;
-    }
-    count_sent(counters, QoS::AtMostOnce, payload.as_slice().len());
-    out.publish(connection.id, frame.bytes(), payload);
-    true
-}
-
-fn count_sent(counters: &mut Counters, qos: QoS, payload_len: usize) {
-    counters.publishes_sent[usize::from(qos.bits())] += 1;
-    counters.publish_bytes_sent[usize::from(qos.bits())] += payload_len as u64;
 }

@@ -5,11 +5,13 @@ use std::time::Instant;
 use indexmap::IndexMap;
 
 use super::ConnectionId;
+use super::border::ShardId;
 use super::change::{StoredWill, Ticket};
-use super::message::{Body, Delivery};
+use super::message::{Body, Delivery, Origin};
 use super::retained::Scan;
+use super::shared::Rank;
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, PacketId, QoS};
+use crate::types::{ClientId, Identity, PacketId, QoS, Topic};
 
 /// What outlives a connection (MQTT 5 section 4.1).
 #[derive(Debug)]
@@ -39,6 +41,10 @@ pub(super) struct Session {
     pub(super) stored: bool,
     /// When what could not be written down is tried again.
     pub(super) retry: Option<Instant>,
+    /// Shared subscriptions of which another shard has the members.
+    pub(super) shared_elsewhere: Vec<Arc<str>>,
+    /// What those shards were told last.
+    pub(super) rank_told: Rank,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,44 +56,54 @@ pub(super) struct Subscription {
 #[derive(Debug)]
 pub(super) struct RetainedScan {
     pub(super) filter: Box<str>,
-    pub(super) scan: Scan,
     pub(super) subscription: Subscription,
     /// Live messages that came later void what is retained of their topics.
     pub(super) since: u64,
+    /// Not before every shard forwards what the filter matches.
+    pub(super) after: Option<Ticket>,
+    /// The shard whose retained messages are looked at, and how far.
+    pub(super) shard: ShardId,
+    /// `None`: that shard has been asked for a slice.
+    pub(super) scan: Option<Scan>,
+    /// Names it to other shards.
+    pub(super) serial: u64,
+    /// The newest of the changes here that were under way when it came to them.
+    pub(super) upto: Option<u64>,
 }
 
-/// Topics of live messages that went to a session while retained messages were still to be looked
-/// at: what is retained of them is older.
+/// Topics whose retained message a session needs no more while it scans: a live message has gone,
+/// and what was retained went before it, or was replaced by it. A topic is known by its keyed hash.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    topics: BTreeMap<Box<str>, u64>,
-    bytes: usize,
+    topics: BTreeMap<u64, u64>,
     pub(super) now: u64,
+    /// More came than may be remembered: what is retained can no longer be told from what is stale.
+    pub(super) is_full: bool,
 }
 
-/// Bytes of topics that a session remembers; scans that last through more let an older copy through
-/// rather than grow.
-const LIVE_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that a topic takes.
+const LIVE_SIZE: usize = 24;
 
 impl Live {
-    pub(super) fn note(&mut self, topic: &str) {
+    pub(super) fn note(&mut self, topic: u64, bytes_max: usize) {
         self.now += 1;
-        if let Some(at) = self.topics.get_mut(topic) {
+        if let Some(at) = self.topics.get_mut(&topic) {
             *at = self.now;
-        } else if self.bytes + topic.len() + 64 <= LIVE_BYTES_MAX {
-            self.bytes += topic.len() + 64;
-            self.topics.insert(topic.into(), self.now);
+        } else if (self.topics.len() + 1) * LIVE_SIZE <= bytes_max {
+            self.topics.insert(topic, self.now);
+        } else {
+            self.is_full = true;
         }
     }
 
-    pub(super) fn is_after(&self, topic: &str, since: u64) -> bool {
-        self.topics.get(topic).is_some_and(|at| *at > since)
+    pub(super) fn is_after(&self, topic: u64, since: u64) -> bool {
+        self.is_full || self.topics.get(&topic).is_some_and(|at| *at > since)
     }
 
     /// No scan is left that would ask.
     pub(super) fn clear(&mut self) {
         self.topics.clear();
-        self.bytes = 0;
+        self.is_full = false;
     }
 }
 
@@ -110,7 +126,8 @@ impl Session {
 /// Messages on their way to a client: in flight, then waiting.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    /// In the order in which they were first sent, which is that of their redelivery [MQTT-4.6.0-1].
+    /// First those that are released, in the order of their PUBREC [MQTT-4.6.0-4]; then the others in the
+    /// order in which they were first sent, which is that of their redelivery [MQTT-4.6.0-1].
     pub(super) inflight: VecDeque<Inflight>,
     /// How many of `inflight` were sent on this connection; those behind wait for their turn.
     pub(super) sent: usize,
@@ -132,6 +149,8 @@ pub(super) struct Inflight {
     pub(super) tried: bool,
     /// PUBREC came and could not be written down: PUBREL waits.
     pub(super) unkept: bool,
+    /// PUBREL has left on this connection.
+    pub(super) pubrel_sent: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -191,28 +210,50 @@ impl Outgoing {
 
     pub(super) fn push_queue(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.size as usize;
-        self.scanned += usize::from(delivery.scanned);
+        self.scanned += usize::from(delivery.origin == Origin::Retained);
         self.queue.push_back(delivery);
     }
 
     /// Back to where it came from.
     pub(super) fn push_front(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.size as usize;
-        self.scanned += usize::from(delivery.scanned);
+        self.scanned += usize::from(delivery.origin == Origin::Retained);
         self.queue.push_front(delivery);
     }
 
     pub(super) fn pop_queue(&mut self) -> Option<Delivery> {
         let delivery = self.queue.pop_front()?;
         self.queue_bytes -= delivery.size as usize;
-        self.scanned -= usize::from(delivery.scanned);
+        self.scanned -= usize::from(delivery.origin == Origin::Retained);
         Some(delivery)
+    }
+
+    /// Whether a retained copy of `topic` waits.
+    pub(super) fn holds_retained(&self, topic: Topic<'_>) -> bool {
+        let is_it = |delivery: &Delivery| {
+            delivery.origin == Origin::Retained
+                && matches!(&delivery.body, Body::Here(message) if *message.topic == *topic.as_str())
+        };
+        self.scanned > 0 && self.queue.iter().any(is_it)
     }
 
     /// On a new connection everything unacknowledged is sent again [MQTT-4.4.0-1].
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
         self.fetching = false;
+        for entry in &mut self.inflight {
+            entry.pubrel_sent = false;
+        }
+    }
+
+    /// PUBREC came for the message at `found`: only its identifier is needed from here on.
+    pub(super) fn release(&mut self, found: usize) {
+        let mut entry = self.inflight.remove(found).expect("found in this queue before");
+        entry.state = State::Released;
+        entry.delivery.body = Body::Stored(entry.delivery.message_id());
+        entry.delivery.hold = None;
+        let place = self.inflight.iter().take_while(|entry| entry.state == State::Released).count();
+        self.inflight.insert(place, entry);
     }
 
     /// QoS 0 that waits is for the connection that it was published to, not for the next.
@@ -236,13 +277,35 @@ impl Outgoing {
             let delivery = self.queue.pop_front().expect("counted above");
             if unwanted(&delivery) {
                 self.queue_bytes -= delivery.size as usize;
-                self.scanned -= usize::from(delivery.scanned);
+                self.scanned -= usize::from(delivery.origin == Origin::Retained);
                 removed.push(delivery);
             } else {
                 self.queue.push_back(delivery);
             }
         }
         removed
+    }
+
+    /// Takes out what may go to others, in its order: what was not sent, and, if `ends`, QoS 1 that was not
+    /// acknowledged. A QoS 2 message that was sent never goes [MQTT-4.8.2-5].
+    pub(super) fn take_leaving(
+        &mut self,
+        ends: bool,
+        may_go: impl Fn(&Delivery) -> bool,
+    ) -> Vec<(Delivery, Option<PacketId>)> {
+        let mut leaving = Vec::new();
+        let mut at = 0;
+        while let Some(entry) = self.inflight.get(at) {
+            let open = !entry.tried || (ends && entry.delivery.qos == QoS::AtLeastOnce);
+            if entry.state == State::Published && open && may_go(&entry.delivery) {
+                let entry = self.remove(at);
+                leaving.push((entry.delivery, Some(entry.packet_id)));
+            } else {
+                at += 1;
+            }
+        }
+        leaving.extend(self.remove_queued(may_go).into_iter().map(|delivery| (delivery, None)));
+        leaving
     }
 
     /// Positions at the queue's front that lie only in the store.

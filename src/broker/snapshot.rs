@@ -34,9 +34,11 @@ impl Core {
         }
     }
 
-    /// Whether a connection's packets should rest: so many of its acknowledgements wait for the store.
+    /// Whether a connection's packets have to rest: CONNACK waits for the store [MQTT-3.1.4-6], or so many
+    /// of its acknowledgements do, or of its messages for other shards.
     pub fn must_wait(&self, id: ConnectionId) -> bool {
-        self.connection(id).is_some_and(|connection| connection.held.len() >= HELD_MAX)
+        let waits = |connection: &super::connection::Connection| !connection.open || connection.held.len() >= HELD_MAX;
+        self.connection(id).is_some_and(waits) || self.waits_for_shards(id)
     }
 
     /// Up to `most` sessions from `cursor` on, and where to go on; `None` at the end. A session

@@ -1,18 +1,18 @@
-//! SUBSCRIBE, UNSUBSCRIBE and the retained messages that a subscription brings.
+//! SUBSCRIBE and UNSUBSCRIBE.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use super::change::{Change, QueuedFor};
+use super::border::Content;
+use super::change::{Change, Ticket};
+use super::commit::Waiting;
 use super::connection::{ConnectionId, HeldKind};
 use super::index::Subscriber;
-use super::message::Message;
 use super::outbox::{Note, Outbox};
-use super::retained::Scan;
-use super::session::{RetainedScan, Subscription};
+use super::session::Subscription;
+use super::shared::Departure;
 use super::violation::Violation;
-use super::{Core, dialect, permitted};
-use crate::auth::{Operation, Subject};
+use super::{Core, dialect};
+use crate::auth::Subject;
 use crate::codec::{Packet, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe};
 use crate::types::{Filter, QoS, ReasonCode, RetainHandling};
 
@@ -25,11 +25,15 @@ impl Core {
             return self.violate(now, id, Violation::TooManyFilters(count), out);
         }
         let mut changes = Vec::new();
+        let mut known_by = Vec::new();
         let mut reasons = Vec::with_capacity(count);
+        let mut refused = None;
         for entry in packet.filters.iter() {
-            reasons.push(match self.subscribe_one(at, &entry, packet.subscription_identifier, &mut changes) {
+            let identifier = packet.subscription_identifier;
+            reasons.push(match self.subscribe_one(now, at, &entry, identifier, &mut changes, &mut known_by, out) {
                 Ok(reason) => reason,
                 Err(reason) => {
+                    refused = refused.or(Some(reason));
                     if reason == ReasonCode::NotAuthorized {
                         self.counters.acl_denied_subscribe += 1;
                     }
@@ -38,24 +42,36 @@ impl Core {
                 }
             });
         }
-        let ticket = (!changes.is_empty()).then(|| self.persist(changes, out));
+        // Retained messages are looked at once every shard forwards what comes after them.
+        let known = self.all_of(&known_by);
+        if let Some(known) = known {
+            self.scans_wait(at, known);
+            self.wait(known, Waiting::Deliveries(self.sessions[at as usize].client.clone()));
+        }
+        let written = (!changes.is_empty()).then(|| self.persist(changes, out));
+        let ticket = self.all_of(&Vec::from_iter(known.into_iter().chain(written)));
         // [MQTT-3.8.4-1], [MQTT-3.8.4-2], [MQTT-3.8.4-6]
-        let suback = SubAck { packet_id: packet.packet_id, reasons, reason_string: None };
+        let reason_string = refused.map(explain);
+        let suback = SubAck { packet_id: packet.packet_id, reasons, reason_string };
         self.acknowledge(id, HeldKind::Other, &Packet::SubAck(suback), ticket, out);
         self.scan_retained(now, at, out);
     }
 
-    /// Grants one filter, or says why not.
+    /// Grants one filter, or says why not. What other shards have to know of it goes to `known_by`.
+    #[expect(clippy::too_many_arguments, reason = "one filter of the packet, by its one reader")]
     fn subscribe_one(
         &mut self,
+        now: Instant,
         at: u32,
         entry: &SubscribeFilter<'_>,
         identifier: Option<u32>,
         changes: &mut Vec<Change>,
+        known_by: &mut Vec<Ticket>,
+        out: &mut impl Outbox,
     ) -> Result<ReasonCode, ReasonCode> {
         let filter = Filter::parse(entry.filter).map_err(|_| ReasonCode::TopicFilterInvalid)?;
         let limits = &self.options.limits;
-        if filter.levels().nth(limits.topic_levels_max).is_some() {
+        if limits.is_topic_too_large(filter.path()) {
             return Err(ReasonCode::TopicFilterInvalid);
         }
         let session = &mut self.sessions[at as usize];
@@ -73,17 +89,13 @@ impl Core {
         // [MQTT-3.8.4-3]: a subscription with the same filter is replaced.
         let subscription = Subscription { options: entry.options, identifier };
         session.subscriptions.insert(filter.as_str().into(), subscription);
-        self.index.insert(
-            filter,
-            known,
-            Subscriber {
-                session: at,
-                identifier: identifier.unwrap_or(0),
-                qos: entry.options.qos,
-                no_local: entry.options.no_local,
-                retain_as_published: entry.options.retain_as_published,
-            },
-        );
+        let subscriber = Subscriber {
+            session: at,
+            identifier: identifier.unwrap_or(0),
+            qos: entry.options.qos,
+            no_local: entry.options.no_local,
+            retain_as_published: entry.options.retain_as_published,
+        };
         if self.options.durable && session.is_durable() {
             changes.push(Change::Subscribed {
                 client: session.client.clone(),
@@ -92,21 +104,25 @@ impl Core {
                 identifier,
             });
         }
-        // [MQTT-3.3.1-9] to -11: retain handling; [MQTT-4.8.2-*]: a shared subscription gets none.
+        if filter.share().is_some() && !self.is_home(filter.as_str()) {
+            known_by.push(self.join_elsewhere(now, at, filter, subscriber, out));
+        } else {
+            self.index.insert(filter, known, subscriber);
+            known_by.extend((!known).then(|| self.want(now, filter, out)).flatten());
+        }
+        // [MQTT-3.3.1-9], [MQTT-3.3.1-10], [MQTT-3.3.1-11]: retain handling. Section 4.8.2: a shared
+        // subscription gets none.
         let wanted = match entry.options.retain_handling {
             RetainHandling::SendAtSubscribe => true,
             RetainHandling::SendIfNew => !known,
             RetainHandling::DoNotSend => false,
         };
-        if wanted && filter.share().is_none() && self.retained.len() > 0 {
-            // One scan a filter: the new one sees all that the old one had left.
-            session.scans.retain(|scan| &*scan.filter != filter.as_str());
-            session.scans.push_back(RetainedScan {
-                filter: filter.as_str().into(),
-                scan: Scan::new(filter),
-                subscription,
-                since: session.live.now,
-            });
+        if wanted && filter.share().is_none() && (self.retains_anything() || !self.border.is_alone()) {
+            self.begin_scan(at, filter, subscription);
+        } else {
+            let scans = &mut self.sessions[at as usize].scans;
+            let under_way = scans.iter_mut().find(|scan| *scan.filter == *filter.as_str());
+            under_way.into_iter().for_each(|scan| scan.subscription = subscription);
         }
         Ok(match entry.options.qos {
             QoS::AtMostOnce => ReasonCode::Success,
@@ -129,16 +145,23 @@ impl Core {
         }
         let mut changes = Vec::new();
         let mut reasons = Vec::new();
+        let mut refused = None;
         for text in packet.filters.iter() {
             let session = &mut self.sessions[at as usize];
             // [MQTT-3.10.4-1]: compared character by character.
             reasons.push(match Filter::parse(text) {
-                Err(_) => ReasonCode::TopicFilterInvalid,
+                Err(_) => {
+                    refused = Some(ReasonCode::TopicFilterInvalid);
+                    ReasonCode::TopicFilterInvalid
+                }
                 Ok(filter) if session.subscriptions.swap_remove(text).is_some() => {
-                    self.index.remove(filter, at);
                     session.scans.retain(|scan| &*scan.filter != text);
                     if self.options.durable && session.is_durable() {
                         changes.push(Change::Unsubscribed { client: session.client.clone(), filter: text.into() });
+                    }
+                    self.forget_filter(now, at, filter, out);
+                    if filter.share().is_some() {
+                        self.rehome(now, at, Some(text), Departure::Unsubscribed, out);
                     }
                     ReasonCode::Success
                 }
@@ -147,88 +170,34 @@ impl Core {
         }
         let ticket = (!changes.is_empty()).then(|| self.persist(changes, out));
         // [MQTT-3.10.4-4], [MQTT-3.10.4-5]
-        let unsuback = UnsubAck { packet_id: packet.packet_id, reasons, reason_string: None };
+        let unsuback = UnsubAck { packet_id: packet.packet_id, reasons, reason_string: refused.map(explain) };
         self.acknowledge(id, HeldKind::Other, &Packet::UnsubAck(unsuback), ticket, out);
     }
 
-    /// One slice of a session's retained scans; what is left goes on when its turn comes and the
-    /// client has taken what it got.
-    pub(super) fn scan_retained(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
-        let slice = self.options.limits.slice;
-        let Some(session) = self.sessions.get_mut(at as usize) else { return };
-        // Its turn comes again when the client is there and has taken what it got.
-        if session.connection.is_none() || !session.outgoing.queue.is_empty() {
-            return;
+    /// Takes a session's filter out of the index, or of the shared subscription that another shard has.
+    pub(super) fn forget_filter(&mut self, now: Instant, at: u32, filter: Filter<'_>, out: &mut impl Outbox) {
+        if filter.share().is_some() && !self.is_home(filter.as_str()) {
+            let session = &mut self.sessions[at as usize];
+            session.shared_elsewhere.retain(|share| **share != *filter.as_str());
+            let client = session.client.clone();
+            let leave = Content::Leave { share: filter.as_str().into(), client };
+            self.tell(now, self.home(filter.as_str()), leave, out);
+        } else if self.index.remove(filter, at) {
+            self.unwant(now, filter, out);
         }
-        let Some(mut current) = session.scans.pop_front() else { return };
-        let mut found = Vec::new();
-        let over = self.retained.scan(&mut current.scan, slice, |message| {
-            found.push(message.clone());
-            found.len() < slice
-        });
-        let mut queued = Vec::new();
-        for message in found {
-            self.deliver_retained(now, at, &current, message, &mut queued);
-        }
-        if !queued.is_empty() {
-            let changes = queued
-                .into_iter()
-                .map(|(message, queued)| Change::Message {
-                    message,
-                    received: None,
-                    queued: vec![queued],
-                    retained: false,
-                })
-                .collect();
-            self.persist(changes, out);
-        }
-        let session = &mut self.sessions[at as usize];
-        if !over {
-            session.scans.push_front(current);
-        } else if session.scans.is_empty() {
-            session.live.clear();
-        }
-        self.pump(now, at, out);
     }
 
-    fn deliver_retained(
-        &mut self,
-        now: Instant,
-        at: u32,
-        scan: &RetainedScan,
-        message: Arc<Message>,
-        queued: &mut Vec<(Arc<Message>, QueuedFor)>,
-    ) {
-        let session = &mut self.sessions[at as usize];
-        // A live message of this topic went out since: what is retained is not newer.
-        if session.live.is_after(&message.topic, scan.since) || message.is_expired(now) {
-            return;
-        }
-        if !permitted(&self.acl, self.acl_generation, session, Operation::Read, message.topic()) {
-            return;
-        }
-        let qos = message.qos.min(scan.subscription.options.qos);
-        if qos != QoS::AtMostOnce && self.options.durable && session.is_durable() {
-            queued.push((
-                message.clone(),
-                QueuedFor {
-                    client: session.client.clone(),
-                    qos,
-                    packet_id: None,
-                    retain: true,
-                    subscription_identifiers: scan.subscription.identifier.into_iter().collect(),
-                },
-            ));
-        }
-        // [MQTT-3.3.1-8] of 3.1.1, section 3.3.1.3: RETAIN is set on what a new subscription brings.
-        session.outgoing.push_queue(super::message::Delivery {
-            size: message.size() as u32,
-            body: super::message::Body::Here(message),
-            qos,
-            retain: true,
-            identifiers: scan.subscription.identifier.into_iter().collect(),
-            hold: None,
-            scanned: true,
-        });
+    fn retains_anything(&self) -> bool {
+        self.retained.len() > 0 || !self.retained_changes.is_empty()
+    }
+}
+
+/// What a reason string says of a filter that was refused.
+fn explain(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::NotAuthorized => "the ACL does not let this client read what the filter matches",
+        ReasonCode::TopicFilterInvalid => "it is no topic filter, or has too many levels or bytes",
+        ReasonCode::QuotaExceeded => "this session has as many subscriptions as it may have",
+        other => other.text(),
     }
 }

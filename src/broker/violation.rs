@@ -24,6 +24,17 @@ pub enum Violation {
     /// [MQTT-3.3.2-8], [MQTT-3.3.2-9]
     #[error("topic alias {0} is not one that it may use")]
     TopicAlias(u16),
+    /// Section 3.3.4: an empty topic with an alias that was not set on this connection.
+    #[error("topic alias {0} was not set before it is used")]
+    TopicAliasUnset(u16),
+    /// [MQTT-3.3.2-4] lets the receiver check; at QoS 0 nothing else can say it.
+    #[error("a payload that says it is UTF-8 and is not")]
+    PayloadFormat,
+    /// `topic-levels-max`, `topic-bytes-max`, where no acknowledgement can say it.
+    #[error("a topic with too many levels or bytes")]
+    TopicTooLarge,
+    #[error("a reason code that only a server may give")]
+    ServerReason,
     #[error("a publish with a subscription identifier")]
     SubscriptionIdentifier,
     /// [MQTT-3.1.2-22]
@@ -44,15 +55,23 @@ pub enum Violation {
 impl Violation {
     pub fn reason(self) -> ReasonCode {
         match self {
+            // A second CONNECT of another version: 0x84 is for CONNACK alone.
+            Violation::Undecodable(DecodeError::ProtocolLevel(_) | DecodeError::ProtocolName) => {
+                ReasonCode::ProtocolError
+            }
             Violation::Undecodable(error) => error.reason(),
             Violation::SecondConnect
             | Violation::ServerPacket
             | Violation::UnexpectedAuth
             | Violation::SubscriptionIdentifier
             | Violation::SessionExpiryRaised
+            | Violation::TopicAliasUnset(_)
+            | Violation::ServerReason
             | Violation::DisconnectReason => ReasonCode::ProtocolError,
             Violation::ReceiveMaximumExceeded => ReasonCode::ReceiveMaximumExceeded,
             Violation::TopicAlias(_) => ReasonCode::TopicAliasInvalid,
+            Violation::PayloadFormat => ReasonCode::PayloadFormatInvalid,
+            Violation::TopicTooLarge => ReasonCode::TopicNameInvalid,
             Violation::KeepAlive => ReasonCode::KeepAliveTimeout,
             Violation::TooManyFilters(_) => ReasonCode::QuotaExceeded,
             Violation::AnswerTooLarge { .. } => ReasonCode::PacketTooLarge,

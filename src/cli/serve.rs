@@ -17,13 +17,13 @@ use super::log::{self, SetLevel};
 use super::site::{self, Files};
 use super::{Failure, SiteArguments, bundle};
 use crate::admin::{self, Admin, Anew, Reload, api};
-use crate::auth::Directory;
+use crate::auth::{Directory, Methods};
 use crate::config::{self, ListenerAddress, Settings, Transport};
 use crate::gate::{self, Bound, Gate, Listening, Material, Seen, Severity};
 use crate::handover::Handover;
 use crate::pki::{self, CertificateInfo, Entry, Event, Kind, LEAF_DAYS_MAX, Ledger, Lock, Transaction};
 use crate::shard::{self, Handle};
-use crate::store::MemoryStore;
+use crate::store::{MemoryStore, Store};
 use crate::types::Identity;
 
 #[derive(Args, Clone)]
@@ -113,9 +113,15 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let bound = bind_all(&settings.listeners)?;
     let metrics = bind_metrics(&settings)?;
     raise_file_limit(settings.admission.connections_max);
-    let store = Box::new(MemoryStore::new());
-    let (shard, thread) =
-        shard::spawn(settings.limits.clone(), false, material.acl.clone(), store).map_err(Failure::new)?;
+    let store = |_| Box::new(MemoryStore::new()) as Box<dyn Store + Send>;
+    let start = shard::Start {
+        limits: settings.limits.clone(),
+        acl: material.acl.clone(),
+        durable: false,
+        stores: (0..settings.shards).map(store).collect(),
+        methods: Methods::default(),
+    };
+    let (shard, threads) = shard::spawn(start).map_err(Failure::new)?;
     let seen_file = settings.data.join("seen.json");
     let seen = Arc::new(Seen::load(&seen_file));
     let deliver = {
@@ -126,7 +132,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
             }
         })
     };
-    let gate = Gate::new(&settings, &material, seen.clone(), deliver);
+    let gate = Gate::new(&settings, &material, Methods::default(), seen.clone(), deliver);
     let mut listening = Vec::new();
     for bound in bound {
         listening.push(bound.start(&gate).map_err(Failure::new)?);
@@ -168,11 +174,14 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     tasks.push(tokio::spawn(state.clone().keep_renewed()));
     announce(&site.load(), &material);
     notify(&[NotifyState::Ready]);
-    let mut engine = tokio::task::spawn_blocking(move || thread.join());
+    let mut engine = tokio::task::JoinSet::new();
+    for thread in threads {
+        engine.spawn_blocking(move || thread.join());
+    }
     let stopped = tokio::select! {
         stopped = signals.wait(&state) => stopped,
         // Nothing is served without it: better gone and started anew than half alive.
-        _ = &mut engine => return Err(Failure::new("the broker's engine ended by itself; its last words are in the log")),
+        _ = engine.join_next() => return Err(Failure::new("the broker's engine ended by itself; its last words are in the log")),
     };
     notify(&[NotifyState::Stopping]);
     info!("{stopped}: stopping");
@@ -182,7 +191,8 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     if !matches!(tokio::time::timeout(SHUTDOWN, shard.shut_down()).await, Ok(Ok(()))) {
         warn!("not all clients took their goodbye in time");
     }
-    if tokio::time::timeout(Duration::from_secs(1), engine).await.is_err() {
+    let ends = async { while engine.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_secs(1), ends).await.is_err() {
         warn!("the engine does not end");
     }
     flood.sum_up(true);
@@ -383,6 +393,7 @@ impl State {
             (settings.metrics != self.started.metrics, "metrics.address"),
             (settings.admission.hashing_max != self.started.admission.hashing_max, "admission.hashing-max"),
             (settings.log.format != self.started.log.format, "log.format"),
+            (settings.shards != self.started.shards, "shards"),
         ];
         for (_, key) in changed.iter().filter(|(changed, _)| *changed) {
             notes.push(format!("`{key}` is not as at the start: it takes effect at the next start"));
@@ -395,7 +406,7 @@ impl State {
         notes.extend(after.difference(&before).map(|address| format!("listening on {address}")));
         notes.extend(before.difference(&after).map(|address| format!("no longer listening on {address}")));
         (self.set_level)(&settings.log);
-        self.shard.configure(settings.limits.clone(), material.acl.clone()).map_err(|error| error.to_string())?;
+        self.shard.configure(&settings.limits, &material.acl).map_err(|error| error.to_string())?;
         self.admit_only(running, material.directory.clone()).await?;
         self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
         notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
@@ -459,8 +470,8 @@ impl State {
         for identity in &gone {
             info!("{identity} may come in no more: its sessions end");
         }
-        self.shard.revoke(revoked).map_err(|error| error.to_string())?;
-        self.shard.forget(gone).map_err(|error| error.to_string())?;
+        self.shard.revoke(&revoked).map_err(|error| error.to_string())?;
+        self.shard.forget(&gone).map_err(|error| error.to_string())?;
         let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
         self.gate.seen.retain(|name| known.contains(name));
         running.directory = directory;

@@ -272,6 +272,8 @@ pub(super) fn subscribe_filter<'a>(
     if bits & reserved != 0 {
         return Err(invalid);
     }
+    // Section 3.8.3.1: 3 is a protocol error for both.
+    let invalid = if version == Version::V5 { DecodeError::SubscriptionOptionsValue(bits) } else { invalid };
     let options = SubscriptionOptions {
         qos: QoS::from_bits(bits & 0b11).ok_or(invalid)?,
         no_local: bits & 0b100 != 0,

@@ -30,6 +30,50 @@ pub fn encode(out: &mut Vec<u8>, packet: &Packet<'_>, version: Version) {
     }
 }
 
+/// Appends `packet` in at most `size_max` bytes if it can: without its Reason String and User
+/// Properties where they would make it larger [MQTT-3.2.2-19], [MQTT-3.4.2-2], [MQTT-3.14.2-3], or where
+/// it is not to explain itself [MQTT-3.1.2-29].
+pub fn encode_within(out: &mut Vec<u8>, packet: &Packet<'_>, version: Version, size_max: usize, explains: bool) {
+    let start = out.len();
+    if explains {
+        encode(out, packet, version);
+        if out.len() - start <= size_max {
+            return;
+        }
+        out.truncate(start);
+    }
+    match bare(packet) {
+        Some(packet) => encode(out, &packet, version),
+        None => encode(out, packet, version),
+    }
+}
+
+/// The packet without what only explains it; `None` where there is nothing of the kind.
+fn bare<'a>(packet: &Packet<'a>) -> Option<Packet<'a>> {
+    let ack = |ack: &Ack<'a>| Ack::new(ack.packet_id, ack.reason);
+    Some(match packet {
+        Packet::PubAck(packet) => Packet::PubAck(ack(packet)),
+        Packet::PubRec(packet) => Packet::PubRec(ack(packet)),
+        Packet::PubRel(packet) => Packet::PubRel(ack(packet)),
+        Packet::PubComp(packet) => Packet::PubComp(ack(packet)),
+        Packet::SubAck(packet) => Packet::SubAck(SubAck { reason_string: None, ..packet.clone() }),
+        Packet::UnsubAck(packet) => Packet::UnsubAck(UnsubAck { reason_string: None, ..packet.clone() }),
+        Packet::ConnAck(packet) => {
+            let user_properties = UserProperties::default();
+            Packet::ConnAck(Box::new(ConnAck { reason_string: None, user_properties, ..(**packet).clone() }))
+        }
+        Packet::Disconnect(packet) => {
+            let user_properties = UserProperties::default();
+            Packet::Disconnect(Disconnect { reason_string: None, user_properties, ..*packet })
+        }
+        Packet::Auth(packet) => {
+            let user_properties = UserProperties::default();
+            Packet::Auth(Auth { reason_string: None, user_properties, ..*packet })
+        }
+        _ => return None,
+    })
+}
+
 /// Everything of an outgoing PUBLISH but its payload and packet identifier.
 #[derive(Clone, Copy, Debug)]
 pub struct PublishHead<'a> {
@@ -71,6 +115,11 @@ impl PublishFrame {
                 + head.subscription_identifiers.iter().map(|id| 1 + varint_len(*id as usize)).sum::<usize>();
             length += varint_len(properties) + properties;
         }
+        if length > REMAINING_LENGTH_MAX {
+            // [MQTT-1.5.5-1]: no packet can have it; whoever asks is told of one that fits nobody.
+            self.payload_len = usize::MAX / 2;
+            return;
+        }
         let out = &mut self.bytes;
         out.push(0x30 | u8::from(head.dup) << 3 | head.qos.bits() << 1 | u8::from(head.retain));
         varint(out, length);
@@ -110,6 +159,9 @@ impl PublishFrame {
     }
 }
 
+/// The largest Remaining Length (section 2.1.4).
+const REMAINING_LENGTH_MAX: usize = 268_435_455;
+
 fn varint_len(value: usize) -> usize {
     match value {
         0..0x80 => 1,
@@ -120,7 +172,7 @@ fn varint_len(value: usize) -> usize {
 }
 
 fn varint(out: &mut Vec<u8>, mut value: usize) {
-    debug_assert!(value <= 268_435_455);
+    debug_assert!(value <= REMAINING_LENGTH_MAX);
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

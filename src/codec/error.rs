@@ -43,6 +43,10 @@ pub enum DecodeError {
     PropertyValue(u8),
     #[error("reason code {0:#04x} does not belong in this packet")]
     Reason(u8),
+    #[error("topic alias 0")]
+    TopicAliasZero,
+    #[error("QoS or retain handling 3 in the subscription options {0:#010b}")]
+    SubscriptionOptionsValue(u8),
     #[error("reserved bits are set in the subscription options {0:#010b}")]
     SubscriptionOptions(u8),
     #[error("no local on a shared subscription")]
@@ -64,12 +68,17 @@ impl DecodeError {
         match self {
             E::TooLarge { .. } => ReasonCode::PacketTooLarge,
             E::ProtocolLevel(_) | E::ProtocolName => ReasonCode::UnsupportedProtocolVersion,
-            E::PropertyTwice(_) | E::PropertyValue(_) | E::NoLocalOnShared | E::NoFilter | E::AuthenticationData => {
-                ReasonCode::ProtocolError
-            }
-            E::Topic(_) => ReasonCode::TopicNameInvalid,
-            E::Filter(_) => ReasonCode::TopicFilterInvalid,
-            E::RemainingLength
+            E::PropertyTwice(_)
+            | E::PropertyValue(_)
+            | E::NoLocalOnShared
+            | E::NoFilter
+            | E::AuthenticationData
+            | E::SubscriptionOptionsValue(_) => ReasonCode::ProtocolError,
+            E::TopicAliasZero => ReasonCode::TopicAliasInvalid,
+            // 0x90 and 0x8F are for those that are well-formed and not accepted.
+            E::Topic(_)
+            | E::Filter(_)
+            | E::RemainingLength
             | E::PacketType(_)
             | E::Flags { .. }
             | E::Truncated

@@ -106,9 +106,14 @@ fn next<'a>(reader: &mut Reader<'a>) -> Result<(u8, Value<'a>), DecodeError> {
             1 => Value::Bool(true),
             _ => return Err(DecodeError::PropertyValue(known)),
         },
-        id::RECEIVE_MAXIMUM | id::TOPIC_ALIAS => match reader.u16()? {
-            // [MQTT-3.1.2-*], [MQTT-3.3.2-8]: zero is a protocol error for both.
+        // Section 3.1.2.11.3
+        id::RECEIVE_MAXIMUM => match reader.u16()? {
             0 => return Err(DecodeError::PropertyValue(known)),
+            value => Value::U16(value),
+        },
+        // [MQTT-3.3.2-8]
+        id::TOPIC_ALIAS => match reader.u16()? {
+            0 => return Err(DecodeError::TopicAliasZero),
             value => Value::U16(value),
         },
         id::SERVER_KEEP_ALIVE | id::TOPIC_ALIAS_MAXIMUM => Value::U16(reader.u16()?),

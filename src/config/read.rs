@@ -24,12 +24,15 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let acl = reader.optional_path(&mut root, "acl", "acl");
     let identities = reader.optional_path(&mut root, "identities", "identities.yaml");
     let self_renew = reader.boolean(&mut root, "self-renew").unwrap_or(false);
+    let shards = reader.number(&mut root, "shards", 1..=64).unwrap_or(1) as u16;
+    let response_information = reader.text(&mut root, "response-information").filter(|text| text != "none");
     let min_version = reader.subsection(&mut root, "tls", |reader, tls| {
         reader.choice(tls, "min-version", &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)])
     });
     let min_version = min_version.flatten().unwrap_or_default();
     let admission = reader.subsection(&mut root, "admission", admission).unwrap_or_default();
-    let limits = reader.subsection(&mut root, "limits", limits).unwrap_or_default();
+    let mut limits = reader.subsection(&mut root, "limits", limits).unwrap_or_default();
+    limits.response_information = response_information.map(Box::from);
     let log = reader.subsection(&mut root, "log", log).unwrap_or_default();
     let metrics = reader.subsection(&mut root, "metrics", metrics).flatten();
     let defaults = ListenerDefaults { pki: pki.clone(), min_version, connections_max: admission.connections_max };
@@ -44,6 +47,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         acl,
         identities,
         self_renew,
+        shards,
         listeners,
         admission,
         limits,
@@ -221,6 +225,7 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
     reader.set_usize(section, "subscriptions-max", count.clone(), &mut read.subscriptions_max);
     reader.set_usize(section, "filters-per-subscribe-max", count.clone(), &mut read.filters_per_subscribe_max);
     reader.set_usize(section, "topic-levels-max", 1..=65_536, &mut read.topic_levels_max);
+    reader.set_usize(section, "topic-bytes-max", 1..=65_535, &mut read.topic_bytes_max);
     reader.set_usize(section, "retained-messages-max", count.clone(), &mut read.retained_messages_max);
     reader.set_size(section, "retained-bytes-max", bytes, &mut read.retained_bytes_max);
     reader.set_usize(section, "sessions-max", count, &mut read.sessions_max);
@@ -230,8 +235,12 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
     if let Some(secs) = reader.duration_or(section, "keep-alive-max", "none", 1..=65_535) {
         read.keep_alive_secs_max = secs.unwrap_or(0) as u16;
     }
-    if let Some(number) = reader.number(section, "topic-alias-max", 0..=65_535) {
-        read.topic_alias_max = number as u16;
+    let aliases =
+        [("topic-alias-max", &mut read.topic_alias_max), ("client-topic-alias-max", &mut read.client_topic_alias_max)];
+    for (key, value) in aliases {
+        if let Some(number) = reader.number(section, key, 0..=65_535) {
+            *value = number as u16;
+        }
     }
     read
 }

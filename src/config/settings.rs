@@ -22,6 +22,8 @@ pub struct Settings {
     pub identities: Option<PathBuf>,
     /// Whether the broker may use the CA's key to renew its own certificate.
     pub self_renew: bool,
+    /// Event loops that share the sessions.
+    pub shards: u16,
     pub listeners: Vec<Listener>,
     pub admission: Admission,
     pub limits: Limits,

@@ -68,6 +68,8 @@ passwords: passwd                  # none: nobody has a password
 acl: acl                           # none: everybody may read and write all topics but $...
 identities: identities.yaml        # minimum levels; none: there are none
 self-renew: {self_renew}                  # may the broker use the CA's key to renew its own certificate?
+response-information: none         # what MQTT 5 clients are told that ask for it: replies/%c, say; %c is the client id
+shards: 1                          # event loops that share the sessions (1 to 64); one is the measured choice
 
 listeners:
 {plain}
@@ -112,12 +114,14 @@ limits:
   subscriptions-max: 10000         # of one session: SUBACK 0x97
   filters-per-subscribe-max: 1000  # DISCONNECT 0x97
   topic-levels-max: 128            # PUBACK 0x90, SUBACK 0x8F
+  topic-bytes-max: 65535           # the same
   retained-messages-max: 1000000   # PUBACK 0x97, QoS 0 is dropped
   retained-bytes-max: 1GiB
   sessions-max: 200000             # CONNACK 0x97
   session-expiry-max: never        # clients are told of a shorter one
   keep-alive-max: none             # MQTT 5 clients are told of a shorter one
   topic-alias-max: 32              # aliases that a client may set: DISCONNECT 0x94
+  client-topic-alias-max: 32       # aliases that are set for a client, if it takes so many
 
 log:
   level: info                      # error | warn | info | debug | trace, or info,lockgate::gate=debug

@@ -1,8 +1,7 @@
 //! One connection's way from accept to the shard, or to a refusal.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -30,7 +29,7 @@ pub(super) enum Stream {
 }
 
 /// A socket with whatever runs on it.
-enum Link {
+pub(super) enum Link {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -47,12 +46,19 @@ pub(super) struct Arrival {
     pub(super) peer: Peer,
     /// One number for all that the log says of this connection.
     pub(super) number: u64,
-    /// Its CONNECT is there and its password waits to be checked.
-    pub(super) waiting: AtomicBool,
+    /// How to answer it, once its CONNECT is there.
+    pub(super) terms: OnceLock<Terms>,
+}
+
+/// What a client's CONNECT says of how it can be answered.
+pub(super) struct Terms {
+    version: Version,
+    /// Bytes of a packet.
+    pub(super) size_max: usize,
 }
 
 /// Why a connection goes no further.
-enum Stop {
+pub(super) enum Stop {
     /// Said nothing, or went away: not worth a line at the usual level.
     Quiet(&'static str),
     Handshake(Failure),
@@ -75,12 +81,13 @@ impl Arrival {
             Ok(Ok(())) => return,
             Ok(Err(stop)) => stop,
             // CONNECT came in time; its password's turn did not.
-            Err(_) if self.waiting.load(Ordering::Relaxed) => Stop::Refused {
-                version: Some(Version::V311),
+            Err(_) if self.terms.get().is_some() => Stop::Refused {
+                version: self.terms.get().map(|terms| terms.version),
                 reason: ReasonCode::QuotaExceeded,
                 kind: "hashing-busy",
-                why: "too many passwords are being checked (admission.hashing-max): its turn did not come in time"
-                    .to_owned(),
+                why:
+                    "too many passwords are being checked (admission.hashing-max), or it takes too long to authenticate"
+                        .to_owned(),
                 client: String::new(),
             },
             Err(_) => Stop::Handshake(Failure {
@@ -128,24 +135,44 @@ impl Arrival {
         let certificate = self.certificate(link)?;
         let mut bytes = Vec::new();
         let end = self.read_connect(link, &mut bytes).await?;
+        let mut rest = bytes.split_off(end);
         let found = codec::frame(&bytes, end).ok().flatten().expect("found when it was read");
         let connect = match codec::decode(&bytes, found, Version::V5) {
             Ok(Packet::Connect(connect)) => connect,
             Ok(_) => unreachable!("read_connect takes nothing else"),
             Err(error) => return Err(undecodable(&bytes[found.body_start..found.end], error)),
         };
+        let size_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        let _ = self.terms.set(Terms { version: connect.version, size_max: size_max as usize });
         let (client, assigned) = client_id(&connect)?;
         let version = connect.version;
+        let proof = match connect.properties.authentication_method {
+            None => None,
+            Some(method) => Some(self.exchange(link, &connect, method, &mut rest).await?),
+        };
         loop {
             let current = self.gate.current.load_full();
             let rules = self.rules(&current, certificate.as_ref())?;
-            let (identity, level) = self.identify(&connect, certificate.as_ref(), rules, &current.directory).await?;
+            let proved = proof.as_ref().map(|proof| &proof.identity);
+            let (identity, level) =
+                self.identify(&connect, certificate.as_ref(), proved, rules, &current.directory).await?;
             let _swap = self.gate.swap.read().unwrap_or_else(PoisonError::into_inner);
             // Somebody may have been removed, or the listener's rules changed, meanwhile: ask again.
             if Arc::ptr_eq(&current, &self.gate.current.load()) {
                 drop(connect);
+                bytes.append(&mut rest);
                 let certificate_serial = certificate.map(|certificate| certificate.serial);
-                let ready = Ready { bytes, client, assigned, identity, level, version, certificate_serial };
+                let authentication_data = proof.and_then(|proof| proof.data);
+                let ready = Ready {
+                    bytes,
+                    client,
+                    assigned,
+                    identity,
+                    authentication_data,
+                    level,
+                    version,
+                    certificate_serial,
+                };
                 let (link, slot) = held.take().zip(slot.take()).expect("put there on the way");
                 self.hand_over(link, ready, slot);
                 return Ok(());
@@ -181,6 +208,19 @@ impl Arrival {
         Ok(Some(Certificate { common_name: info.common_name, subject: info.subject, serial: info.serial, own }))
     }
 
+    /// Reads more of what the client sends; fails when it has gone.
+    pub(super) async fn read_more(&self, link: &mut Link, bytes: &mut Vec<u8>) -> Result<(), Stop> {
+        let count = match link {
+            Link::Tcp(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
+            Link::Unix(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
+            Link::Tls(stream) => {
+                let tls = self.material.tls.as_ref().expect("a TLS link has a TLS listener");
+                handshake::read(stream, bytes, tls).await.map_err(Stop::Handshake)?
+            }
+        };
+        if count == 0 { Err(Stop::Quiet("closed before it was let in")) } else { Ok(()) }
+    }
+
     /// Reads until CONNECT is there whole; says where it ends.
     async fn read_connect(&self, link: &mut Link, bytes: &mut Vec<u8>) -> Result<usize, Stop> {
         let max = self.current.admission.connect_size_max;
@@ -202,17 +242,7 @@ impl Arrival {
                 }
                 Err(error) => return Err(Stop::Handshake(Failure { kind: "garbage", why: error.to_string() })),
             }
-            let count = match link {
-                Link::Tcp(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
-                Link::Unix(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
-                Link::Tls(stream) => {
-                    let tls = self.material.tls.as_ref().expect("a TLS link has a TLS listener");
-                    handshake::read(stream, bytes, tls).await.map_err(Stop::Handshake)?
-                }
-            };
-            if count == 0 {
-                return Err(Stop::Quiet("closed before CONNECT"));
-            }
+            self.read_more(link, bytes).await?;
         }
     }
 
@@ -220,6 +250,7 @@ impl Arrival {
         &self,
         connect: &Connect<'_>,
         certificate: Option<&Certificate>,
+        proved: Option<&Identity>,
         rules: ListenerRules,
         directory: &Directory,
     ) -> Result<(Option<Identity>, Level), Stop> {
@@ -230,20 +261,11 @@ impl Arrival {
             why: refusal.to_string(),
             client: describe(connect),
         };
-        if let Some(method) = connect.properties.authentication_method {
-            // [MQTT-4.12.0-1]: no method is supported here.
-            return Err(Stop::Refused {
-                version: Some(connect.version),
-                reason: ReasonCode::BadAuthenticationMethod,
-                kind: "authentication-method",
-                why: format!("the authentication method {:?} is not known here", auth::cut(method)),
-                client: describe(connect),
-            });
-        }
         let credentials = Credentials {
             certificate,
             user_name: connect.user_name,
             has_password: connect.password.is_some(),
+            proved,
             tls: self.material.tls.is_some(),
         };
         match auth::identify(rules, directory, &credentials) {
@@ -277,7 +299,6 @@ impl Arrival {
             })
         };
         check()?;
-        self.waiting.store(true, Ordering::Relaxed);
         let permit = gate.hashing.clone().acquire_owned().await.expect("never closed");
         // Others may have failed while this one waited for its turn.
         check()?;
@@ -342,6 +363,7 @@ impl Arrival {
             client: ready.client,
             assigned: ready.assigned,
             identity: ready.identity,
+            authentication_data: ready.authentication_data,
             about: About {
                 number: self.number,
                 peer: self.peer,
@@ -371,7 +393,12 @@ impl Arrival {
                 self.gate.stats.refuse(kind);
                 warn!(id, %address, listener, kind, "refused{client}: {why} ({reason})");
                 if let Some(version) = version {
+                    let size_max = self.terms.get().map_or(usize::MAX, |terms| terms.size_max);
                     codec::encode(&mut answer, &Packet::ConnAck(Box::new(ConnAck::new(reason))), version);
+                    // [MQTT-3.1.2-24]
+                    if answer.len() > size_max {
+                        answer.clear();
+                    }
                 }
             }
         }
@@ -403,6 +430,7 @@ struct Ready {
     client: ClientId,
     assigned: bool,
     identity: Option<Identity>,
+    authentication_data: Option<Vec<u8>>,
     level: Level,
     version: Version,
     certificate_serial: Option<Vec<u8>>,
@@ -416,7 +444,7 @@ async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + U
 }
 
 /// ` client "c" user "u"`, escaped: a peer's text.
-fn describe(connect: &Connect<'_>) -> String {
+pub(super) fn describe(connect: &Connect<'_>) -> String {
     let user = connect.user_name.map(|name| format!(" user {:?}", auth::cut(name))).unwrap_or_default();
     format!(" client {:?}{user}", auth::cut(connect.client_id))
 }
@@ -432,10 +460,9 @@ fn version_of(bytes: &[u8]) -> Option<Version> {
 }
 
 /// A CONNECT that cannot be decoded: an unknown version is told so in the words of 3.1.1, which
-/// every client reads [MQTT-3.1.2-2]; anything else of MQTT 5 is answered with its reason.
+/// every client reads ([MQTT-3.1.2-2] of both); anything else of MQTT 5 is answered with its reason.
 fn undecodable(body: &[u8], error: DecodeError) -> Stop {
     let version = match error {
-        DecodeError::ProtocolLevel(level) if level > 5 => Some(Version::V5),
         DecodeError::ProtocolLevel(_) => Some(Version::V311),
         // [MQTT-3.1.2-1] of 3.1.1: another protocol is not answered.
         DecodeError::ProtocolName => None,

@@ -2,8 +2,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
@@ -252,10 +252,9 @@ fn arrive(gate: &Arc<Gate>, listener: &str, local: String, peer: Peer, stream: S
     match gate.slots.take(listener, material.connections_max, address) {
         Ok((slot, pending)) => {
             let number = gate.next_number();
-            let waiting = AtomicBool::new(false);
+            let terms = OnceLock::new();
             let name = listener.to_owned();
-            let arrival =
-                Arrival { gate: gate.clone(), current, material, name, listener: local, peer, number, waiting };
+            let arrival = Arrival { gate: gate.clone(), current, material, name, listener: local, peer, number, terms };
             tokio::spawn(async move {
                 arrival.admit(stream, slot).await;
                 drop(pending);

@@ -4,6 +4,7 @@
 //! over whole; the gate keeps nothing but its place in the count.
 
 mod admit;
+mod exchange;
 mod handshake;
 mod listen;
 mod material;
@@ -25,7 +26,7 @@ pub use material::{Finding, Material, MaterialError, Severity, load_directory, r
 pub use seen::{Seen, SeenEntry};
 pub use stats::Stats;
 
-use crate::auth::Directory;
+use crate::auth::{Directory, Methods};
 use crate::config::{Admission, Settings};
 use crate::handover::Handover;
 use slots::Slots;
@@ -46,6 +47,7 @@ pub struct Gate {
     hashing: Arc<Semaphore>,
     numbers: AtomicU64,
     hasher: ahash::RandomState,
+    methods: Methods,
     pub stats: Arc<Stats>,
     pub seen: Arc<Seen>,
     deliver: Deliver,
@@ -62,7 +64,13 @@ struct Current {
 }
 
 impl Gate {
-    pub fn new(settings: &Settings, material: &Material, seen: Arc<Seen>, deliver: Deliver) -> Arc<Gate> {
+    pub fn new(
+        settings: &Settings,
+        material: &Material,
+        methods: Methods,
+        seen: Arc<Seen>,
+        deliver: Deliver,
+    ) -> Arc<Gate> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("the kernel's random generator");
         let word = |at: usize| u64::from_ne_bytes(seed[at..at + 8].try_into().expect("eight bytes"));
@@ -81,6 +89,7 @@ impl Gate {
             hashing: Arc::new(Semaphore::new(settings.admission.hashing_max)),
             numbers: AtomicU64::new(1),
             hasher,
+            methods,
             stats: Arc::default(),
             seen,
             current: ArcSwap::from_pointee(Current::new(settings, material)),

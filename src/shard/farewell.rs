@@ -26,6 +26,7 @@ pub(super) fn say(connection: &Connection) {
         Some(Closing::TakenOver) => info!(id = number, "{name} disconnected: client {client:?} connected again"),
         Some(Closing::Kicked) => info!(id = number, "{name} disconnected by an administrator"),
         Some(Closing::Revoked) => info!(id = number, "{name} disconnected: it may not come in any more"),
+        Some(Closing::NotAuthenticated) => warn!(id = number, "{name} disconnected: its new authentication failed"),
         Some(Closing::ShuttingDown) => debug!(id = number, "{name} disconnected: the broker stops"),
         Some(Closing::NotOwner) => {
             warn!(
@@ -40,7 +41,7 @@ pub(super) fn say(connection: &Connection) {
                 id = number,
                 %address,
                 listener,
-                "refused client {client:?} of {name}: its will's topic is too deep, or its payload not the UTF-8 that it says"
+                "refused client {client:?} of {name}: its will's topic is too deep or too long, or its payload not the UTF-8 that it says"
             );
         }
         Some(Closing::WillNotAllowed) => {

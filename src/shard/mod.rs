@@ -21,15 +21,17 @@ use tokio::sync::oneshot;
 
 pub use report::{ClientRow, ConnectedRow, ShardReport};
 
-use crate::auth::Acl;
-use crate::broker::{Core, Limits, Options};
+use crate::auth::{Acl, Methods};
+use crate::broker::{Core, Letter, Limits, Options, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
-use crate::types::Identity;
+use crate::types::{Histogram, Identity};
 
 /// What a shard is told from outside.
 pub(crate) enum Message {
     Adopt(Box<Handover>),
+    /// From another shard.
+    Letter(ShardId, Letter),
     Configure {
         limits: Limits,
         acl: Arc<Acl>,
@@ -46,11 +48,38 @@ pub(crate) enum Message {
     ShutDown(oneshot::Sender<()>),
 }
 
-/// The way into a running shard. Cloning it is cheap; nothing here blocks.
+/// One shard's inbox and what wakes it.
+#[derive(Clone)]
+pub(crate) struct Inbox {
+    messages: mpsc::Sender<Message>,
+    waker: Arc<mio::Waker>,
+}
+
+impl Inbox {
+    fn send(&self, message: Message) -> Result<(), Stopped> {
+        self.messages.send(message).map_err(|_| Stopped)?;
+        self.waker.wake().map_err(|_| Stopped)
+    }
+}
+
+/// A shard's way to the others.
+pub(crate) struct Peers {
+    me: ShardId,
+    inboxes: Arc<[Inbox]>,
+}
+
+impl Peers {
+    fn tell(&self, to: ShardId, letter: Letter) {
+        // One that has stopped needs to know nothing any more.
+        let _ = self.inboxes[usize::from(to.0)].send(Message::Letter(self.me, letter));
+    }
+}
+
+/// The way into a broker's running shards. Cloning it is cheap; nothing here blocks.
 #[derive(Clone)]
 pub struct Handle {
-    inbox: mpsc::Sender<Message>,
-    waker: Arc<mio::Waker>,
+    shards: Arc<[Inbox]>,
+    seed: [u64; 4],
 }
 
 /// The shard is gone.
@@ -59,76 +88,115 @@ pub struct Handle {
 pub struct Stopped;
 
 impl Handle {
-    fn send(&self, message: Message) -> Result<(), Stopped> {
-        self.inbox.send(message).map_err(|_| Stopped)?;
-        self.waker.wake().map_err(|_| Stopped)
+    fn send_all(&self, message: impl Fn() -> Message) -> Result<(), Stopped> {
+        self.shards.iter().try_for_each(|shard| shard.send(message()))
     }
 
-    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Stopped> {
-        let (answer, answered) = oneshot::channel();
-        self.send(message(answer))?;
-        answered.await.map_err(|_| Stopped)
+    /// Asks all shards at once; gives their answers in their order.
+    async fn ask_all<T>(&self, message: impl Fn(oneshot::Sender<T>) -> Message) -> Result<Vec<T>, Stopped> {
+        let mut asked = Vec::with_capacity(self.shards.len());
+        for shard in &*self.shards {
+            let (answer, answered) = oneshot::channel();
+            shard.send(message(answer))?;
+            asked.push(answered);
+        }
+        let mut answers = Vec::with_capacity(asked.len());
+        for answered in asked {
+            answers.push(answered.await.map_err(|_| Stopped)?);
+        }
+        Ok(answers)
     }
 
     /// Takes over a client that the gate let in.
     pub fn adopt(&self, handover: Handover) -> Result<(), Stopped> {
-        self.send(Message::Adopt(Box::new(handover)))
+        let shard = Core::shard_of(self.seed, self.shards.len() as u16, &handover.client);
+        self.shards[usize::from(shard.0)].send(Message::Adopt(Box::new(handover)))
     }
 
-    pub fn configure(&self, limits: Limits, acl: Arc<Acl>) -> Result<(), Stopped> {
-        self.send(Message::Configure { limits, acl })
+    pub fn configure(&self, limits: &Limits, acl: &Arc<Acl>) -> Result<(), Stopped> {
+        self.send_all(|| Message::Configure { limits: limits.clone(), acl: acl.clone() })
     }
 
     /// Disconnects an identity's connections, or a client id's; says how many there were.
     pub async fn kick(&self, name: String) -> Result<usize, Stopped> {
-        self.ask(|answer| Message::Kick(name, answer)).await
+        Ok(self.ask_all(|answer| Message::Kick(name.clone(), answer)).await?.into_iter().sum())
     }
 
-    pub fn forget(&self, identities: Vec<Identity>) -> Result<(), Stopped> {
-        self.send(Message::Forget(identities))
+    pub fn forget(&self, identities: &[Identity]) -> Result<(), Stopped> {
+        self.send_all(|| Message::Forget(identities.to_vec()))
     }
 
-    pub fn revoke(&self, serials: Vec<Vec<u8>>) -> Result<(), Stopped> {
-        self.send(Message::Revoke(serials))
+    pub fn revoke(&self, serials: &[Vec<u8>]) -> Result<(), Stopped> {
+        self.send_all(|| Message::Revoke(serials.to_vec()))
     }
 
     pub async fn report(&self) -> Result<ShardReport, Stopped> {
-        self.ask(Message::Report).await
+        let reports = self.ask_all(Message::Report).await?;
+        Ok(reports.into_iter().reduce(ShardReport::and).expect("there is a shard"))
     }
 
     /// All sessions, gathered in slices.
     pub async fn clients(&self) -> Result<Vec<ClientRow>, Stopped> {
-        self.ask(Message::Clients).await
+        Ok(self.ask_all(Message::Clients).await?.into_iter().flatten().collect())
     }
 
-    /// Answered by the next turn: the event loop lives.
+    /// Answered by the next turn: the event loops live.
     pub async fn ping(&self) -> Result<(), Stopped> {
-        self.ask(Message::Ping).await
+        self.ask_all(Message::Ping).await.map(|_| ())
     }
 
     /// Says goodbye to all clients; answered when what was written has left, or could not.
     pub async fn shut_down(&self) -> Result<(), Stopped> {
-        self.ask(Message::ShutDown).await
+        self.ask_all(Message::ShutDown).await.map(|_| ())
     }
 }
 
-/// Starts a shard's thread.
-pub fn spawn(
-    limits: Limits,
-    durable: bool,
-    acl: Arc<Acl>,
-    store: Box<dyn Store + Send>,
-) -> io::Result<(Handle, JoinHandle<()>)> {
-    let poll = mio::Poll::new()?;
-    let waker = Arc::new(mio::Waker::new(poll.registry(), turn::WAKER)?);
-    let (inbox, messages) = mpsc::channel();
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(io::Error::other)?;
-    let word = |at: usize| u64::from_ne_bytes(seed[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
-    let options = Options { limits, durable, seed: std::array::from_fn(word) };
-    let core = Core::new(options, acl);
-    let thread = std::thread::Builder::new()
-        .name("shard-0".to_owned())
-        .spawn(move || turn::Shard::new(poll, messages, core, store).run())?;
-    Ok((Handle { inbox, waker }, thread))
+/// What shards are started with.
+pub struct Start {
+    pub limits: Limits,
+    pub acl: Arc<Acl>,
+    /// Whether changes go to the stores and acknowledgements wait for them.
+    pub durable: bool,
+    /// One for each shard.
+    pub stores: Vec<Box<dyn Store + Send>>,
+    pub methods: Methods,
+}
+
+/// Starts a thread for each shard.
+pub fn spawn(start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    let word = |at: usize| u64::from_ne_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
+    let seed: [u64; 4] = std::array::from_fn(word);
+    let mut inboxes = Vec::new();
+    let mut ends = Vec::new();
+    for _ in &start.stores {
+        let poll = mio::Poll::new()?;
+        let waker = Arc::new(mio::Waker::new(poll.registry(), turn::WAKER)?);
+        let (messages, inbox) = mpsc::channel();
+        inboxes.push(Inbox { messages, waker });
+        ends.push((poll, inbox));
+    }
+    let shards: Arc<[Inbox]> = inboxes.into();
+    let commits = Arc::new(Histogram::default());
+    let mut threads = Vec::new();
+    for (at, ((poll, inbox), store)) in ends.into_iter().zip(start.stores).enumerate() {
+        let me = ShardId(at as u16);
+        let options = Options {
+            limits: start.limits.clone(),
+            durable: start.durable,
+            seed,
+            shard: me,
+            shards: shards.len() as u16,
+            methods: start.methods.clone(),
+        };
+        let core = Core::new(options, start.acl.clone());
+        let peers = Peers { me, inboxes: shards.clone() };
+        let commits = commits.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("shard-{at}"))
+            .spawn(move || turn::Shard::new(poll, inbox, core, store, commits, peers).run())?;
+        threads.push(thread);
+    }
+    Ok((Handle { shards, seed }, threads))
 }

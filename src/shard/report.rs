@@ -12,8 +12,22 @@ pub struct ShardReport {
     pub levels: [usize; 3],
     pub bytes_received: u64,
     pub bytes_sent: u64,
-    /// How long the store took to commit.
+    /// How long the store took to commit; all shards observe one.
     pub commits: std::sync::Arc<Histogram>,
+}
+
+impl ShardReport {
+    /// Both together.
+    pub(super) fn and(mut self, other: ShardReport) -> ShardReport {
+        self.counters += other.counters;
+        self.gauges += other.gauges;
+        for (sum, more) in self.levels.iter_mut().zip(other.levels) {
+            *sum += more;
+        }
+        self.bytes_received += other.bytes_received;
+        self.bytes_sent += other.bytes_sent;
+        self
+    }
 }
 
 /// One session as an administrator sees it.

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -9,16 +10,17 @@ use slab::Slab;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
-use super::Message;
 use super::farewell;
 use super::link::Link;
 use super::output::Output;
 use super::report::{ClientRow, ConnectedRow, ShardReport};
 use super::wire::{Connection, Wire, who};
+use super::{Message, Peers};
 use crate::broker::{Admission, Closing, Command, ConnectionId, Core, Input};
 use crate::codec::{self, Packet};
 use crate::handover::Handover;
 use crate::store::{Answer, Store};
+use crate::types::Histogram;
 
 pub(super) const WAKER: Token = Token(usize::MAX);
 
@@ -74,7 +76,14 @@ struct Stopping {
 }
 
 impl Shard {
-    pub(super) fn new(poll: Poll, inbox: Receiver<Message>, core: Core, store: Box<dyn Store + Send>) -> Shard {
+    pub(super) fn new(
+        poll: Poll,
+        inbox: Receiver<Message>,
+        core: Core,
+        store: Box<dyn Store + Send>,
+        commits: Arc<Histogram>,
+        peers: Peers,
+    ) -> Shard {
         Shard {
             poll,
             inbox,
@@ -85,7 +94,8 @@ impl Shard {
                 store,
                 fetched: Vec::new(),
                 committing: HashMap::new(),
-                commits: Arc::default(),
+                commits,
+                peers,
             },
             buffer: vec![0; BUFFER].into_boxed_slice(),
             ready: VecDeque::new(),
@@ -129,7 +139,7 @@ impl Shard {
                 self.core.handle(now, Input::Timer, &mut self.wire);
             }
             self.settle(now);
-            self.unpark();
+            self.unpark(now);
             self.list();
             self.let_go(now);
             if self.is_over(now) {
@@ -184,10 +194,7 @@ impl Shard {
             let id = connection.id;
             if connection.closing.is_none() && self.must_wait(key) {
                 // It does not take its answers, or they wait for the store: no more questions.
-                if !std::mem::replace(&mut self.wire.connections[key].parked, true) {
-                    self.parked.push(key);
-                }
-                return;
+                return self.park(key);
             }
             let connection = &mut self.wire.connections[key];
             if connection.closing.is_some() {
@@ -222,31 +229,39 @@ impl Shard {
         }
     }
 
+    fn park(&mut self, key: usize) {
+        if !std::mem::replace(&mut self.wire.connections[key].parked, true) {
+            self.parked.push(key);
+        }
+    }
+
     fn must_wait(&self, key: usize) -> bool {
         let connection = &self.wire.connections[key];
         connection.output.len() >= 2 * self.core.limits().backlog_bytes_max.max(64 * 1024)
             || self.core.must_wait(connection.id)
     }
 
-    /// Reads again from those that have caught up.
-    fn unpark(&mut self) {
-        let mut parked = std::mem::take(&mut self.parked);
-        parked.retain(|key| {
-            let Some(connection) = self.wire.connections.get(*key).filter(|connection| connection.parked) else {
-                return false;
+    /// Reads again from those that have caught up, first what was read of them before.
+    fn unpark(&mut self, now: Instant) {
+        for key in std::mem::take(&mut self.parked) {
+            let Some(connection) = self.wire.connections.get(key).filter(|connection| connection.parked) else {
+                continue;
             };
-            if connection.closing.is_none() && self.must_wait(*key) {
-                return true;
+            if connection.closing.is_none() && self.must_wait(key) {
+                self.parked.push(key);
+                continue;
             }
-            let connection = &mut self.wire.connections[*key];
+            let connection = &mut self.wire.connections[key];
             connection.parked = false;
+            let (id, input) = (connection.id, std::mem::take(&mut connection.input));
             if !connection.ready {
                 connection.ready = true;
-                self.ready.push_back(*key);
+                self.ready.push_back(key);
             }
-            false
-        });
-        self.parked = parked;
+            if !input.is_empty() {
+                self.feed(now, id, input);
+            }
+        }
     }
 
     /// Handles the packets in the first `count` bytes of the buffer, behind what was there before.
@@ -287,6 +302,11 @@ impl Shard {
             if connection.closing.is_some() {
                 return bytes.len();
             }
+            if self.core.must_wait(id) {
+                self.park(id.index as usize);
+                return used;
+            }
+            let Some(connection) = self.wire.connection(id) else { return bytes.len() };
             let rest = &bytes[used..];
             let max = connection.packet_size_max;
             let decoded = match codec::frame(rest, max) {
@@ -332,7 +352,7 @@ impl Shard {
     }
 
     fn adopt(&mut self, now: Instant, handover: Handover) {
-        let Handover { socket, tls, bytes, client, assigned, identity, about, slot } = handover;
+        let Handover { socket, tls, bytes, client, assigned, identity, authentication_data, about, slot } = handover;
         let entry = self.wire.connections.vacant_entry();
         let key = entry.key();
         let id = ConnectionId { index: key as u32, epoch: self.next_epoch };
@@ -351,6 +371,7 @@ impl Shard {
             output: Output::default(),
             pressed: false,
             parked: false,
+            takes: Cell::new(false),
             packet_size_max: self.core.limits().packet_size_max as usize,
             // rustls may hold bytes that no event will tell of.
             ready: true,
@@ -372,7 +393,8 @@ impl Shard {
         let Ok(Packet::Connect(connect)) = codec::decode(&bytes, frame, version) else {
             unreachable!("the gate decoded it");
         };
-        let admission = Admission { connect: &connect, client, assigned, identity };
+        let authentication_data = authentication_data.as_deref();
+        let admission = Admission { connect: &connect, client, assigned, identity, authentication_data };
         self.core.handle(now, Input::Connected(id, admission), &mut self.wire);
         if bytes.len() > frame.end {
             let rest = bytes[frame.end..].to_vec();
@@ -398,6 +420,7 @@ impl Shard {
     fn message(&mut self, now: Instant, message: Message) {
         match message {
             Message::Adopt(handover) => self.adopt(now, *handover),
+            Message::Letter(from, letter) => self.core.handle(now, Input::Heard(from, letter), &mut self.wire),
             Message::Configure { limits, acl } => self.core.configure(limits, acl),
             Message::Kick(name, answer) => {
                 let kicked = self.kick(now, Closing::Kicked, |connection| {
@@ -489,7 +512,9 @@ impl Shard {
         let before = connection.output.len();
         connection.pressed |= before >= self.core.limits().backlog_bytes_max;
         let written = connection.link.write(&mut connection.output);
-        self.bytes_sent += (before - connection.output.len()) as u64;
+        let count = before - connection.output.len();
+        self.bytes_sent += count as u64;
+        connection.takes.set(connection.takes.get() || count > 0);
         match written {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

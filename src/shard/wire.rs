@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -5,9 +6,12 @@ use std::time::Instant;
 use slab::Slab;
 use tracing::{info, warn};
 
+use super::Peers;
 use super::link::Link;
 use super::output::Output;
-use crate::broker::{Change, Closing, ConnectionId, Message, MessageId, Note, Outbox, Payload, Ticket};
+use crate::broker::{
+    Change, Closing, ConnectionId, Letter, Message, MessageId, Note, Outbox, Payload, ShardId, Ticket,
+};
 use crate::codec::Version;
 use crate::handover::About;
 use crate::store::Store;
@@ -26,6 +30,8 @@ pub(super) struct Connection {
     pub(super) pressed: bool,
     /// Not read from until it takes what was written for it.
     pub(super) parked: bool,
+    /// Its socket took something since this was last asked.
+    pub(super) takes: Cell<bool>,
     /// As it was told in CONNACK.
     pub(super) packet_size_max: usize,
     /// Waits in the list of those to read.
@@ -61,6 +67,7 @@ pub(super) struct Wire {
     pub(super) fetched: Vec<Fetched>,
     pub(super) committing: HashMap<Ticket, Instant>,
     pub(super) commits: Arc<Histogram>,
+    pub(super) peers: Peers,
 }
 
 impl Wire {
@@ -123,7 +130,11 @@ impl Outbox for Wire {
     }
 
     fn is_read(&self, from: ConnectionId) -> bool {
-        self.connections.get(from.index as usize).is_none_or(|connection| !connection.parked)
+        // One that does not take its answers either is as good as gone.
+        self.connections.get(from.index as usize).is_none_or(|connection| {
+            let takes = connection.takes.replace(false) || connection.output.is_empty();
+            !connection.parked || !takes
+        })
     }
 
     fn close(&mut self, to: ConnectionId, why: Closing) {
@@ -141,6 +152,10 @@ impl Outbox for Wire {
     fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
         let found = messages.iter().map(|id| (*id, self.store.fetch(*id))).collect();
         self.fetched.push((client.clone(), found));
+    }
+
+    fn tell(&mut self, to: ShardId, letter: Letter) {
+        self.peers.tell(to, letter);
     }
 
     fn note(&mut self, note: Note<'_>) {

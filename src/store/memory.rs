@@ -69,13 +69,15 @@ impl MemoryStore {
         match change {
             Change::Message { message, queued, .. } => {
                 for queued in queued {
-                    self.clients.entry(queued.client.clone()).or_default().insert(message.id);
-                    self.messages
-                        .entry(message.id)
-                        .or_insert_with(|| (message.clone(), BTreeSet::new()))
-                        .1
-                        .insert(queued.client);
+                    self.keep(&message, queued.client);
                 }
+            }
+            Change::Moved { message, body, from, to, .. } => {
+                let known = self.messages.get(&message).map(|(message, _)| message.clone());
+                if let Some(kept) = known.or(body) {
+                    self.keep(&kept, to.client);
+                }
+                self.apply(Change::Done { client: from, message, packet_id: None });
             }
             Change::Done { client, message, .. } => {
                 if let Some(waits) = self.clients.get_mut(&client) {
@@ -92,6 +94,11 @@ impl MemoryStore {
         }
     }
 
+    fn keep(&mut self, message: &Arc<Message>, client: ClientId) {
+        self.clients.entry(client.clone()).or_default().insert(message.id);
+        self.messages.entry(message.id).or_insert_with(|| (message.clone(), BTreeSet::new())).1.insert(client);
+    }
+
     fn done(&mut self, message: MessageId, client: &ClientId) {
         if let Some((_, waiting)) = self.messages.get_mut(&message) {
             waiting.remove(client);
@@ -104,7 +111,7 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        if self.failing {
+        if self.failing && changes.iter().any(Change::may_fail) {
             self.failed.push(ticket);
         } else {
             changes.into_iter().for_each(|change| self.apply(change));

@@ -20,7 +20,10 @@ pub enum Answer {
 }
 
 pub trait Store {
-    /// Takes `changes` to be made durable together; never blocks.
+    /// Takes `changes` to be made durable together; never blocks. Those of which none [may fail] are
+    /// never answered by `Failed`.
+    ///
+    /// [may fail]: Change::may_fail
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>);
 
     /// The next answer that is ready.

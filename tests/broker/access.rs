@@ -89,7 +89,7 @@ fn a_new_acl_holds_for_established_sessions() {
     rig.subscribe(subscriber, "#", 0);
     rig.publish(publisher, "t", "1", 0, 0);
     rig.core
-        .configure(Limits::default(), Arc::new(Acl::parse("user p\ntopic write #\nuser s\ntopic read u\n").unwrap()));
+        .configure(&Limits::default(), &Arc::new(Acl::parse("user p\ntopic write #\nuser s\ntopic read u\n").unwrap()));
     rig.publish(publisher, "t", "2", 0, 0);
     rig.publish(publisher, "u", "3", 0, 0);
     rig.publish(subscriber, "u", "4", 0, 0);

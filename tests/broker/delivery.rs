@@ -127,7 +127,7 @@ fn what_was_not_acknowledged_is_sent_again_in_order_and_with_dup() {
     let subscriber = rig.connect(client("s").kept());
     assert_eq!(
         rig.take(subscriber),
-        ["CONNACK present", "PUBLISH a 1 q1 #1 dup", "PUBREL #2", "PUBLISH d 4 q2 #4 dup", "PUBLISH e 5 q1 #5"]
+        ["CONNACK present", "PUBREL #2", "PUBLISH a 1 q1 #1 dup", "PUBLISH d 4 q2 #4 dup", "PUBLISH e 5 q1 #5"]
     );
 }
 
@@ -286,16 +286,22 @@ fn a_topic_alias_stands_for_the_topic_that_set_it() {
     rig.publish_with(publisher, "second", "3", 0, 0, &[0x23, 0, 1]);
     rig.publish_with(publisher, "", "4", 0, 0, &[0x23, 0, 1]);
     assert_eq!(rig.take(subscriber), ["PUBLISH first 1", "PUBLISH first 2", "PUBLISH second 3", "PUBLISH second 4"]);
-    for properties in [[0x23, 0, 2], [0x23, 0xFF, 0xFF]] {
+    // Section 3.3.4: one that was not set; above the maximum, with a topic or without; zero.
+    for (topic, properties, reason) in [
+        ("", [0x23, 0, 2], "DISCONNECT 0x82"),
+        ("", [0x23, 0xFF, 0xFF], "DISCONNECT 0x94"),
+        ("t", [0x23, 0, 33], "DISCONNECT 0x94"),
+        ("t", [0x23, 0, 0], "DISCONNECT 0x94"),
+    ] {
         let id = rig.join(client("x"));
-        rig.publish_with(id, "", "x", 0, 0, &properties);
-        assert_eq!(rig.take(id), ["DISCONNECT 0x94"]);
+        rig.publish_with(id, topic, "x", 0, 0, &properties);
+        assert_eq!(rig.take(id), [reason], "{topic:?} {properties:?}");
     }
     // Aliases end with the connection.
     rig.lose(publisher);
     let publisher = rig.join(client("p"));
     rig.publish_with(publisher, "", "5", 0, 0, &[0x23, 0, 1]);
-    assert_eq!(rig.take(publisher), ["DISCONNECT 0x94"]);
+    assert_eq!(rig.take(publisher), ["DISCONNECT 0x82"]);
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn topics_and_filters_of_too_many_levels_are_refused() {
 
 #[test]
 fn retained_messages_stay_within_their_limits() {
-    let mut rig = Rig::limited(|limits| limits.retained_messages_max = 2);
+    let mut rig = Rig::alone(|limits| limits.retained_messages_max = 2);
     let id = rig.join(client("p"));
     for (at, topic) in ["a", "b", "c", "a"].iter().enumerate() {
         rig.publish_with(id, topic, "x", 0b011, at as u16 + 1, &[]);
@@ -69,7 +69,7 @@ fn retained_messages_stay_within_their_limits() {
     rig.publish_with(id, "a", "", 0b011, 5, &[]);
     rig.publish_with(id, "c", "x", 0b011, 6, &[]);
     assert_eq!(rig.take(id), ["PUBACK #5 0x10", "PUBACK #6 0x10"]);
-    let mut rig = Rig::limited(|limits| limits.retained_bytes_max = 10);
+    let mut rig = Rig::alone(|limits| limits.retained_bytes_max = 10);
     let id = rig.join(client("p"));
     rig.publish_with(id, "a", "123456789", 0b011, 1, &[]);
     rig.publish_with(id, "b", "1", 0b011, 2, &[]);
@@ -91,7 +91,7 @@ fn limits_hold_as_connack_told_them() {
     let id = rig.join(client("p"));
     let limits =
         lockgate::broker::Limits { topic_alias_max: 0, receive_maximum: 1, ..lockgate::broker::Limits::default() };
-    rig.core.configure(limits, std::sync::Arc::new(lockgate::auth::Acl::open()));
+    rig.core.configure(&limits, &std::sync::Arc::new(lockgate::auth::Acl::open()));
     rig.publish_with(id, "t", "x", 0, 0, &[0x23, 0, 5]);
     rig.publish(id, "t", "1", 2, 1);
     rig.publish(id, "t", "2", 2, 2);

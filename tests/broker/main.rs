@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, and may look at the world"
 )]
 
+#[path = "../support/cluster.rs"]
+mod cluster;
 #[path = "../support/describe.rs"]
 mod describe;
 #[path = "../support/recorder.rs"]

@@ -1,20 +1,21 @@
-//! The core under virtual time, with a recorder for its output and the memory store behind it.
+//! The core under virtual time, with a recorder for its output and the memory store behind it. With
+//! `LOCKGATE_SHARDS=4` each test runs on as many shards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockgate::auth::Acl;
-use lockgate::broker::{Admission, Closing, Command, ConnectionId, Core, Input, Limits, Options};
+use lockgate::auth::{Acl, Methods};
+use lockgate::broker::{Admission, Closing, Command, ConnectionId, Input, Limits};
 use lockgate::codec::{self, Connect, ConnectProperties, Version, Will};
-use lockgate::store::{Answer, Store};
 use lockgate::types::{ClientId, Identity};
 
+use crate::cluster::Cluster;
 use crate::describe::describe_all;
 use crate::recorder::Recorder;
 
 pub(crate) struct Rig {
-    pub(crate) core: Core,
+    pub(crate) core: Cluster,
     pub(crate) out: Recorder,
     pub(crate) now: Instant,
     next: u32,
@@ -31,6 +32,7 @@ pub(crate) struct Client<'a> {
     pub(crate) properties: ConnectProperties<'a>,
     pub(crate) will: Option<Will<'a>>,
     pub(crate) assigned: bool,
+    pub(crate) authentication_data: Option<&'a [u8]>,
 }
 
 /// An MQTT 5 client named `id` whose identity is its id, without a session that outlives it.
@@ -44,6 +46,7 @@ pub(crate) fn client(id: &str) -> Client<'_> {
         properties: ConnectProperties::default(),
         will: None,
         assigned: false,
+        authentication_data: None,
     }
 }
 
@@ -59,6 +62,11 @@ impl Client<'_> {
         self.version = Version::V311;
         self
     }
+}
+
+/// How many shards the broker has.
+pub(crate) fn shards() -> u16 {
+    std::env::var("LOCKGATE_SHARDS").map_or(1, |count| count.parse().expect("a number"))
 }
 
 impl Rig {
@@ -80,9 +88,21 @@ impl Rig {
         Rig::with(Limits::default(), Acl::parse(text).unwrap(), false)
     }
 
+    /// One shard, whatever is asked for: for limits that shards have their shares of, and for what
+    /// holds only for retained messages that lie where their subscriber is.
+    pub(crate) fn alone(change: impl FnOnce(&mut Limits)) -> Rig {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Rig::on(1, limits, Acl::open(), false, Methods::default())
+    }
+
     pub(crate) fn with(limits: Limits, acl: Acl, durable: bool) -> Rig {
+        Rig::on(shards(), limits, acl, durable, Methods::default())
+    }
+
+    pub(crate) fn on(shards: u16, limits: Limits, acl: Acl, durable: bool, methods: Methods) -> Rig {
         Rig {
-            core: Core::new(Options { limits, durable, seed: [1, 2, 3, 4] }, Arc::new(acl)),
+            core: Cluster::new(shards, &limits, &Arc::new(acl), durable, &methods),
             out: Recorder::default(),
             now: Instant::now(),
             next: 0,
@@ -95,21 +115,18 @@ impl Rig {
         self.settle();
     }
 
-    /// Gives the core the store's answers until there are none.
+    /// Gives the shards their letters and the store's answers until there are none.
     pub(crate) fn settle(&mut self) {
         loop {
-            if let Some(answer) = self.out.store.poll_answer() {
-                let input = match answer {
-                    Answer::Committed(ticket) => Input::Committed(ticket),
-                    Answer::Failed(ticket) => Input::Failed(ticket),
-                };
-                self.core.handle(self.now, input, &mut self.out);
-            } else if let Some((client, wanted)) = self.out.fetched.pop() {
-                let found = wanted.into_iter().map(|id| (id, self.out.store.fetch(id))).collect();
-                self.core.handle(self.now, Input::Fetched(client, found), &mut self.out);
-            } else {
+            if self.core.hear_all(self.now, &mut self.out) || self.core.answer(self.now, &mut self.out) {
+                continue;
+            }
+            // Alone, a core does the first slice of its work at once; shards ask each other for it.
+            let due = self.core.next_deadline(self.now).is_some_and(|at| at <= self.now);
+            if self.core.len() == 1 || !due {
                 return;
             }
+            self.core.handle(self.now, Input::Timer, &mut self.out);
         }
     }
 
@@ -154,6 +171,7 @@ impl Rig {
             client: ClientId::new(client.id).unwrap(),
             assigned: client.assigned,
             identity: client.identity.map(|name| Identity::parse(name).unwrap()),
+            authentication_data: client.authentication_data,
         };
         self.handle(Input::Connected(id, admission));
         id

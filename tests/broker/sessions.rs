@@ -267,7 +267,7 @@ fn a_shutdown_says_goodbye_to_all_and_lets_nobody_in() {
 
 #[test]
 fn more_sessions_than_allowed_are_refused() {
-    let mut rig = Rig::limited(|limits| limits.sessions_max = 1);
+    let mut rig = Rig::alone(|limits| limits.sessions_max = 1);
     rig.join(client("a"));
     let second = rig.connect(client("b"));
     assert_eq!(rig.take(second), ["CONNACK 0x97"]);

@@ -77,8 +77,8 @@ fn a_subscribe_without_a_filter_or_with_reserved_bits_is_refused() {
     for (bytes, reason) in [
         (&[0x82, 3, 0, 1, 0][..], "DISCONNECT 0x82"),
         (&[0x82, 7, 0, 1, 0, 0, 1, b'a', 0x40], "DISCONNECT 0x81"),
-        (&[0x82, 7, 0, 1, 0, 0, 1, b'a', 0x03], "DISCONNECT 0x81"),
-        (&[0x82, 7, 0, 1, 0, 0, 1, b'a', 0x30], "DISCONNECT 0x81"),
+        (&[0x82, 7, 0, 1, 0, 0, 1, b'a', 0x03], "DISCONNECT 0x82"),
+        (&[0x82, 7, 0, 1, 0, 0, 1, b'a', 0x30], "DISCONNECT 0x82"),
         (
             &[0x82, 16, 0, 1, 0, 0, 10, b'$', b's', b'h', b'a', b'r', b'e', b'/', b'g', b'/', b'a', 0x04],
             "DISCONNECT 0x82",
@@ -152,8 +152,10 @@ fn a_shared_subscription_gives_each_message_to_one_member_in_turn() {
     }
     assert_eq!(members.iter().map(|member| rig.take(*member).len()).collect::<Vec<_>>(), [2, 2, 2]);
     assert_eq!(rig.take(alone).len(), 6);
-    // One that cannot take more is passed over.
+    // What the one that goes had not acknowledged goes to the others.
     rig.lose(members[0]);
+    let taken_over: usize = members[1..].iter().map(|member| rig.take(*member).len()).sum();
+    assert_eq!(taken_over, 2);
     for at in 7..=10 {
         rig.publish(publisher, "t/x", &at.to_string(), 1, at);
     }

@@ -1,7 +1,7 @@
 //! The core under virtual time with seeded random clients of all versions, cut connections,
 //! takeovers, slow readers, and a store that completes late, out of order and with errors, against a
-//! simple model: QoS 1 at least once, QoS 2 exactly once, order per topic, nothing to whom it is not
-//! for. A failing seed is printed and replays: `LOCKGATE_SEED=7 cargo test --test simulation`.
+//! simple model (`model.rs`): QoS 1 at least once, QoS 2 exactly once, order per topic, nothing to whom it is not
+//! for, shared subscriptions, wills and retained messages, queues within their limits; on one to four shards. A failing seed is printed and replays: `LOCKGATE_SEED=7 cargo test --test simulation`.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,6 +9,9 @@
     reason = "a test fails by panicking, and may look at the world"
 )]
 
+#[path = "../support/cluster.rs"]
+mod cluster;
+mod model;
 #[path = "../support/recorder.rs"]
 mod recorder;
 mod world;
@@ -26,6 +29,12 @@ fn seeds() -> Vec<u64> {
     (0..count).collect()
 }
 
+/// In memory, on one to four shards.
+fn in_memory(seed: u64) -> Options {
+    let shards = 1 + (seed % 4) as u16;
+    Options { seed, shards, durable: false, late: false, failing: false, tight: false }
+}
+
 fn run(name: &str, options: fn(u64) -> Options) {
     for seed in seeds() {
         let outcome = std::panic::catch_unwind(|| {
@@ -41,24 +50,30 @@ fn run(name: &str, options: fn(u64) -> Options) {
 
 #[test]
 fn nothing_is_lost_doubled_or_out_of_order_in_memory() {
-    run("in memory", |seed| Options { seed, durable: false, late: false, failing: false });
+    run("in memory", in_memory);
 }
 
 #[test]
 fn nothing_is_lost_doubled_or_out_of_order_with_a_store_that_completes_late() {
-    run("late", |seed| Options { seed, durable: true, late: true, failing: false });
+    run("late", |seed| Options { durable: true, late: true, ..in_memory(seed) });
 }
 
 #[test]
 fn nothing_that_was_acknowledged_is_lost_with_a_store_that_fails() {
-    run("failing", |seed| Options { seed, durable: true, late: true, failing: true });
+    run("failing", |seed| Options { durable: true, late: true, failing: true, ..in_memory(seed) });
+}
+
+#[test]
+fn queues_stay_within_their_limits_and_nothing_is_doubled() {
+    run("tight", |seed| Options { durable: seed % 2 == 0, late: seed % 3 == 0, tight: true, ..in_memory(seed) });
 }
 
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
     for seed in 0..20 {
         let digest = || {
-            let mut world = World::new(Options { seed, durable: seed % 2 == 0, late: true, failing: seed % 3 == 0 });
+            let options = Options { durable: seed % 2 == 0, late: true, failing: seed % 3 == 0, ..in_memory(seed) };
+            let mut world = World::new(options);
             world.run();
             world.digest()
         };

@@ -1,9 +1,9 @@
 //! The core's output, written down, with the memory store behind it.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use lockgate::broker::{Change, Closing, ConnectionId, MessageId, Note, Outbox, Payload, Ticket};
+use lockgate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket};
 use lockgate::store::{MemoryStore, Store};
 use lockgate::types::ClientId;
 
@@ -16,6 +16,9 @@ pub(crate) struct Recorder {
     pub(crate) store: MemoryStore,
     pub(crate) fetched: Vec<(ClientId, Vec<MessageId>)>,
     pub(crate) notes: Vec<String>,
+    /// The shard whose turn it is.
+    pub(crate) speaking: ShardId,
+    pub(crate) inboxes: BTreeMap<ShardId, VecDeque<(ShardId, Letter)>>,
     /// FNV-1a of all that was written and to whom: two runs of one seed have the same.
     pub(crate) digest: u64,
 }
@@ -50,6 +53,11 @@ impl Outbox for Recorder {
 
     fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
         self.fetched.push((client.clone(), messages.to_vec()));
+    }
+
+    fn tell(&mut self, to: ShardId, letter: Letter) {
+        assert_ne!(to, self.speaking, "a letter to itself");
+        self.inboxes.entry(to).or_default().push_back((self.speaking, letter));
     }
 
     fn note(&mut self, note: Note<'_>) {

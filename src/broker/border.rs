@@ -1,0 +1,648 @@
+//! The border between the shards of a broker.
+//!
+//! Each shard matches its own sessions. Of each other it knows coarsely what it wants (the first
+//! levels of its filters) and forwards what that may concern. A shared subscription's members are
+//! known to one shard, a retained message lies in one: the one that a keyed hash of the text names.
+//! What passes is plain data, a [`Letter`]; a shard's letters are read in the order in which they
+//! were sent to it, whoever sent them. Every letter that asks has one answer, and no answer waits for
+//! another letter than those of the one who asked: nothing can wait in a circle. Only a client's
+//! publishes may wait: see [`Core::must_wait`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Core;
+use super::change::{QueuedFor, Ticket};
+use super::commit::Waiting;
+use super::connection::ConnectionId;
+use super::index::{ELSEWHERE, Elsewhere, Member, Subscriber};
+use super::message::{Delivery, Identifiers, Message, MessageId, Origin, remaining_secs};
+use super::outbox::Outbox;
+use super::retained::Scan;
+use super::route::{Incoming, Spread, Target};
+use super::shared::{Departure, Rank};
+use crate::types::{ClientId, Filter, PacketId, QoS, Topic};
+
+/// Names one of a broker's shards, from 0 on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct ShardId(pub u16);
+
+/// What one shard tells another.
+#[derive(Debug)]
+pub struct Letter(pub(super) Content);
+
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A message for those who want it at the receiver; answered by `Routed`.
+    Publish {
+        reference: u64,
+        message: Arc<Message>,
+        retain: bool,
+        to: Audience,
+        settles: bool,
+    },
+    Routed {
+        reference: u64,
+        answer: Box<Answer>,
+    },
+    /// What was routed under `reference` is safe, or is not and will not be.
+    Settled {
+        reference: u64,
+        kept: bool,
+    },
+    /// The sender's sessions want, or no longer want, topics of this first level (`None`: any).
+    /// Answered by `Ready`, if wanted.
+    Interest {
+        reference: u64,
+        level: Option<Box<str>>,
+        wanted: bool,
+    },
+    /// A session of the sender takes part in a shared subscription of the receiver; answered by
+    /// `Ready`.
+    Join {
+        reference: u64,
+        share: Box<str>,
+        member: Box<Member>,
+    },
+    Leave {
+        share: Box<str>,
+        client: ClientId,
+    },
+    Ready {
+        reference: u64,
+    },
+    Rank {
+        share: Arc<str>,
+        client: ClientId,
+        rank: Rank,
+    },
+    /// To the owner of a shared subscription: a message whose member goes.
+    Move(Box<Move>),
+    /// From the owner: it is for this session now.
+    Moved(Box<Move>, Box<Handed>),
+    /// From the owner: nobody else takes it.
+    Returned(Box<Move>),
+    /// One slice of the receiver's retained messages; answered by `Scanned`.
+    Scan {
+        client: ClientId,
+        serial: u64,
+        scan: Scan,
+    },
+    Scanned {
+        client: ClientId,
+        serial: u64,
+        scan: Scan,
+        found: Vec<Arc<Message>>,
+        is_over: bool,
+    },
+}
+
+/// Whom a forwarded message is for.
+#[derive(Clone, Debug)]
+pub(super) enum Audience {
+    /// Whoever wants it.
+    Everyone,
+    /// A member of a shared subscription.
+    Member(Handed),
+    /// Whomever this shared subscription chooses next.
+    Group(Arc<str>),
+}
+
+/// A member of a shared subscription that was chosen and is elsewhere.
+#[derive(Clone, Debug)]
+pub(super) struct Handed {
+    pub(super) shard: ShardId,
+    pub(super) client: ClientId,
+    pub(super) share: Arc<str>,
+}
+
+#[derive(Default, Debug)]
+pub(super) struct Answer {
+    /// Durable sessions that it waits for.
+    queued: Vec<QueuedFor>,
+    /// It is kept as the topic's retained message.
+    retained: bool,
+    /// Copies wait for `Settled`.
+    holds: bool,
+    /// Members elsewhere that were chosen for it.
+    chosen: Vec<Handed>,
+    /// The member that it was for has left this shared subscription.
+    returned: Option<Arc<str>>,
+}
+
+/// A message of a shared subscription on its way from one member to another.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub(super) share: Arc<str>,
+    /// The member that it was for.
+    pub(super) client: ClientId,
+    /// Whether it lies in the store for that member.
+    pub(super) written: bool,
+    pub(super) packet_id: Option<PacketId>,
+    pub(super) message: MessageId,
+    pub(super) body: Option<Arc<Message>>,
+    pub(super) published: QoS,
+    pub(super) size: u32,
+    pub(super) departure: Departure,
+    /// As it was delivered there.
+    pub(super) qos: QoS,
+    pub(super) identifiers: Identifiers,
+    pub(super) hold: Option<Ticket>,
+}
+
+impl Move {
+    pub(super) fn new(
+        client: &ClientId,
+        delivery: Delivery,
+        packet_id: Option<PacketId>,
+        written: bool,
+        departure: Departure,
+    ) -> Move {
+        let message = delivery.message_id();
+        let Origin::Shared(share) = delivery.origin else { unreachable!("only those of shared subscriptions move") };
+        Move {
+            share,
+            client: client.clone(),
+            written: written && delivery.qos != QoS::AtMostOnce,
+            packet_id,
+            message,
+            body: match delivery.body {
+                super::message::Body::Here(message) => Some(message),
+                super::message::Body::Stored(_) => None,
+            },
+            published: delivery.published,
+            size: delivery.size,
+            departure,
+            qos: delivery.qos,
+            identifiers: delivery.identifiers,
+            hold: delivery.hold,
+        }
+    }
+}
+
+/// Some of a broker's shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct ShardSet(u64);
+
+/// The most shards that a broker can have.
+pub(super) const SHARDS_MAX: u16 = 64;
+
+impl ShardSet {
+    fn insert(&mut self, shard: ShardId) {
+        self.0 |= 1 << shard.0;
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn iter(self) -> impl Iterator<Item = ShardId> {
+        (0..SHARDS_MAX).filter(move |at| self.0 & (1 << at) != 0).map(ShardId)
+    }
+}
+
+/// First levels that a shard names; more of them are summed up as "any".
+const LEVELS_MAX: usize = 4_096;
+/// Publishes of one connection that other shards have not answered for: from here on it is not read.
+const FORWARDED_MAX: u32 = 256;
+
+/// What a shard knows of the others.
+#[derive(Debug, Default)]
+pub(super) struct Border {
+    me: ShardId,
+    shards: u16,
+    /// How many filters of this shard's sessions begin with each level.
+    mine: BTreeMap<Option<Box<str>>, usize>,
+    /// What the others want, by shard.
+    theirs: Vec<BTreeSet<Option<Box<str>>>>,
+    next_reference: u64,
+    /// Letters that were not answered, and what they are part of.
+    asked: BTreeMap<u64, Asked>,
+    /// Messages that others have not answered for.
+    pending: BTreeMap<u64, Pending>,
+    /// Commits of others that copies here wait for.
+    foreign: BTreeMap<(ShardId, u64), Ticket>,
+}
+
+#[derive(Debug)]
+enum Asked {
+    /// A message in `pending`.
+    Message(u64),
+    /// One part of a ticket.
+    Part(Ticket),
+}
+
+/// A message that other shards are asked about.
+#[derive(Debug)]
+struct Pending {
+    awaiting: usize,
+    connection: Option<ConnectionId>,
+    ticket: Option<Ticket>,
+    message: Arc<Message>,
+    retain: bool,
+    received: Option<(ClientId, PacketId)>,
+    queued: Vec<QueuedFor>,
+    retained: bool,
+    holders: Vec<(ShardId, u64)>,
+}
+
+impl Border {
+    pub(super) fn new(me: ShardId, shards: u16) -> Border {
+        let shards = shards.clamp(1, SHARDS_MAX);
+        Border { me, shards, theirs: vec![BTreeSet::new(); usize::from(shards)], ..Border::default() }
+    }
+
+    /// The shard that `text` belongs to.
+    pub(super) fn home_of(seed: [u64; 4], shards: u16, text: &str) -> ShardId {
+        let [a, b, c, d] = seed;
+        let hash = ahash::RandomState::with_seeds(a, b, c, d).hash_one(text);
+        ShardId((hash % u64::from(shards.clamp(1, SHARDS_MAX))) as u16)
+    }
+
+    pub(super) fn is_alone(&self) -> bool {
+        self.shards == 1
+    }
+
+    fn others(&self) -> impl Iterator<Item = ShardId> + use<> {
+        let me = self.me;
+        (0..self.shards).map(ShardId).filter(move |shard| *shard != me)
+    }
+
+    /// The other shards that a message is for: those that may want it, and the one that retains it.
+    pub(super) fn recipients(&self, topic: Topic<'_>, retained_at: Option<ShardId>) -> ShardSet {
+        let mut found = ShardSet::default();
+        if self.is_alone() {
+            return found;
+        }
+        let first = topic.levels().next().map(Box::from);
+        for shard in self.others() {
+            let wants = &self.theirs[usize::from(shard.0)];
+            if retained_at == Some(shard) || wants.contains(&None) || wants.contains(&first) {
+                found.insert(shard);
+            }
+        }
+        found
+    }
+
+    fn reference(&mut self, asked: Asked) -> u64 {
+        self.next_reference += 1;
+        self.asked.insert(self.next_reference, asked);
+        self.next_reference
+    }
+}
+
+fn first_level(filter: Filter<'_>) -> Option<Box<str>> {
+    filter.levels().next().filter(|level| !matches!(*level, "+" | "#")).map(Box::from)
+}
+
+impl Core {
+    pub(super) fn shard(&self) -> ShardId {
+        self.border.me
+    }
+
+    /// The shard that a text belongs to: a session by its client id, a retained message by its topic,
+    /// a shared subscription by its filter.
+    pub(super) fn home(&self, text: &str) -> ShardId {
+        if self.border.is_alone() {
+            return self.border.me;
+        }
+        Border::home_of(self.options.seed, self.border.shards, text)
+    }
+
+    pub(super) fn is_home(&self, text: &str) -> bool {
+        self.home(text) == self.border.me
+    }
+
+    pub(super) fn tell(&mut self, now: Instant, to: ShardId, content: Content, out: &mut impl Outbox) {
+        if to == self.border.me {
+            self.heard(now, to, content, out);
+        } else {
+            out.tell(to, Letter(content));
+        }
+    }
+
+    pub(super) fn heard(&mut self, now: Instant, from: ShardId, content: Content, out: &mut impl Outbox) {
+        match content {
+            Content::Publish { reference, message, retain, to, settles } => {
+                let answer = self.route_forwarded(now, (from, reference), &message, retain, to, settles, out);
+                self.tell(now, from, Content::Routed { reference, answer: Box::new(answer) }, out);
+            }
+            Content::Routed { reference, answer } => self.routed(now, from, reference, *answer, out),
+            Content::Settled { reference, kept } => {
+                if let Some(ticket) = self.border.foreign.remove(&(from, reference)) {
+                    match kept {
+                        true => self.committed(now, ticket, out),
+                        false => self.failed(now, ticket, out),
+                    }
+                }
+            }
+            Content::Interest { reference, level, wanted } => {
+                let theirs = &mut self.border.theirs[usize::from(from.0)];
+                if wanted {
+                    theirs.insert(level);
+                    self.tell(now, from, Content::Ready { reference }, out);
+                } else {
+                    theirs.remove(&level);
+                }
+            }
+            Content::Join { reference, share, member } => {
+                let filter = Filter::from_parsed(&share);
+                let is_new = self.index.join(filter, *member);
+                let ready = Content::Ready { reference };
+                match is_new.then(|| self.want(now, filter, out)).flatten() {
+                    None => self.tell(now, from, ready, out),
+                    Some(ticket) => self.wait(ticket, Waiting::Tell(from, Box::new(ready))),
+                }
+            }
+            Content::Leave { share, client } => {
+                let filter = Filter::from_parsed(&share);
+                if self.index.leave(filter, &client) {
+                    self.unwant(now, filter, out);
+                }
+            }
+            Content::Ready { reference } => {
+                if let Some(Asked::Part(ticket)) = self.border.asked.remove(&reference) {
+                    self.part_done(now, ticket, out);
+                }
+            }
+            Content::Rank { share, client, rank } => {
+                let Some(group) = self.index.group_mut(Filter::from_parsed(&share)) else { return };
+                let known = group.members.iter_mut().filter_map(|member| member.elsewhere.as_mut());
+                known.filter(|there| there.client == client).for_each(|there| there.rank = rank);
+            }
+            Content::Move(moved) => self.move_on(now, moved, out),
+            Content::Moved(moved, handed) => match self.member_here(&handed) {
+                Some(subscriber) => self.take_over_message(now, &subscriber, *moved, out),
+                // It has left meanwhile: its owner knows of others by now.
+                None => self.tell(now, self.home(&moved.share), Content::Move(moved), out),
+            },
+            Content::Returned(moved) => {
+                let at = self.by_client.get(&moved.client).copied();
+                self.give_back(*moved);
+                if let Some(at) = at {
+                    self.pump(now, at, out);
+                }
+            }
+            Content::Scan { client, serial, scan } => self.scan_for(now, from, client, serial, scan, out),
+            Content::Scanned { client, serial, scan, found, is_over } => {
+                self.scanned(now, &client, serial, scan, found, is_over, out);
+            }
+        }
+    }
+
+    /// Whether a connection's packets should rest: its publishes wait for other shards.
+    pub(super) fn waits_for_shards(&self, id: ConnectionId) -> bool {
+        self.connection(id).is_some_and(|connection| connection.forwarded >= FORWARDED_MAX)
+    }
+
+    // Interests.
+
+    /// A filter more: the others are told where its first level is new, and the ticket is done when
+    /// they know.
+    pub(super) fn want(&mut self, now: Instant, filter: Filter<'_>, out: &mut impl Outbox) -> Option<Ticket> {
+        if self.border.is_alone() {
+            return None;
+        }
+        let mut level = first_level(filter);
+        if !self.border.mine.contains_key(&level) && self.border.mine.len() >= LEVELS_MAX {
+            level = None;
+        }
+        let count = self.border.mine.entry(level.clone()).or_insert(0);
+        *count += 1;
+        if *count > 1 {
+            return None;
+        }
+        let ticket = self.ticket_of(usize::from(self.border.shards) - 1);
+        for shard in self.border.others() {
+            let reference = self.border.reference(Asked::Part(ticket));
+            self.tell(now, shard, Content::Interest { reference, level: level.clone(), wanted: true }, out);
+        }
+        Some(ticket)
+    }
+
+    /// A filter less.
+    pub(super) fn unwant(&mut self, now: Instant, filter: Filter<'_>, out: &mut impl Outbox) {
+        if self.border.is_alone() {
+            return;
+        }
+        let mut level = first_level(filter);
+        if !self.border.mine.contains_key(&level) {
+            level = None;
+        }
+        let Some(count) = self.border.mine.get_mut(&level) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.border.mine.remove(&level);
+            for shard in self.border.others() {
+                let content = Content::Interest { reference: 0, level: level.clone(), wanted: false };
+                self.tell(now, shard, content, out);
+            }
+        }
+    }
+
+    /// A session here takes part in a shared subscription that another shard owns; the ticket is
+    /// done when that shard knows.
+    pub(super) fn join_elsewhere(
+        &mut self,
+        now: Instant,
+        at: u32,
+        share: Filter<'_>,
+        subscriber: Subscriber,
+        out: &mut impl Outbox,
+    ) -> Ticket {
+        let session = &mut self.sessions[at as usize];
+        if !session.shared_elsewhere.iter().any(|known| **known == *share.as_str()) {
+            session.shared_elsewhere.push(share.as_str().into());
+        }
+        let rank = super::shared::rank_here(session, &self.connections);
+        session.rank_told = rank;
+        let elsewhere = Elsewhere {
+            shard: self.border.me,
+            client: session.client.clone(),
+            identity: session.identity.clone(),
+            rank,
+        };
+        let member = Member {
+            subscriber: Subscriber { session: ELSEWHERE, ..subscriber },
+            elsewhere: Some(Box::new(elsewhere)),
+        };
+        let ticket = self.ticket_of(1);
+        let reference = self.border.reference(Asked::Part(ticket));
+        let to = self.home(share.as_str());
+        let join = Content::Join { reference, share: share.as_str().into(), member: Box::new(member) };
+        self.tell(now, to, join, out);
+        ticket
+    }
+
+    // Messages.
+
+    /// Sends a message on to the shards that may want it. Its change is written down when all have
+    /// said who it waits for there.
+    #[expect(clippy::too_many_arguments, reason = "the second half of `route`, its one caller")]
+    pub(super) fn forward(
+        &mut self,
+        now: Instant,
+        incoming: &Incoming<'_>,
+        spread: Spread,
+        retained: bool,
+        peers: ShardSet,
+        elsewhere: Vec<Handed>,
+        out: &mut impl Outbox,
+    ) {
+        let message = spread.message.unwrap_or_else(|| self.keep(now, incoming));
+        self.border.next_reference += 1;
+        let pending = self.border.next_reference;
+        self.border.pending.insert(
+            pending,
+            Pending {
+                awaiting: 0,
+                connection: incoming.connection,
+                ticket: spread.ticket,
+                message,
+                retain: incoming.retain,
+                received: incoming
+                    .received
+                    .map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id)),
+                queued: spread.queued,
+                retained,
+                holders: Vec::new(),
+            },
+        );
+        let everyone = peers.iter().map(|shard| (shard, Audience::Everyone));
+        let members = elsewhere.into_iter().map(|handed| (handed.shard, Audience::Member(handed)));
+        let letters: Vec<(ShardId, Audience)> = everyone.chain(members).collect();
+        self.ask(now, pending, letters, out);
+    }
+
+    fn ask(&mut self, now: Instant, pending_at: u64, letters: Vec<(ShardId, Audience)>, out: &mut impl Outbox) {
+        let Some(pending) = self.border.pending.get_mut(&pending_at) else { return };
+        pending.awaiting += letters.len();
+        let (message, retain, settles) = (pending.message.clone(), pending.retain, pending.ticket.is_some());
+        let connection = pending.connection;
+        if let Some(connection) = connection.and_then(|id| self.connection_mut(id)) {
+            connection.forwarded += letters.len() as u32;
+        }
+        for (shard, to) in letters {
+            let reference = self.border.reference(Asked::Message(pending_at));
+            let content = Content::Publish { reference, message: message.clone(), retain, to, settles };
+            self.tell(now, shard, content, out);
+        }
+    }
+
+    fn routed(&mut self, now: Instant, from: ShardId, reference: u64, answer: Answer, out: &mut impl Outbox) {
+        let Some(Asked::Message(at)) = self.border.asked.remove(&reference) else { return };
+        let Some(pending) = self.border.pending.get_mut(&at) else { return };
+        pending.awaiting -= 1;
+        pending.queued.extend(answer.queued);
+        pending.retained |= answer.retained;
+        if answer.holds {
+            pending.holders.push((from, reference));
+        }
+        let connection = pending.connection;
+        if let Some(connection) = connection.and_then(|id| self.connection_mut(id)) {
+            connection.forwarded = connection.forwarded.saturating_sub(1);
+        }
+        let chosen = answer.chosen.into_iter().map(|handed| (handed.shard, Audience::Member(handed)));
+        let again = answer.returned.map(|share| (self.home(&share), Audience::Group(share)));
+        let letters: Vec<(ShardId, Audience)> = chosen.chain(again).collect();
+        self.ask(now, at, letters, out);
+        // Asking can answer at once, where it is this shard that is asked.
+        if self.border.pending.get(&at).is_some_and(|pending| pending.awaiting == 0) {
+            let pending = self.border.pending.remove(&at).expect("looked at above");
+            self.all_answered(now, pending, out);
+        }
+    }
+
+    /// Every shard has said who the message waits for: it is written down, if it waits for anybody.
+    fn all_answered(&mut self, now: Instant, pending: Pending, out: &mut impl Outbox) {
+        let Pending { ticket, message, retain, received, queued, retained, holders, .. } = pending;
+        let Some(ticket) = ticket else { return };
+        let clears = retain && message.payload.is_empty();
+        if queued.is_empty() && !retained && !clears && received.is_none() {
+            self.settle(now, &holders, true, out);
+            return self.committed(now, ticket, out);
+        }
+        if !holders.is_empty() {
+            self.wait_first(ticket, Waiting::Settle(holders));
+        }
+        let topic: Option<Box<str>> = clears.then(|| message.topic().as_str().into());
+        let mut changes = vec![super::Change::Message { message, received, queued, retained }];
+        changes.extend(topic.map(|topic| super::Change::RetainedCleared { topic }));
+        out.persist(ticket, changes);
+    }
+
+    pub(super) fn settle(&mut self, now: Instant, holders: &[(ShardId, u64)], kept: bool, out: &mut impl Outbox) {
+        for (shard, reference) in holders {
+            self.tell(now, *shard, Content::Settled { reference: *reference, kept }, out);
+        }
+    }
+
+    /// Gives a message from another shard to those who want it here.
+    #[expect(clippy::too_many_arguments, reason = "a letter taken apart, by its one reader")]
+    fn route_forwarded(
+        &mut self,
+        now: Instant,
+        origin: (ShardId, u64),
+        message: &Arc<Message>,
+        retain: bool,
+        to: Audience,
+        settles: bool,
+        out: &mut impl Outbox,
+    ) -> Answer {
+        let topic = message.topic();
+        let incoming = Incoming {
+            topic,
+            payload: &message.payload,
+            qos: message.qos,
+            retain,
+            message_expiry_interval_secs: message.expires.map(|at| remaining_secs(at, now)),
+            forwarded: &message.forwarded,
+            publisher: ELSEWHERE,
+            connection: None,
+            received: None,
+        };
+        let mut answer = Answer::default();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let for_everyone = matches!(to, Audience::Everyone);
+        match to {
+            Audience::Everyone => self.find_targets(&incoming, &mut scratch),
+            Audience::Group(share) => self.choose_in(&share, topic, &mut scratch),
+            Audience::Member(handed) => match self.member_here(&handed) {
+                Some(subscriber) => scratch.targets.push(Target::new(&subscriber, Origin::Shared(handed.share))),
+                None => answer.returned = Some(handed.share),
+            },
+        }
+        let ticket = settles.then(|| self.ticket());
+        let mut spread = Spread { message: Some(message.clone()), ticket, deferred: settles, queued: Vec::new() };
+        if for_everyone && retain && self.is_home(topic.as_str()) {
+            answer.retained = self.retain(now, &incoming, &mut spread.message, ticket, out);
+        }
+        self.deliver_all(now, &incoming, &mut scratch, &mut spread, out);
+        answer.chosen = std::mem::take(&mut scratch.elsewhere);
+        self.put_back(scratch);
+        answer.queued = spread.queued;
+        if let Some(ticket) = ticket {
+            answer.holds = self.waiting.get(&ticket).is_some_and(|waiting| !waiting.is_empty());
+            if answer.holds {
+                self.border.foreign.insert(origin, ticket);
+            } else {
+                self.waiting.remove(&ticket);
+            }
+        }
+        answer
+    }
+
+    /// The subscription of a member that was chosen by another shard, if it is still there.
+    fn member_here(&self, handed: &Handed) -> Option<Subscriber> {
+        let at = *self.by_client.get(&handed.client)?;
+        let subscription = self.sessions[at as usize].subscriptions.get(&*handed.share)?;
+        Some(Subscriber {
+            session: at,
+            identifier: subscription.identifier.unwrap_or(0),
+            qos: subscription.options.qos,
+            no_local: false,
+            retain_as_published: subscription.options.retain_as_published,
+        })
+    }
+}

@@ -1,0 +1,217 @@
+//! What waits for a client leaves as far as the client can take it.
+
+use std::time::Instant;
+
+use super::change::Change;
+use super::commit::Waiting;
+use super::connection::{Connection, ConnectionId};
+use super::frames::{Alias, Frames, Shape, View};
+use super::message::{Body, Delivery};
+use super::outbox::Outbox;
+use super::session::{Inflight, State};
+use super::{Core, Counters};
+use crate::codec::{self, PublishFrame};
+use crate::types::{PacketId, QoS};
+
+impl Core {
+    /// Sends what waits for a session as far as its client can take it: first what is to be
+    /// repeated, in its order, then the queue.
+    pub(super) fn pump(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
+        self.send_releases(at, out);
+        let mut frames = std::mem::take(&mut self.scratch.frames);
+        frames.reset();
+        while self.send_next(now, at, &mut frames, out) {}
+        frames.reset();
+        self.scratch.frames = frames;
+        if let Some(session) = self.sessions.get_mut(at as usize) {
+            let scans = !session.scans.is_empty() && session.connection.is_some() && session.outgoing.queue.is_empty();
+            if scans && !session.in_scanning {
+                session.in_scanning = true;
+                self.scanning.push_back(at);
+            }
+            self.tell_rank(now, at, out);
+        }
+    }
+
+    /// One step of [`Core::pump`]; `false` when there is nothing more to do now.
+    pub(super) fn send_next(&mut self, now: Instant, at: u32, frames: &mut Frames, out: &mut impl Outbox) -> bool {
+        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
+        let Some(connection) = open_connection(&mut self.connections, session.connection) else { return false };
+        connection.congested = out.backlog(connection.id) >= self.options.limits.backlog_bytes_max;
+        if connection.congested {
+            return false;
+        }
+        let window = usize::from(connection.receive_maximum);
+        let outgoing = &mut session.outgoing;
+        if let Some(entry) = outgoing.inflight.get_mut(outgoing.sent) {
+            let committed = entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
+            match (entry.state, &entry.delivery.body) {
+                // Those come first, and `send_releases` has passed them.
+                (State::Released, _) => {}
+                (State::Published, Body::Here(message)) if !entry.tried && message.is_expired(now) => {
+                    // [MQTT-3.3.2-5]
+                    self.counters.dropped.expired += 1;
+                    let entry = outgoing.remove(outgoing.sent);
+                    self.dropped(at, &entry.delivery, Some(entry.packet_id), out);
+                    return true;
+                }
+                // [MQTT-3.3.4-9], [MQTT-4.9.0-2]
+                _ if outgoing.sent >= window || !committed => return false,
+                (State::Published, Body::Stored(id)) => {
+                    if !outgoing.fetching {
+                        outgoing.fetching = true;
+                        out.fetch(&session.client, &[*id]);
+                    }
+                    return false;
+                }
+                (State::Published, Body::Here(message)) => {
+                    let view = View::of(message, now);
+                    // [MQTT-3.3.1-1]: DUP on what may have been sent before.
+                    let mut shape = shape_of(connection, &entry.delivery, &view, entry.tried);
+                    let Some(frame) = fitting(frames, &view, &mut shape, connection.packet_size_max) else {
+                        // [MQTT-3.1.2-25]: as if it had been delivered.
+                        self.counters.dropped.too_large += 1;
+                        let entry = outgoing.remove(outgoing.sent);
+                        self.dropped(at, &entry.delivery, Some(entry.packet_id), out);
+                        frames.reset();
+                        return true;
+                    };
+                    frame.set_packet_id(entry.packet_id);
+                    count_sent(&mut self.counters, shape.qos, message.payload.len());
+                    out.publish(connection.id, frame.bytes(), view.payload);
+                    connection.sent_aliases.note(shape.alias, view.topic);
+                    entry.tried = true;
+                }
+            }
+            outgoing.sent += 1;
+            return true;
+        }
+        let Some(front) = outgoing.queue.front() else { return false };
+        if front.hold.is_some_and(|ticket| self.waiting.contains_key(&ticket)) {
+            return false;
+        }
+        if front.qos != QoS::AtMostOnce && outgoing.inflight.len() >= window {
+            return false;
+        }
+        let Body::Here(message) = &front.body else {
+            if !outgoing.fetching {
+                outgoing.fetching = true;
+                let wanted = outgoing.stored_front(self.options.limits.slice);
+                out.fetch(&session.client, &wanted);
+            }
+            return false;
+        };
+        frames.reset();
+        if message.is_expired(now) {
+            // [MQTT-3.3.2-5]
+            self.counters.dropped.expired += 1;
+            let delivery = outgoing.pop_queue().expect("looked at above");
+            self.dropped(at, &delivery, None, out);
+            return true;
+        }
+        if front.qos == QoS::AtMostOnce {
+            let view = View::of(message, now);
+            let mut shape = shape_of(connection, front, &view, false);
+            write_qos_0(connection, frames, &view, &mut shape, &mut self.counters, usize::MAX, out);
+            outgoing.pop_queue();
+            return true;
+        }
+        let mut delivery = outgoing.pop_queue().expect("looked at above");
+        let packet_id = outgoing.free_id();
+        delivery.hold = None;
+        let durable = self.options.durable && session.is_durable();
+        let outgoing = &mut session.outgoing;
+        let (qos, message, client) = (delivery.qos, delivery.message_id(), session.client.clone());
+        outgoing.inflight.push_back(Inflight {
+            packet_id,
+            state: State::Published,
+            delivery,
+            tried: false,
+            unkept: false,
+            pubrel_sent: false,
+        });
+        if durable {
+            let ticket = self.persist(vec![Change::Sent { client: client.clone(), message, packet_id }], out);
+            if qos == QoS::ExactlyOnce {
+                let outgoing = &mut self.sessions[at as usize].outgoing;
+                outgoing.inflight.back_mut().expect("pushed above").delivery.hold = Some(ticket);
+                self.wait(ticket, Waiting::Sent(client, packet_id));
+            }
+        }
+        true
+    }
+
+    /// Tells the store that a session will not send a message.
+    pub(super) fn dropped(&mut self, at: u32, delivery: &Delivery, packet_id: Option<PacketId>, out: &mut impl Outbox) {
+        let session = &self.sessions[at as usize];
+        if self.options.durable && session.is_durable() && delivery.qos != QoS::AtMostOnce {
+            let change = Change::Done { client: session.client.clone(), message: delivery.message_id(), packet_id };
+            self.persist(vec![change], out);
+        }
+    }
+}
+
+/// The connection, if CONNACK has left on it.
+pub(super) fn open_connection(
+    connections: &mut [Option<Connection>],
+    id: Option<ConnectionId>,
+) -> Option<&mut Connection> {
+    connections[id?.index as usize].as_mut().filter(|connection| connection.open)
+}
+
+fn shape_of(connection: &Connection, delivery: &Delivery, view: &View<'_>, dup: bool) -> Shape {
+    Shape {
+        version: connection.version,
+        qos: delivery.qos,
+        retain: delivery.retain,
+        dup,
+        alias: connection.sent_aliases.of(view.topic),
+        identifiers: delivery.identifiers.clone(),
+    }
+}
+
+/// The message as bytes that the client takes [MQTT-3.1.2-24]; `None` if it takes none. An alias is
+/// not set where it would be what makes the packet too large.
+fn fitting<'f>(
+    frames: &'f mut Frames,
+    view: &View<'_>,
+    shape: &mut Shape,
+    packet_size_max: u32,
+) -> Option<&'f mut PublishFrame> {
+    let max = (packet_size_max as usize).min(codec::PACKET_SIZE_MAX);
+    if frames.prepare(view, shape).packet_len() > max && matches!(shape.alias, Alias::Set(_)) {
+        shape.alias = Alias::None;
+    }
+    let frame = frames.prepare(view, shape);
+    (frame.packet_len() <= max).then_some(frame)
+}
+
+/// Says whether it was written.
+pub(super) fn write_qos_0(
+    connection: &mut Connection,
+    frames: &mut Frames,
+    view: &View<'_>,
+    shape: &mut Shape,
+    counters: &mut Counters,
+    backlog_bytes_max: usize,
+    out: &mut impl Outbox,
+) -> bool {
+    let Some(frame) = fitting(frames, view, shape, connection.packet_size_max) else {
+        counters.dropped.too_large += 1;
+        return false;
+    };
+    let backlog = out.backlog(connection.id);
+    if backlog > 0 && backlog.saturating_add(frame.packet_len()) > backlog_bytes_max {
+        counters.dropped.slow_consumer += 1;
+        return false;
+    }
+    count_sent(counters, QoS::AtMostOnce, view.payload.as_slice().len());
+    out.publish(connection.id, frame.bytes(), view.payload);
+    connection.sent_aliases.note(shape.alias, view.topic);
+    true
+}
+
+fn count_sent(counters: &mut Counters, qos: QoS, payload_len: usize) {
+    counters.publishes_sent[usize::from(qos.bits())] += 1;
+    counters.publish_bytes_sent[usize::from(qos.bits())] += payload_len as u64;
+}

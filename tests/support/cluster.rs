@@ -1,0 +1,146 @@
+//! The shards of one broker, with their inboxes.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockgate::auth::{Acl, Methods};
+use lockgate::broker::{
+    Command, ConnectionId, Core, Counters, Gauges, Input, Limits, Options, SessionSnapshot, ShardId,
+};
+use lockgate::store::{Answer, Store};
+
+use crate::recorder::Recorder;
+
+const SEED: [u64; 4] = [1, 2, 3, 4];
+
+pub(crate) struct Cluster {
+    cores: Vec<Core>,
+    seed: [u64; 4],
+    homes: BTreeMap<ConnectionId, usize>,
+}
+
+impl Cluster {
+    pub(crate) fn new(shards: u16, limits: &Limits, acl: &Arc<Acl>, durable: bool, methods: &Methods) -> Cluster {
+        let seed = SEED;
+        let cores = (0..shards)
+            .map(|shard| {
+                let options = Options {
+                    limits: limits.clone(),
+                    durable,
+                    seed,
+                    shard: ShardId(shard),
+                    shards,
+                    methods: methods.clone(),
+                };
+                Core::new(options, acl.clone())
+            })
+            .collect();
+        Cluster { cores, seed, homes: BTreeMap::new() }
+    }
+
+    /// Gives the input to whom it concerns.
+    pub(crate) fn handle(&mut self, now: Instant, input: Input<'_>, out: &mut Recorder) {
+        let shards = self.cores.len() as u16;
+        let home = match &input {
+            Input::Connected(id, admission) => {
+                let home = usize::from(Core::shard_of(self.seed, shards, &admission.client).0);
+                self.homes.insert(*id, home);
+                home
+            }
+            Input::Received(id, _) | Input::Malformed(id, _) | Input::Drained(id) | Input::Lost(id) => self.homes[id],
+            Input::Committed(ticket) | Input::Failed(ticket) => (ticket.0 % u64::from(shards)) as usize,
+            Input::Fetched(client, _) => usize::from(Core::shard_of(self.seed, shards, client).0),
+            Input::Command(Command::Kick(id, _)) => self.homes[id],
+            Input::Command(Command::Forget(identity)) => {
+                let identity = identity.clone();
+                return (0..self.cores.len())
+                    .for_each(|at| self.turn(at, now, Input::Command(Command::Forget(identity.clone())), out));
+            }
+            Input::Command(Command::ShutDown) => {
+                return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));
+            }
+            Input::Timer => return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Timer, out)),
+            Input::Heard(..) => unreachable!("letters are taken from the inboxes"),
+        };
+        self.turn(home, now, input, out);
+    }
+
+    fn turn(&mut self, at: usize, now: Instant, input: Input<'_>, out: &mut Recorder) {
+        out.speaking = ShardId(at as u16);
+        self.cores[at].handle(now, input, out);
+    }
+
+    /// Has one shard read the oldest letter in its inbox; `false` if there is none.
+    pub(crate) fn hear(&mut self, at: usize, now: Instant, out: &mut Recorder) -> bool {
+        let Some((from, letter)) = out.inboxes.get_mut(&ShardId(at as u16)).and_then(|inbox| inbox.pop_front()) else {
+            return false;
+        };
+        self.turn(at, now, Input::Heard(from, letter), out);
+        true
+    }
+
+    /// Has every shard read all its letters; `false` if there was none.
+    pub(crate) fn hear_all(&mut self, now: Instant, out: &mut Recorder) -> bool {
+        let mut any = false;
+        for at in 0..self.cores.len() {
+            while self.hear(at, now, out) {
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// One answer of the store, or what it fetched; `false` if there is none.
+    pub(crate) fn answer(&mut self, now: Instant, out: &mut Recorder) -> bool {
+        if let Some(answer) = out.store.poll_answer() {
+            let input = match answer {
+                Answer::Committed(ticket) => Input::Committed(ticket),
+                Answer::Failed(ticket) => Input::Failed(ticket),
+            };
+            self.handle(now, input, out);
+            true
+        } else if let Some((client, wanted)) = out.fetched.pop() {
+            let found = wanted.into_iter().map(|id| (id, out.store.fetch(id))).collect();
+            self.handle(now, Input::Fetched(client, found), out);
+            true
+        } else {
+            false
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.cores.len()
+    }
+
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        self.cores.iter().filter_map(|core| core.next_deadline(now)).min()
+    }
+
+    pub(crate) fn configure(&mut self, limits: &Limits, acl: &Arc<Acl>) {
+        self.cores.iter_mut().for_each(|core| core.configure(limits.clone(), acl.clone()));
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.cores.iter().fold(Counters::default(), |mut sum, core| {
+            sum += core.counters();
+            sum
+        })
+    }
+
+    pub(crate) fn gauges(&self) -> Gauges {
+        self.cores.iter().fold(Gauges::default(), |mut sum, core| {
+            sum += core.gauges();
+            sum
+        })
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<SessionSnapshot> {
+        self.cores.iter().flat_map(|core| core.sessions(0, 1_000_000).0).collect()
+    }
+
+    pub(crate) fn must_wait(&self, id: ConnectionId) -> bool {
+        self.cores[self.homes[&id]].must_wait(id)
+    }
+}
