@@ -135,10 +135,11 @@ pub(super) struct Answer {
 #[derive(Debug)]
 pub(super) struct Move {
     pub(super) share: Arc<str>,
-    /// The member that it was for.
+    /// The member that it was for, and its session.
     pub(super) client: ClientId,
-    /// Whether it lies in the store for that member.
-    pub(super) written: bool,
+    pub(super) session: u64,
+    /// For whom it lies in the store, if it does: that member, or the group.
+    pub(super) kept_for: Option<ClientId>,
     pub(super) packet_id: Option<PacketId>,
     pub(super) message: MessageId,
     pub(super) body: Option<Arc<Message>>,
@@ -153,18 +154,20 @@ pub(super) struct Move {
 
 impl Move {
     pub(super) fn new(
-        client: &ClientId,
+        session: &super::session::Session,
         delivery: Delivery,
         packet_id: Option<PacketId>,
-        written: bool,
+        durable: bool,
         departure: Departure,
     ) -> Move {
         let message = delivery.message_id();
         let Origin::Shared(share) = delivery.origin else { unreachable!("only those of shared subscriptions move") };
         Move {
             share,
-            client: client.clone(),
-            written: written && delivery.qos != QoS::AtMostOnce,
+            client: session.client.clone(),
+            session: session.serial,
+            kept_for: (durable && session.is_durable() && delivery.qos != QoS::AtMostOnce)
+                .then(|| session.client.clone()),
             packet_id,
             message,
             body: match delivery.body {
@@ -379,7 +382,7 @@ impl Core {
             },
             Content::Returned(moved) => {
                 let at = self.by_client.get(&moved.client).copied();
-                self.give_back(*moved);
+                self.give_back(now, moved, out);
                 if let Some(at) = at {
                     self.pump(now, at, out);
                 }

@@ -63,7 +63,8 @@ pub enum Change {
         message: MessageId,
         packet_id: Option<PacketId>,
     },
-    /// A message of a shared subscription goes to another session than the one that it waited for.
+    /// A message of a shared subscription goes to another session than the one that it waited for. Where
+    /// that one ends first, it goes to the group: a client named U+0000 and the shared filter.
     Moved {
         message: MessageId,
         /// The message, where it is at hand.

@@ -162,8 +162,10 @@ impl Core {
             self.cancel_session_timers(at);
             return (at, before);
         }
+        self.next_session += 1;
         let at = self.sessions.insert(Session {
             client: admission.client.clone(),
+            serial: self.next_session,
             identity: admission.identity.clone(),
             connection: None,
             expiry_secs,

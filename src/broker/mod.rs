@@ -96,6 +96,7 @@ pub struct Core {
     connected: usize,
     sessions: slab::Slab<Session>,
     by_client: HashMap<ClientId, u32, ahash::RandomState>,
+    next_session: u64,
     index: Index,
     retained: Retained,
     /// Changes of retained messages that wait for their commit.
@@ -140,6 +141,7 @@ impl Core {
             connected: 0,
             sessions: slab::Slab::new(),
             by_client: HashMap::with_hasher(hasher.clone()),
+            next_session: 0,
             index: Index::new(hasher.clone()),
             retained: Retained::default(),
             retained_pending: HashMap::with_hasher(hasher.clone()),

@@ -17,6 +17,8 @@ use crate::types::{ClientId, Identity, PacketId, QoS, Topic};
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) client: ClientId,
+    /// Tells it from another session of the same client.
+    pub(super) serial: u64,
     /// Who made it and alone may take it up; `None`: anonymous.
     pub(super) identity: Option<Identity>,
     pub(super) connection: Option<ConnectionId>,

@@ -14,7 +14,7 @@ use super::outbox::Outbox;
 use super::route::{Scratch, Target};
 use super::session::Session;
 use crate::auth::{Acl, Operation, Subject};
-use crate::types::{Filter, QoS, Topic};
+use crate::types::{ClientId, Filter, QoS, Topic};
 
 /// How well a member can take a message, best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -99,37 +99,59 @@ impl Core {
         if !any {
             return;
         }
+        // Its own commit, that is: an identifier that is not written down yet holds nothing back.
+        let is_id = |waiting: &Waiting| matches!(waiting, Waiting::Sent(..));
         let waiting = &self.waiting;
-        let is_held = |delivery: &Delivery| delivery.hold.is_some_and(|ticket| waiting.contains_key(&ticket));
+        let is_held = |delivery: &Delivery| {
+            let waits = delivery.hold.and_then(|ticket| waiting.get(&ticket));
+            waits.is_some_and(|waiting| !waiting.iter().any(is_id))
+        };
         // What is not safe yet stays, unless there is nobody to stay with.
         let may_go = |delivery: &Delivery| concerns(delivery) && (departure == Departure::Ended || !is_held(delivery));
+        let durable = self.options.durable;
         let session = &mut self.sessions[at as usize];
-        let written = self.options.durable && session.is_durable();
-        let client = session.client.clone();
-        let moves: Vec<Move> = session
-            .outgoing
-            .take_leaving(departure == Departure::Ended, may_go)
+        let leaving = session.outgoing.take_leaving(departure == Departure::Ended, may_go);
+        let moves: Vec<Move> = leaving
             .into_iter()
-            .map(|(delivery, packet_id)| Move::new(&client, delivery, packet_id, written, departure))
+            .map(|(delivery, packet_id)| Move::new(session, delivery, packet_id, durable, departure))
             .collect();
         let mut stay = Vec::new();
-        for (moved, hold) in moves.into_iter().map(|mut moved| {
+        for mut moved in moves {
             let hold = moved.hold.take();
-            (moved, hold)
-        }) {
-            let held = hold.filter(|ticket| self.waiting.contains_key(ticket));
+            let held =
+                hold.filter(|ticket| self.waiting.get(ticket).is_some_and(|waiting| !waiting.iter().any(is_id)));
+            let is_home = self.is_home(&moved.share);
+            if departure == Departure::Ended && (held.is_some() || !is_home) {
+                self.keep_for_group(&mut moved, out);
+            }
             if let Some(ticket) = held {
                 self.wait(ticket, Waiting::Move(Box::new(moved)));
-            } else if self.is_home(&moved.share) {
+            } else if is_home {
                 stay.extend(self.find_new_member(now, moved, out));
             } else {
-                let home = self.home(&moved.share);
-                self.tell(now, home, Content::Move(Box::new(moved)), out);
+                self.tell(now, self.home(&moved.share), Content::Move(Box::new(moved)), out);
             }
         }
         for moved in stay.into_iter().rev() {
-            self.give_back(*moved);
+            self.give_back(now, moved, out);
         }
+    }
+
+    /// The session ends before its message has another: meanwhile it lies in the store for the group.
+    fn keep_for_group(&mut self, moved: &mut Move, out: &mut impl Outbox) {
+        let Some(from) = moved.kept_for.take() else { return };
+        let group = group_as_client(&moved.share);
+        let to = QueuedFor {
+            client: group.clone(),
+            qos: moved.published,
+            packet_id: None,
+            retain: false,
+            subscription_identifiers: Vec::new(),
+            shared: Some(moved.share.clone()),
+        };
+        moved.kept_for = Some(group);
+        let (message, body, packet_id) = (moved.message, moved.body.clone(), moved.packet_id.take());
+        self.persist(vec![Change::Moved { message, body, from, packet_id, to }], out);
     }
 
     /// Finds another member for a message whose member goes, here or where its group is known.
@@ -145,10 +167,19 @@ impl Core {
     }
 
     /// Nobody else takes it: back to the session that it waited for, if that is still there.
-    pub(super) fn give_back(&mut self, moved: Move) {
-        let found = self.by_client.get(&moved.client).copied().filter(|_| moved.departure != Departure::Ended);
-        let Some(at) = found else {
+    pub(super) fn give_back(&mut self, now: Instant, mut moved: Box<Move>, out: &mut impl Outbox) {
+        let known = self.by_client.get(&moved.client).copied();
+        let same = known.filter(|at| self.sessions[*at as usize].serial == moved.session);
+        let Some(at) = same.filter(|_| moved.departure != Departure::Ended) else {
+            if moved.departure != Departure::Ended {
+                // It ended while its message was under way.
+                moved.departure = Departure::Ended;
+                return self.move_on(now, moved, out);
+            }
             self.counters.dropped.nobody_left += 1;
+            if let Some(client) = moved.kept_for {
+                self.persist(vec![Change::Done { client, message: moved.message, packet_id: moved.packet_id }], out);
+            }
             return;
         };
         self.sessions[at as usize].outgoing.push_front(Delivery {
@@ -182,7 +213,9 @@ impl Core {
                 Departure::Disconnected => rank <= Rank::Busy,
                 Departure::Unsubscribed | Departure::Ended => rank < Rank::Denied,
             };
-            (*client != moved.client && wanted).then_some(rank)
+            // One whose session ended is out of the group; if it is in it, it has come again.
+            let is_itself = *client == moved.client && moved.departure != Departure::Ended;
+            (!is_itself && wanted).then_some(rank)
         });
         let Some(chosen) = chosen else { return Some(Box::new(moved)) };
         let member = &group.members[chosen];
@@ -209,34 +242,33 @@ impl Core {
         let qos = subscriber.qos.min(moved.published);
         let identifiers: Identifiers =
             (subscriber.identifier != 0).then_some(subscriber.identifier).into_iter().collect();
-        let written = moved.written && qos != QoS::AtMostOnce;
+        let done = |client: ClientId| Change::Done { client, message: moved.message, packet_id: moved.packet_id };
         if !self.has_queue_room(at, moved.size as usize, out) {
-            if written {
-                let change = Change::Done { client: moved.client, message: moved.message, packet_id: moved.packet_id };
-                self.persist(vec![change], out);
+            if let Some(from) = moved.kept_for {
+                self.persist(vec![done(from)], out);
             }
             return;
         }
         let session = &mut self.sessions[at as usize];
-        if written {
-            // It lies in the store, for this session from now on, whether that is one to keep or not.
-            session.stored = true;
-            let to = QueuedFor {
-                client: session.client.clone(),
-                qos,
-                packet_id: None,
-                retain: false,
-                subscription_identifiers: identifiers.to_vec(),
-                shared: Some(moved.share.clone()),
-            };
-            let change = Change::Moved {
-                message: moved.message,
-                body: moved.body.clone(),
-                from: moved.client,
-                packet_id: moved.packet_id,
-                to,
-            };
-            self.persist(vec![change], out);
+        match moved.kept_for {
+            None => {}
+            Some(from) if qos == QoS::AtMostOnce && moved.body.is_some() => {
+                self.persist(vec![done(from)], out);
+            }
+            Some(from) => {
+                // It lies in the store for this session from now on, whether that is one to keep or not.
+                session.stored = true;
+                let to = QueuedFor {
+                    client: session.client.clone(),
+                    qos,
+                    packet_id: None,
+                    retain: false,
+                    subscription_identifiers: identifiers.to_vec(),
+                    shared: Some(moved.share.clone()),
+                };
+                let (message, body) = (moved.message, moved.body.clone());
+                self.persist(vec![Change::Moved { message, body, from, packet_id: moved.packet_id, to }], out);
+            }
         }
         self.sessions[at as usize].outgoing.push_queue(Delivery {
             body: moved.body.map_or(Body::Stored(moved.message), Body::Here),
@@ -337,4 +369,9 @@ impl Handed {
     fn new(there: &Elsewhere, share: &Arc<str>) -> Handed {
         Handed { shard: there.shard, client: there.client.clone(), share: share.clone() }
     }
+}
+
+/// A group as the store knows it while a message of it has no member: no client has such an identifier.
+fn group_as_client(share: &str) -> ClientId {
+    ClientId::new(&format!("\0{share}")).expect("not empty")
 }

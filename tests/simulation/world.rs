@@ -64,6 +64,8 @@ struct Client {
     filters: BTreeSet<&'static str>,
     connection: Option<ConnectionId>,
     connected: bool,
+    /// Its session ends with its connection, and before 3.1.1 nobody tells it so.
+    ends: bool,
     /// Its will is published if this connection ends without DISCONNECT.
     will: u32,
     outgoing: VecDeque<Outgoing>,
@@ -123,6 +125,7 @@ impl World {
                 filters: BTreeSet::new(),
                 connection: None,
                 connected: false,
+                ends: false,
                 will: 0,
                 outgoing: VecDeque::new(),
                 next_id: 1,
@@ -135,7 +138,7 @@ impl World {
             options,
             random,
             core,
-            wire: Recorder::default(),
+            wire: Recorder { trace: trace(), ..Recorder::default() },
             now: Instant::now(),
             limits,
             next_epoch: 1,
@@ -148,7 +151,7 @@ impl World {
             sent_to_the_gone: BTreeSet::new(),
             next_will: 1,
             wills_due: BTreeSet::new(),
-            trace: std::env::var_os("LOCKGATE_TRACE").is_some(),
+            trace: trace(),
         }
     }
 
@@ -424,6 +427,12 @@ impl World {
             self.lose_bytes(at, old);
         }
         let client = &mut self.clients[at];
+        if client.ends {
+            // It ended with its connection.
+            client.received.clear();
+            client.filters.clear();
+        }
+        client.ends = clean_start && client.version != Version::V5;
         if clean_start {
             // Its messages are its own affair; what was sent to the broker may be lost now.
             client.outgoing.clear();
@@ -669,6 +678,11 @@ impl World {
         let got = &self.clients[at].seen.got[before..];
         got.iter().filter(|got| got.retain).map(|got| got.key.clone()).collect()
     }
+}
+
+/// `LOCKGATE_TRACE=1`
+fn trace() -> bool {
+    std::env::var_os("LOCKGATE_TRACE").is_some()
 }
 
 fn encode(message: &Outgoing, version: Version, dup: bool) -> Vec<u8> {

@@ -16,6 +16,8 @@ pub(crate) struct Recorder {
     pub(crate) store: MemoryStore,
     pub(crate) fetched: Vec<(ClientId, Vec<MessageId>)>,
     pub(crate) notes: Vec<String>,
+    /// Say what is persisted and told.
+    pub(crate) trace: bool,
     /// The shard whose turn it is.
     pub(crate) speaking: ShardId,
     pub(crate) inboxes: BTreeMap<ShardId, VecDeque<(ShardId, Letter)>>,
@@ -48,6 +50,9 @@ impl Outbox for Recorder {
     }
 
     fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
+        if self.trace {
+            eprintln!("    {:?} persists {ticket:?}: {changes:?}", self.speaking);
+        }
         self.store.append(ticket, changes);
     }
 
@@ -57,6 +62,9 @@ impl Outbox for Recorder {
 
     fn tell(&mut self, to: ShardId, letter: Letter) {
         assert_ne!(to, self.speaking, "a letter to itself");
+        if self.trace {
+            eprintln!("    {:?} tells {to:?}: {letter:?}", self.speaking);
+        }
         self.inboxes.entry(to).or_default().push_back((self.speaking, letter));
     }
 
