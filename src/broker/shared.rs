@@ -118,8 +118,7 @@ impl Core {
         let mut stay = Vec::new();
         for mut moved in moves {
             let hold = moved.hold.take();
-            let held =
-                hold.filter(|ticket| self.waiting.get(ticket).is_some_and(|waiting| !waiting.iter().any(is_id)));
+            let held = hold.filter(|ticket| self.waiting.get(ticket).is_some_and(|waiting| !waiting.iter().any(is_id)));
             let is_home = self.is_home(&moved.share);
             if departure == Departure::Ended && (held.is_some() || !is_home) {
                 self.keep_for_group(&mut moved, out);

@@ -13,6 +13,7 @@ mod cluster;
 mod describe;
 #[path = "../support/recorder.rs"]
 mod recorder;
+#[path = "../support/rig.rs"]
 mod rig;
 
 mod access;

@@ -34,6 +34,15 @@ fn describe(packet: &Packet<'_>, version: Version) -> String {
             if let Some(secs) = connack.session_expiry_interval {
                 text.push_str(&format!(" expiry={secs}"));
             }
+            if let Some(information) = connack.response_information {
+                text.push_str(&format!(" response-information={information}"));
+            }
+            if let Some(method) = connack.authentication_method {
+                text.push_str(&format!(" method={method}"));
+            }
+            if let Some(data) = connack.authentication_data {
+                text.push_str(&format!(" data={:?}", String::from_utf8_lossy(data)));
+            }
             text
         }
         Packet::Publish(publish) => {
@@ -49,6 +58,21 @@ fn describe(packet: &Packet<'_>, version: Version) -> String {
             }
             if let Some(secs) = publish.properties.message_expiry_interval {
                 text.push_str(&format!(" expiry={secs}"));
+            }
+            if let Some(alias) = publish.properties.topic_alias {
+                text.push_str(&format!(" alias={alias}"));
+            }
+            if let Some(raw) = publish.properties.forwarded().find(|raw| raw[0] == 1) {
+                text.push_str(&format!(" format={}", raw[1]));
+            }
+            if let Some(content_type) = publish.properties.content_type() {
+                text.push_str(&format!(" type={content_type}"));
+            }
+            if let Some(topic) = publish.properties.response_topic() {
+                text.push_str(&format!(" response={topic}"));
+            }
+            if let Some(data) = publish.properties.correlation_data() {
+                text.push_str(&format!(" correlation={data:02x?}"));
             }
             for identifier in publish.properties.subscription_identifiers() {
                 text.push_str(&format!(" sub={identifier}"));
@@ -79,7 +103,16 @@ fn describe(packet: &Packet<'_>, version: Version) -> String {
             format!("UNSUBACK #{} {}", unsuback.packet_id, codes.join(",")).trim_end().to_owned()
         }
         Packet::PingResp => "PINGRESP".to_owned(),
-        Packet::Disconnect(disconnect) => format!("DISCONNECT {:#04x}", disconnect.reason.byte()),
+        Packet::Disconnect(disconnect) => {
+            let expiry = disconnect.session_expiry_interval.map(|secs| format!(" expiry={secs}"));
+            format!("DISCONNECT {:#04x}{}", disconnect.reason.byte(), expiry.unwrap_or_default())
+        }
+        Packet::Auth(auth) => format!(
+            "AUTH {:#04x} {} {:?}",
+            auth.reason.byte(),
+            auth.method.unwrap_or_default(),
+            auth.data.map(String::from_utf8_lossy).unwrap_or_default()
+        ),
         other => format!("{other:?}"),
     }
 }

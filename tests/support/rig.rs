@@ -1,13 +1,15 @@
 //! The core under virtual time, with a recorder for its output and the memory store behind it. With
 //! `LOCKGATE_SHARDS=4` each test runs on as many shards.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{Admission, Closing, Command, ConnectionId, Input, Limits};
-use lockgate::codec::{self, Connect, ConnectProperties, Version, Will};
+use lockgate::codec::{self, Connect, ConnectProperties, Packet, Version, Will};
 use lockgate::types::{ClientId, Identity};
 
 use crate::cluster::Cluster;
@@ -146,6 +148,23 @@ impl Rig {
         self.now = until;
     }
 
+    /// Connects with the bytes of a CONNECT, as the gate would let it in with its client id for an identity.
+    pub(crate) fn connect_bytes(&mut self, bytes: &[u8]) -> ConnectionId {
+        let frame = codec::frame(bytes, codec::PACKET_SIZE_MAX).unwrap().expect("a whole packet");
+        let Ok(Packet::Connect(connect)) = codec::decode(bytes, frame, Version::V5) else { panic!("no CONNECT") };
+        self.connect(Client {
+            id: connect.client_id,
+            identity: Some(connect.client_id),
+            version: connect.version,
+            clean_start: connect.clean_start,
+            keep_alive: connect.keep_alive,
+            properties: connect.properties,
+            will: connect.will,
+            assigned: false,
+            authentication_data: None,
+        })
+    }
+
     /// Connects and leaves CONNACK to be read.
     pub(crate) fn connect(&mut self, client: Client<'_>) -> ConnectionId {
         let id = ConnectionId { index: self.next % 7, epoch: self.next };
@@ -259,12 +278,18 @@ impl Rig {
     }
 
     pub(crate) fn unsubscribe(&mut self, id: ConnectionId, filter: &str) {
-        let mut body = vec![0, 1];
+        self.unsubscribe_from(id, &[filter], 1);
+    }
+
+    pub(crate) fn unsubscribe_from(&mut self, id: ConnectionId, filters: &[&str], packet_id: u16) {
+        let mut body = packet_id.to_be_bytes().to_vec();
         if self.versions[&id] == Version::V5 {
             body.push(0);
         }
-        body.extend_from_slice(&(filter.len() as u16).to_be_bytes());
-        body.extend_from_slice(filter.as_bytes());
+        for filter in filters {
+            body.extend_from_slice(&(filter.len() as u16).to_be_bytes());
+            body.extend_from_slice(filter.as_bytes());
+        }
         self.send_bytes(id, &framed(0xA2, &body));
     }
 
@@ -279,6 +304,12 @@ impl Rig {
 
     pub(crate) fn disconnect(&mut self, id: ConnectionId) {
         self.send_bytes(id, &[0xE0, 0]);
+    }
+
+    /// Nothing more will be asked of a connection that is closed.
+    pub(crate) fn forget(&mut self, id: ConnectionId) {
+        self.versions.remove(&id);
+        self.out.closed.remove(&id);
     }
 
     pub(crate) fn lose(&mut self, id: ConnectionId) {
@@ -301,6 +332,33 @@ impl Rig {
         self.handle(Input::Command(command));
     }
 
+    /// Reason strings of what was written to a connection since the last look, packet by packet.
+    pub(crate) fn take_reasons(&mut self, id: ConnectionId) -> Vec<Option<String>> {
+        let bytes = self.take_bytes(id);
+        let mut rest = &bytes[..];
+        let mut found = Vec::new();
+        while let Some(frame) = codec::frame(rest, codec::PACKET_SIZE_MAX).unwrap() {
+            let text = match codec::decode(rest, frame, self.versions[&id]).unwrap() {
+                Packet::ConnAck(packet) => packet.reason_string,
+                Packet::PubAck(packet) | Packet::PubRec(packet) | Packet::PubRel(packet) | Packet::PubComp(packet) => {
+                    packet.reason_string
+                }
+                Packet::SubAck(packet) => packet.reason_string,
+                Packet::UnsubAck(packet) => packet.reason_string,
+                Packet::Disconnect(packet) => packet.reason_string,
+                _ => None,
+            };
+            found.push(text.map(str::to_owned));
+            rest = &rest[frame.end..];
+        }
+        found
+    }
+
+    /// The bytes that were written to a connection since the last look.
+    pub(crate) fn take_bytes(&mut self, id: ConnectionId) -> Vec<u8> {
+        self.out.written.remove(&id).unwrap_or_default()
+    }
+
     /// What was written to a connection since the last look.
     pub(crate) fn take(&mut self, id: ConnectionId) -> Vec<String> {
         let bytes = self.out.written.remove(&id).unwrap_or_default();
@@ -312,7 +370,8 @@ impl Rig {
     }
 }
 
-fn framed(first_byte: u8, body: &[u8]) -> Vec<u8> {
+/// A packet of this first byte and body.
+pub(crate) fn framed(first_byte: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first_byte];
     let mut length = body.len();
     loop {
