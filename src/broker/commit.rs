@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::border::{Content, Move, ShardId};
 use super::change::Ticket;
 use super::connection::{ConnectionId, Held, HeldKind};
+use super::letter::{Content, Move, ShardId};
 use super::message::{Body, Message, MessageId};
 use super::outbox::{Closing, Outbox};
 use super::session::State;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
 
-use super::border::ShardId;
+use super::letter::ShardId;
 use super::shared::Rank;
 use crate::types::{ClientId, Filter, Identity, QoS, Topic};
 

@@ -19,6 +19,7 @@ mod counters;
 mod dialect;
 mod frames;
 mod index;
+mod letter;
 mod limits;
 mod message;
 mod outbox;
@@ -40,10 +41,10 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 
-pub use border::{Letter, ShardId};
 pub use change::{Change, QueuedFor, StoredWill, Ticket};
 pub use connection::ConnectionId;
 pub use counters::{Counters, Drops, Gauges, Refusals};
+pub use letter::{Letter, ShardId};
 pub use limits::{Limits, QueuePolicy};
 pub use message::{Message, MessageId};
 pub use outbox::{Admission, Closing, Command, Input, Note, Outbox, Payload};

@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::border::{Letter, ShardId};
 use super::change::{Change, Ticket};
 use super::connection::ConnectionId;
+use super::letter::{Letter, ShardId};
 use super::message::{Message, MessageId};
 use super::violation::Violation;
 use crate::codec::{DecodeError, Packet};

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::border::Handed;
 use super::change::{Change, QueuedFor, Ticket};
 use super::commit::Waiting;
 use super::connection::ConnectionId;
 use super::frames::{Alias, Frames, Shape, View};
 use super::index::{Matches, Subscriber};
+use super::letter::Handed;
 use super::limits::QueuePolicy;
 use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin, expires_at};
 use super::outbox::{Note, Outbox, Payload};

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::border::{Content, ShardId};
 use super::change::{Change, QueuedFor, Ticket};
+use super::letter::{Content, ShardId};
 use super::message::{Body, Delivery, Message, Origin};
 use super::outbox::Outbox;
 use super::retained::Scan;

@@ -5,8 +5,8 @@ use std::time::Instant;
 use indexmap::IndexMap;
 
 use super::ConnectionId;
-use super::border::ShardId;
 use super::change::{StoredWill, Ticket};
+use super::letter::ShardId;
 use super::message::{Body, Delivery, Origin};
 use super::retained::Scan;
 use super::shared::Rank;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Core;
-use super::border::{Content, Handed, Move};
 use super::change::{Change, QueuedFor};
 use super::commit::Waiting;
 use super::index::{Elsewhere, Group, Member, Subscriber};
+use super::letter::{Content, Handed, Move};
 use super::message::{Body, Delivery, Identifiers, Origin};
 use super::outbox::Outbox;
 use super::route::{Scratch, Target};

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use super::border::Content;
 use super::change::{Change, Ticket};
 use super::commit::Waiting;
 use super::connection::{ConnectionId, HeldKind};
 use super::index::Subscriber;
+use super::letter::Content;
 use super::outbox::{Note, Outbox};
 use super::session::Subscription;
 use super::shared::Departure;

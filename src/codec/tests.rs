@@ -101,7 +101,8 @@ fn properties_are_checked_for_place_number_and_value() {
     assert_eq!(publish(&[0x11, 0, 0, 0, 1]), Err((DecodeError::PropertyMisplaced(0x11), malformed)));
     assert_eq!(publish(&[0x01, 1, 0x01, 1]), Err((DecodeError::PropertyTwice(0x01), protocol)));
     assert_eq!(publish(&[0x01, 2]), Err((DecodeError::PropertyValue(0x01), protocol)));
-    assert_eq!(publish(&[0x23, 0, 0]), Err((DecodeError::PropertyValue(0x23), protocol)));
+    // [MQTT-3.3.2-8]
+    assert_eq!(publish(&[0x23, 0, 0]), Err((DecodeError::TopicAliasZero, ReasonCode::TopicAliasInvalid)));
     assert_eq!(publish(&[0x7F]), Err((DecodeError::PropertyUnknown(0x7F), malformed)));
 }
 

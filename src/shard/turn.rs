@@ -1,4 +1,3 @@
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -371,7 +370,7 @@ impl Shard {
             output: Output::default(),
             pressed: false,
             parked: false,
-            takes: Cell::new(false),
+            took: now,
             packet_size_max: self.core.limits().packet_size_max as usize,
             // rustls may hold bytes that no event will tell of.
             ready: true,
@@ -514,7 +513,9 @@ impl Shard {
         let written = connection.link.write(&mut connection.output);
         let count = before - connection.output.len();
         self.bytes_sent += count as u64;
-        connection.takes.set(connection.takes.get() || count > 0);
+        if count > 0 {
+            connection.took = now;
+        }
         match written {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

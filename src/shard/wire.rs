@@ -1,7 +1,6 @@
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 use tracing::{info, warn};
@@ -30,8 +29,8 @@ pub(super) struct Connection {
     pub(super) pressed: bool,
     /// Not read from until it takes what was written for it.
     pub(super) parked: bool,
-    /// Its socket took something since this was last asked.
-    pub(super) takes: Cell<bool>,
+    /// When its socket last took something.
+    pub(super) took: Instant,
     /// As it was told in CONNACK.
     pub(super) packet_size_max: usize,
     /// Waits in the list of those to read.
@@ -54,6 +53,9 @@ pub(super) struct Connection {
     /// Its place at the gate.
     pub(super) _slot: Box<dyn std::any::Any + Send>,
 }
+
+/// How long a keep alive rests for a client that takes nothing of what was written for it.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// What the store found for a client's session.
 pub(super) type Fetched = (ClientId, Vec<(MessageId, Option<Arc<Message>>)>);
@@ -130,10 +132,10 @@ impl Outbox for Wire {
     }
 
     fn is_read(&self, from: ConnectionId) -> bool {
-        // One that does not take its answers either is as good as gone.
+        // One that takes none of its answers for so long is as good as gone.
         self.connections.get(from.index as usize).is_none_or(|connection| {
-            let takes = connection.takes.replace(false) || connection.output.is_empty();
-            !connection.parked || !takes
+            let waited = super::turn::clock().saturating_duration_since(connection.took);
+            !connection.parked || (waited > STUCK && !connection.output.is_empty())
         })
     }
 

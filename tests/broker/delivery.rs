@@ -261,7 +261,7 @@ fn properties_go_on_unaltered_and_in_order() {
         [&[1u8, 1][..], &user(b'b', b'1'), &user(b'a', b'2'), &user(b'b', b'3'), &[0x08, 0, 1, b'r'], &[0x09, 0, 1, 9]]
             .concat();
     rig.publish_with(publisher, "t", "x", 0, 0, &properties);
-    assert_eq!(rig.take(new), ["PUBLISH t x b=1 a=2 b=3"]);
+    assert_eq!(rig.take(new), ["PUBLISH t x format=1 response=r correlation=[09] b=1 a=2 b=3"]);
     // A 3.1.1 subscriber gets the message without what its version cannot say.
     assert_eq!(rig.take(old), ["PUBLISH t x"]);
 }

@@ -41,6 +41,7 @@ fn until_closed(port: u16, bytes: &[u8]) -> Vec<u8> {
 fn every_refusal_of_the_gate_closes_the_connection() {
     // [MQTT-3.1.0-1], [MQTT-3.1.2-1], [MQTT-3.1.2-2], [MQTT-3.1.2-3], [MQTT-3.1.4-1], [MQTT-3.1.4-2],
     // [MQTT-3.2.2-7], [MQTT-3.2.2-8], [MQTT-4.12.0-1], [MQTT-4.13.1-1], [MQTT-4.13.2-1]
+    // [MQTT-3.1.2-2] of 3.1.1
     let site = Site::new(&["--client", "device1"]);
     site.ok(&["client", "add", "device2", "--min-level", "tls"]);
     site.edit("config/lockgate.yaml", "connect-size-max: 256KiB", "connect-size-max: 1KiB");
