@@ -402,6 +402,7 @@ impl Core {
             }
         }
         spread.queued.extend(queued);
+        self.tell_rank(now, target.session, out);
     }
 
     /// Whether a message could not be sent to the session's client as it is.

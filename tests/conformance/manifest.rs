@@ -90,7 +90,8 @@ fn tests_of(path: &PathBuf, unit: bool, found: &mut BTreeMap<String, String>) {
         let Some((_, rest)) = piece.split_once("fn ") else { continue };
         let name = rest.split(['(', '<']).next().unwrap();
         // Up to the brace that ends it: at the start of a line, or one step in within `mod tests`.
-        let end = ["\n}", "\n    }\n\n", "\n        }\n"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+        let end =
+            ["\n}", "\n    }\n\n", "\n        }\n"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
         found.insert(format!("{}::{name}", parts.join("::")), rest[..end].to_owned());
     }
 }
@@ -107,7 +108,9 @@ fn every_statement_has_an_outcome_that_holds() {
     ];
     for (version, entries, list) in lists {
         let wanted = statements(list);
-        wrong.extend(wanted.iter().filter(|id| !entries.contains_key(*id)).map(|id| format!("{version} {id} is not listed")));
+        wrong.extend(
+            wanted.iter().filter(|id| !entries.contains_key(*id)).map(|id| format!("{version} {id} is not listed")),
+        );
         for (id, entry) in entries {
             if !wanted.contains(id) {
                 wrong.push(format!("{version} {id} is no statement"));
