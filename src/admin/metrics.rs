@@ -106,6 +106,7 @@ impl Snapshot {
                             ("too-large", dropped.too_large),
                             ("retained-full", dropped.retained_full),
                             ("store-failed", dropped.store_failed),
+                            ("nobody-left", dropped.nobody_left),
                         ],
                     ),
                 ),

@@ -124,7 +124,8 @@ impl Admin {
                 + dropped.expired
                 + dropped.too_large
                 + dropped.retained_full
-                + dropped.store_failed,
+                + dropped.store_failed
+                + dropped.nobody_left,
             refused: self.gate.stats.refused().values().sum(),
             certificates: site
                 .certificates

@@ -194,8 +194,11 @@ macro_rules! lives {
                                 }
                             }
                             Event::Incoming(Packet::Publish(publish)) => {
-                                // The retained one may be live still, if the subscription was faster.
-                                seen.push(($topic(&publish), String::from_utf8(publish.payload.to_vec()).unwrap()));
+                                // If the subscription was faster, the one of the level before is retained still.
+                                let text = String::from_utf8(publish.payload.to_vec()).unwrap();
+                                if $topic(&publish) == "will" || text == level {
+                                    seen.push(($topic(&publish), text));
+                                }
                             }
                             _ => {}
                         }
