@@ -188,6 +188,9 @@ pub(super) struct Matches {
     found: Vec<Place>,
     stack: Vec<(u32, usize)>,
     bounds: Vec<(u32, u32)>,
+    /// Nodes looked at.
+    #[cfg(test)]
+    visited: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -350,7 +353,15 @@ impl Index {
             start = end + 1;
         }
         matches.stack.push((ROOT, 0));
+        #[cfg(test)]
+        {
+            matches.visited = 0;
+        }
         while let Some((at, depth)) = matches.stack.pop() {
+            #[cfg(test)]
+            {
+                matches.visited += 1;
+            }
             let node = &self.nodes[at as usize];
             // [MQTT-4.7.2-1]: a leading wildcard does not match a topic that begins with $.
             let wildcards = depth > 0 || !topic.is_system();
@@ -542,6 +553,34 @@ mod tests {
             }
             prop_assert_eq!((index.nodes.len(), index.edges.len(), index.exact.len(), index.len()), (1, 0, 0, 0));
         }
+    }
+
+    #[test]
+    fn a_million_filters_that_do_not_match_are_not_looked_at() {
+        let mut index = index();
+        index.insert(Filter::parse("site/+/pump/7").unwrap(), false, subscriber(0));
+        let mut matches = Matches::default();
+        let mut visited = Vec::new();
+        for count in [1_000, 1_000_000] {
+            for at in index.len() as u32..count {
+                let filter = match at % 4 {
+                    0 => format!("other/{at}/+/x"),
+                    1 => format!("site/{at}/valve/#"),
+                    2 => format!("site/hall/pump/{at}/+"),
+                    _ => format!("exact/{at}"),
+                };
+                index.insert(Filter::parse(&filter).unwrap(), false, subscriber(at));
+            }
+            index.find(Topic::parse("site/hall/pump/7").unwrap(), &mut matches);
+            assert_eq!(matches.found.len(), 1);
+            visited.push(matches.visited);
+        }
+        assert_eq!(visited[0], visited[1], "nodes looked at, with a thousand and with a million");
+        // Taking them away leaves nothing, and a hundred thousand subscribers of one filter go quickly.
+        let one = Filter::parse("all/#").unwrap();
+        (0..100_000).for_each(|session| index.insert(one, false, subscriber(session)));
+        assert!((0..100_000).all(|session| index.remove(one, session)));
+        assert_eq!(index.len(), 1_000_000);
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod killers;
 mod manifest;
 mod packets;
 mod publish;
+mod scale;
 mod sessions;
 mod shared;
 mod subscriptions;

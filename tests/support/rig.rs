@@ -117,6 +117,10 @@ impl Rig {
         self.settle();
     }
 
+    pub(crate) fn handle_timer(&mut self) {
+        self.handle(Input::Timer);
+    }
+
     /// Gives the shards their letters and the store's answers until there are none.
     pub(crate) fn settle(&mut self) {
         loop {
