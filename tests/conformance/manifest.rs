@@ -24,9 +24,18 @@ struct Mutation {
     to: String,
 }
 
+/// What `disable mutants` tries.
+#[derive(serde::Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct Simulation {
+    tests: Vec<String>,
+    mutants: Vec<String>,
+}
+
 #[derive(serde::Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
+    simulation: Simulation,
     #[serde(default)]
     mutation: BTreeMap<String, Mutation>,
     #[serde(rename = "5.0")]
@@ -130,6 +139,12 @@ fn every_statement_has_an_outcome_that_holds() {
             }
         }
     }
+    let Simulation { tests: simulated, mutants } = manifest.simulation;
+    wrong.extend(
+        mutants.iter().filter(|name| !manifest.mutation.contains_key(*name)).map(|name| format!("no mutant {name}")),
+    );
+    let unknown = |name: &&String| !tests.contains_key(&format!("simulation::{name}"));
+    wrong.extend(simulated.iter().filter(unknown).map(|name| format!("no simulation {name}")));
     for ((version, outcome), count) in &counts {
         println!("MQTT {version}: {count} {outcome}");
     }
