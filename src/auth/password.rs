@@ -31,6 +31,7 @@ const HASH_BYTES: usize = 32;
 /// What a file may make the broker spend on one attempt.
 const MEMORY_KIB_MAX: u32 = 1024 * 1024;
 const PASSES_MAX: u32 = 64;
+const LANES_MAX: u32 = 255;
 
 /// A hashed password, in the PHC string format: `$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH`.
 /// Salts and hashes of any length are read (Mosquitto writes 64 bytes of each).
@@ -80,7 +81,8 @@ impl PasswordHash {
         };
         let (memory_kib, passes, lanes) =
             number("m").zip(number("t")).zip(number("p")).map(|((m, t), p)| (m, t, p)).ok_or(HashError::Damaged)?;
-        if memory_kib > MEMORY_KIB_MAX || passes > PASSES_MAX {
+        // The crate multiplies the lanes without looking.
+        if memory_kib > MEMORY_KIB_MAX || passes > PASSES_MAX || lanes > LANES_MAX {
             return Err(HashError::TooExpensive);
         }
         let salt = STANDARD_NO_PAD.decode(salt.trim_end_matches('=')).map_err(|_| HashError::Damaged)?;

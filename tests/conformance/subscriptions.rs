@@ -87,6 +87,7 @@ fn subscribing_again_interrupts_nothing() {
         }
         let wanted: Vec<String> = (1..=4).map(|at| format!("PUBLISH t {at} q1 #{at}")).collect();
         assert_eq!(got, wanted);
+        assert!(rig.take(id).is_empty(), "each once");
     }
 }
 
