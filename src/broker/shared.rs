@@ -223,6 +223,10 @@ impl Core {
             None => self.take_over_message(now, &subscriber, moved, out),
             Some(there) => {
                 let (shard, handed) = (there.shard, Handed::new(there, &group.filter));
+                let mut moved = moved;
+                if moved.departure == Departure::Ended && moved.kept_for.as_ref() == Some(&moved.client) {
+                    self.keep_for_group(&mut moved, out);
+                }
                 self.tell(now, shard, Content::Moved(Box::new(moved), Box::new(handed)), out);
             }
         }
