@@ -6,6 +6,8 @@
 //! alternation. What is printed is a Markdown table: the p99 of each, the median of the rounds, and its
 //! ratio to the idle p99 of the same round. The machine is shared: the ratio is the figure.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark looks at the world")]
+
 mod attacks;
 mod broker;
 
