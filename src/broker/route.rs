@@ -386,7 +386,8 @@ impl Core {
             if !self.has_queue_room(target.session, delivery.size as usize, out) {
                 return;
             }
-            if durable && self.sessions[target.session as usize].connection.is_none() {
+            // Where the store has it only later, it cannot be fetched from there before.
+            if durable && !spread.deferred && self.sessions[target.session as usize].connection.is_none() {
                 delivery.body = Body::Stored(delivery.message_id());
             }
             let message = delivery.message_id();
