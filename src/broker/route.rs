@@ -315,6 +315,9 @@ impl Core {
                 let max = self.options.limits.backlog_bytes_max;
                 if send::write_qos_0(connection, frames, &view, &mut shape, &mut self.counters, max, out) {
                     self.went_past(target.session, incoming.topic, out);
+                    if incoming.retain {
+                        self.needs_no_scan(target.session, incoming.topic);
+                    }
                 }
             }
             return;
@@ -401,6 +404,9 @@ impl Core {
                 // Nothing may hold back what it waits behind.
                 self.pump(now, target.session, out);
             }
+        }
+        if incoming.retain {
+            self.needs_no_scan(target.session, incoming.topic);
         }
         spread.queued.extend(queued);
         self.tell_rank(now, target.session, out);

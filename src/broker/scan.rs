@@ -65,12 +65,12 @@ impl Core {
         }
         let is_here = self.is_home(topic.as_str());
         let message = if is_here { self.retained.get(topic).cloned() } else { None };
-        if !replaces && message.is_none() {
+        // One that replaces is noted once it is on its way: a limit may drop it yet.
+        if replaces || message.is_none() {
             return;
         }
         let me = self.shard();
-        let hash = self.hasher.hash_one(topic.as_str());
-        if let Some(message) = message.filter(|_| !replaces) {
+        if let Some(message) = message {
             let session = &self.sessions[at as usize];
             let bringing: Vec<(Subscription, u64)> = session
                 .scans
@@ -95,8 +95,15 @@ impl Core {
                 self.persist(changes, out);
             }
         }
-        let bytes_max = self.options.limits.queued_bytes_max;
-        self.sessions[at as usize].live.note(hash, bytes_max);
+        self.needs_no_scan(at, topic);
+    }
+
+    /// What is retained of `topic` is not to be found for the session any more.
+    pub(super) fn needs_no_scan(&mut self, at: u32, topic: Topic<'_>) {
+        let session = &mut self.sessions[at as usize];
+        if !session.scans.is_empty() {
+            session.live.note(self.hasher.hash_one(topic.as_str()), self.options.limits.queued_bytes_max);
+        }
     }
 
     /// The session's scans of just now wait for `ticket`: not every shard forwards yet what they match.

@@ -197,6 +197,7 @@ impl Core {
     /// back if there is none.
     fn find_new_member(&mut self, now: Instant, moved: Move, out: &mut impl Outbox) -> Option<Box<Move>> {
         let (sessions, connections, acl) = (&self.sessions, &self.connections, &self.acl);
+        let limits = &self.options.limits;
         let Some(group) = self.index.group_mut(Filter::from_parsed(&moved.share)) else { return Some(Box::new(moved)) };
         let topic = moved.body.as_ref().map(|message| message.topic());
         let chosen = choose(group, |member| {
@@ -214,7 +215,13 @@ impl Core {
             };
             // One whose session ended is out of the group; if it is in it, it has come again.
             let is_itself = *client == moved.client && moved.departure != Departure::Ended;
-            (!is_itself && wanted).then_some(rank)
+            // One that has no room is no better than none.
+            let has_room = member.elsewhere.is_some() || {
+                let outgoing = &sessions[member.subscriber.session as usize].outgoing;
+                outgoing.queue.len() < limits.queued_messages_max
+                    && outgoing.queue_bytes + moved.size as usize <= limits.queued_bytes_max
+            };
+            (!is_itself && wanted && has_room).then_some(rank)
         });
         let Some(chosen) = chosen else { return Some(Box::new(moved)) };
         let member = &group.members[chosen];
@@ -309,11 +316,18 @@ impl Core {
 /// The first of the best, from the one on whose turn it is; `None` is not to be chosen.
 fn choose(group: &mut Group, rank: impl Fn(&Member) -> Option<Rank>) -> Option<usize> {
     let count = group.members.len();
-    let chosen = (0..count)
-        .map(|step| (group.turn + step) % count)
-        .filter_map(|at| Some((rank(&group.members[at])?, at)))
-        .min_by_key(|(rank, _)| *rank)?
-        .1;
+    let mut best: Option<(Rank, usize)> = None;
+    for at in (0..count).map(|step| (group.turn + step) % count) {
+        let Some(rank) = rank(&group.members[at]) else { continue };
+        if best.is_none_or(|(known, _)| rank < known) {
+            best = Some((rank, at));
+        }
+        if rank == Rank::Free {
+            // Nobody is better.
+            break;
+        }
+    }
+    let (_, chosen) = best?;
     group.turn = (chosen + 1) % count;
     Some(chosen)
 }

@@ -156,6 +156,9 @@ impl Core {
                 }
                 Ok(filter) if session.subscriptions.swap_remove(text).is_some() => {
                     session.scans.retain(|scan| &*scan.filter != text);
+                    if session.scans.is_empty() {
+                        session.live.clear();
+                    }
                     if self.options.durable && session.is_durable() {
                         changes.push(Change::Unsubscribed { client: session.client.clone(), filter: text.into() });
                     }
