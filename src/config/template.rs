@@ -69,7 +69,7 @@ acl: acl                           # none: everybody may read and write all topi
 identities: identities.yaml        # minimum levels; none: there are none
 self-renew: {self_renew}                  # may the broker use the CA's key to renew its own certificate?
 response-information: none         # what MQTT 5 clients are told that ask for it: replies/%c, say; %c is the client id
-shards: 1                          # event loops that share the sessions (1 to 64); one is the measured choice
+shards: 1                          # event loops that share the sessions (1 to 64); more than one is an experiment
 
 listeners:
 {plain}
