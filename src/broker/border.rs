@@ -16,11 +16,12 @@ use super::Core;
 use super::change::{QueuedFor, Ticket};
 use super::commit::Waiting;
 use super::connection::ConnectionId;
-use super::index::{ELSEWHERE, Elsewhere, Member, Subscriber};
+use super::index::{ELSEWHERE, Member, Subscriber};
 use super::letter::{Answer, Audience, Content, Handed, Letter, ShardId};
 use super::message::{Message, Origin, remaining_secs};
 use super::outbox::Outbox;
 use super::route::{Incoming, Spread, Target};
+use super::shared::Elsewhere;
 use crate::types::{ClientId, Filter, PacketId, Topic};
 
 /// Some of a broker's shards.
@@ -44,7 +45,7 @@ impl ShardSet {
     }
 }
 
-/// First levels that a shard names; more of them are summed up as "any".
+/// First levels that a shard names; those beyond are summed up as "any".
 const LEVELS_MAX: usize = 4_096;
 /// Publishes of one connection that other shards have not answered for: from here on it is not read.
 const FORWARDED_MAX: u32 = 256;
@@ -54,8 +55,13 @@ const FORWARDED_MAX: u32 = 256;
 pub(super) struct Border {
     me: ShardId,
     shards: u16,
-    /// How many filters of this shard's sessions begin with each level.
-    mine: BTreeMap<Option<Box<str>>, usize>,
+    /// First levels of the filters of this shard's sessions (`None`: a wildcard).
+    mine: BTreeMap<Option<Box<str>>, Level>,
+    /// How many of them the others know by name.
+    named: usize,
+    /// The others, which they know as "any", and when they all know it.
+    unnamed: usize,
+    any_known: Option<Ticket>,
     /// What the others want, by shard.
     theirs: Vec<BTreeSet<Option<Box<str>>>>,
     next_reference: u64,
@@ -65,6 +71,15 @@ pub(super) struct Border {
     pending: BTreeMap<u64, Pending>,
     /// Commits of others that copies here wait for.
     foreign: BTreeMap<(ShardId, u64), Ticket>,
+}
+
+/// A first level of this shard's filters.
+#[derive(Debug)]
+struct Level {
+    filters: usize,
+    is_named: bool,
+    /// Done when all others know of it.
+    known: Option<Ticket>,
 }
 
 #[derive(Debug)]
@@ -83,7 +98,8 @@ struct Pending {
     ticket: Option<Ticket>,
     message: Arc<Message>,
     retain: bool,
-    received: Option<(ClientId, PacketId)>,
+    /// Its QoS 2 identifier, of this session.
+    received: Option<(u64, ClientId, PacketId)>,
     queued: Vec<QueuedFor>,
     retained: bool,
     holders: Vec<(ShardId, u64)>,
@@ -188,18 +204,28 @@ impl Core {
                     theirs.remove(&level);
                 }
             }
-            Content::Join { reference, share, member } => {
+            Content::Join { reference, share, subscriber, member } => {
                 let filter = Filter::from_parsed(&share);
-                let is_new = self.index.join(filter, *member);
+                let member = self.elsewheres.meet(*member);
+                let is_new = self.index.join(filter, Member::Elsewhere(member), subscriber);
                 let ready = Content::Ready { reference };
-                match is_new.then(|| self.want(now, filter, out)).flatten() {
+                let known = match is_new {
+                    true => {
+                        self.elsewheres.joined(member);
+                        self.want(now, filter, out)
+                    }
+                    false => self.all_know(filter),
+                };
+                match known {
                     None => self.tell(now, from, ready, out),
                     Some(ticket) => self.wait(ticket, Waiting::Tell(from, Box::new(ready))),
                 }
             }
             Content::Leave { share, client } => {
                 let filter = Filter::from_parsed(&share);
-                if self.index.leave(filter, &client) {
+                let Some(member) = self.elsewheres.find(&client) else { return };
+                if self.index.leave(filter, Member::Elsewhere(member)) {
+                    self.elsewheres.left(member);
                     self.unwant(now, filter, out);
                 }
             }
@@ -208,12 +234,8 @@ impl Core {
                     self.part_done(now, ticket, out);
                 }
             }
-            Content::Rank { share, client, rank } => {
-                let Some(group) = self.index.group_mut(Filter::from_parsed(&share)) else { return };
-                let known = group.members.iter_mut().filter_map(|member| member.elsewhere.as_mut());
-                known.filter(|there| there.client == client).for_each(|there| there.rank = rank);
-            }
-            Content::Move(moved) => self.move_on(now, moved, out),
+            Content::Rank { client, rank } => self.elsewheres.set_rank(&client, rank),
+            Content::Move(moved) => self.move_here(now, moved, out),
             Content::Moved(moved, handed) => match self.member_here(&handed) {
                 Some(subscriber) => self.take_over_message(now, &subscriber, *moved, out),
                 // It has left meanwhile: its owner knows of others by now.
@@ -221,15 +243,13 @@ impl Core {
             },
             Content::Returned(moved) => {
                 let at = self.by_client.get(&moved.client).copied();
-                self.give_back(now, moved, out);
+                self.give_back(now, [moved].into(), out);
                 if let Some(at) = at {
                     self.pump(now, at, out);
                 }
             }
             Content::Scan { client, serial, scan } => self.scan_for(now, from, client, serial, scan, out),
-            Content::Scanned { client, serial, scan, found, is_over } => {
-                self.scanned(now, &client, serial, scan, found, is_over, out);
-            }
+            Content::Scanned { client, serial, slice } => self.scanned(now, &client, serial, *slice, out),
         }
     }
 
@@ -240,42 +260,63 @@ impl Core {
 
     // Interests.
 
-    /// A filter more: the others are told where its first level is new, and the ticket is done when
-    /// they know.
+    /// A filter more: the others are told where its first level is new. The ticket is done when they
+    /// know; `None` if they do already.
     pub(super) fn want(&mut self, now: Instant, filter: Filter<'_>, out: &mut impl Outbox) -> Option<Ticket> {
         if self.border.is_alone() {
             return None;
         }
-        let mut level = first_level(filter);
-        if !self.border.mine.contains_key(&level) && self.border.mine.len() >= LEVELS_MAX {
-            level = None;
+        let level = first_level(filter);
+        if let Some(known) = self.border.mine.get_mut(&level) {
+            known.filters += 1;
+            return self.all_know(filter);
         }
-        let count = self.border.mine.entry(level.clone()).or_insert(0);
-        *count += 1;
-        if *count > 1 {
-            return None;
+        let is_named = level.is_some() && self.border.named < LEVELS_MAX;
+        let is_news = is_named || self.border.unnamed == 0;
+        let known = is_news.then(|| self.announce(now, level.clone().filter(|_| is_named), out));
+        match is_named {
+            true => self.border.named += 1,
+            false => self.border.unnamed += 1,
         }
+        if !is_named && is_news {
+            self.border.any_known = known;
+        }
+        self.border.mine.insert(level, Level { filters: 1, is_named, known: known.filter(|_| is_named) });
+        self.all_know(filter)
+    }
+
+    /// The ticket that is done when all shards forward what `filter` matches; `None` if they do.
+    pub(super) fn all_know(&self, filter: Filter<'_>) -> Option<Ticket> {
+        let level = self.border.mine.get(&first_level(filter))?;
+        let known = if level.is_named { level.known } else { self.border.any_known };
+        known.filter(|ticket| self.waiting.contains_key(ticket))
+    }
+
+    fn announce(&mut self, now: Instant, level: Option<Box<str>>, out: &mut impl Outbox) -> Ticket {
         let ticket = self.ticket_of(usize::from(self.border.shards) - 1);
         for shard in self.border.others() {
             let reference = self.border.reference(Asked::Part(ticket));
             self.tell(now, shard, Content::Interest { reference, level: level.clone(), wanted: true }, out);
         }
-        Some(ticket)
+        ticket
     }
 
     /// A filter less.
     pub(super) fn unwant(&mut self, now: Instant, filter: Filter<'_>, out: &mut impl Outbox) {
-        if self.border.is_alone() {
+        let level = first_level(filter);
+        let Some(known) = self.border.mine.get_mut(&level) else { return };
+        known.filters -= 1;
+        if known.filters > 0 {
             return;
         }
-        let mut level = first_level(filter);
-        if !self.border.mine.contains_key(&level) {
-            level = None;
+        let is_named = known.is_named;
+        self.border.mine.remove(&level);
+        match is_named {
+            true => self.border.named -= 1,
+            false => self.border.unnamed -= 1,
         }
-        let Some(count) = self.border.mine.get_mut(&level) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.border.mine.remove(&level);
+        if is_named || self.border.unnamed == 0 {
+            let level = level.filter(|_| is_named);
             for shard in self.border.others() {
                 let content = Content::Interest { reference: 0, level: level.clone(), wanted: false };
                 self.tell(now, shard, content, out);
@@ -290,29 +331,28 @@ impl Core {
         now: Instant,
         at: u32,
         share: Filter<'_>,
+        known: bool,
         subscriber: Subscriber,
         out: &mut impl Outbox,
     ) -> Ticket {
+        let to = self.home(share.as_str());
         let session = &mut self.sessions[at as usize];
-        if !session.shared_elsewhere.iter().any(|known| **known == *share.as_str()) {
-            session.shared_elsewhere.push(share.as_str().into());
+        if !known {
+            *session.shared_at.entry(to).or_insert(0) += 1;
         }
         let rank = super::shared::rank_here(session, &self.connections);
         session.rank_told = rank;
-        let elsewhere = Elsewhere {
+        let member = Box::new(Elsewhere {
             shard: self.border.me,
             client: session.client.clone(),
             identity: session.identity.clone(),
             rank,
-        };
-        let member = Member {
-            subscriber: Subscriber { session: ELSEWHERE, ..subscriber },
-            elsewhere: Some(Box::new(elsewhere)),
-        };
+            memberships: 0,
+        });
+        let subscriber = Subscriber { session: ELSEWHERE, ..subscriber };
         let ticket = self.ticket_of(1);
         let reference = self.border.reference(Asked::Part(ticket));
-        let to = self.home(share.as_str());
-        let join = Content::Join { reference, share: share.as_str().into(), member: Box::new(member) };
+        let join = Content::Join { reference, share: share.as_str().into(), subscriber, member };
         self.tell(now, to, join, out);
         ticket
     }
@@ -343,9 +383,10 @@ impl Core {
                 ticket: spread.ticket,
                 message,
                 retain: incoming.retain,
-                received: incoming
-                    .received
-                    .map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id)),
+                received: incoming.received.map(|packet_id| {
+                    let session = &self.sessions[incoming.publisher as usize];
+                    (session.serial, session.client.clone(), packet_id)
+                }),
                 queued: spread.queued,
                 retained,
                 holders: Vec::new(),
@@ -401,6 +442,11 @@ impl Core {
         let Pending { ticket, message, retain, received, queued, retained, holders, .. } = pending;
         let Some(ticket) = ticket else { return };
         let clears = retain && message.payload.is_empty();
+        // Where its session has ended meanwhile, the identifier is another's.
+        let received = received.and_then(|(serial, client, packet_id)| {
+            let at = self.by_client.get(&client)?;
+            (self.sessions[*at as usize].serial == serial).then_some((client, packet_id))
+        });
         if queued.is_empty() && !retained && !clears && received.is_none() {
             self.settle(now, &holders, true, out);
             return self.committed(now, ticket, out);

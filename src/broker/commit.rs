@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::change::Ticket;
+use super::change::{Change, Ticket};
 use super::connection::{ConnectionId, Held, HeldKind};
 use super::letter::{Content, Move, ShardId};
 use super::message::{Body, Message, MessageId};
@@ -35,6 +35,9 @@ pub(super) enum Waiting {
     Inbound(ClientId, PacketId),
     /// A copy that waits in a queue without being held: gone if its message could not be kept.
     Queued(ClientId, MessageId),
+    /// A copy for a session that the store learns of later than the session: if that is done with it by
+    /// then, the store has to be told once more.
+    Deferred { client: ClientId, session: u64, message: MessageId },
     /// A topic's retained message: kept (or cleared: `None`) once it is safe.
     Retain { topic: Box<str>, change: u64, message: Option<Arc<Message>> },
     /// It is one part of another ticket.
@@ -88,6 +91,13 @@ impl Core {
             }
         }
         self.scratch.packet = bytes;
+    }
+
+    /// A message that nobody acknowledges waits for the store: so many may, as with those that are.
+    pub(super) fn hold_for(&mut self, id: ConnectionId, ticket: Ticket) {
+        let Some(connection) = self.connection_mut(id) else { return };
+        connection.held.push_back(Held { ticket: Some(ticket), kind: HeldKind::Nothing, bytes: SmallVec::new() });
+        self.wait(ticket, Waiting::Acknowledgement(id));
     }
 
     pub(super) fn wait(&mut self, ticket: Ticket, waiting: Waiting) {
@@ -158,13 +168,20 @@ impl Core {
                     }
                 }
                 Waiting::Inbound(..) | Waiting::Queued(..) => {}
+                Waiting::Deferred { client, session, message } => {
+                    let at = self.by_client.get(&client).map(|at| &self.sessions[*at as usize]);
+                    let waits = at.is_some_and(|at| at.serial == session && at.outgoing.holds(message));
+                    if !waits {
+                        self.persist(vec![Change::Done { client, message, packet_id: None }], out);
+                    }
+                }
                 Waiting::Retain { topic, change, message } => {
                     self.retain_committed(now, &topic, change, message, out);
                 }
                 Waiting::Part(of) => self.part_done(now, of, out),
                 Waiting::Settle(holders) => self.settle(now, &holders, true, out),
                 Waiting::Tell(to, content) => self.tell(now, to, *content, out),
-                Waiting::Move(moved) => self.move_on(now, moved, out),
+                Waiting::Move(moved) => self.move_all(now, [moved].into(), out),
             }
         }
     }
@@ -215,7 +232,9 @@ impl Core {
                 HeldKind::PubAck(_, QoS::AtLeastOnce) => connection.unacknowledged -= 1,
                 _ => {}
             }
-            out.write(id, &held.bytes);
+            if held.kind != HeldKind::Nothing {
+                out.write(id, &held.bytes);
+            }
         }
         let session = connection.session;
         if opened {
@@ -277,6 +296,7 @@ impl Core {
                         self.counters.dropped.store_failed += withdrawn as u64;
                     }
                 }
+                Waiting::Deferred { .. } => {}
                 Waiting::Retain { topic, change, .. } => self.retain_answered(now, &topic, change, out),
                 Waiting::Part(of) => {
                     self.parts.remove(&of);
@@ -285,7 +305,10 @@ impl Core {
                 Waiting::Settle(holders) => self.settle(now, &holders, false, out),
                 // What others could not note they will learn of again when it is used.
                 Waiting::Tell(to, content) => self.tell(now, to, *content, out),
-                Waiting::Move(_) => self.counters.dropped.store_failed += 1,
+                Waiting::Move(moved) => {
+                    self.counters.dropped.store_failed += 1;
+                    self.move_failed(*moved, out);
+                }
             }
         }
     }
@@ -334,8 +357,11 @@ impl Core {
                     close = true;
                 }
                 HeldKind::PubComp | HeldKind::Other => close = true,
+                HeldKind::Nothing => close = false,
             }
+            let is_lost = held.kind == HeldKind::Nothing;
             held.bytes = SmallVec::from_vec(bytes);
+            self.counters.dropped.store_failed += u64::from(is_lost);
         }
         if close {
             self.finish(now, id, Closing::StoreFailed, out);
@@ -351,6 +377,9 @@ impl Core {
         messages: Vec<(MessageId, Option<Arc<Message>>)>,
         out: &mut impl Outbox,
     ) {
+        if let Some(number) = super::shared::moving_number(client) {
+            return self.moving_fetched(now, number, messages, out);
+        }
         let Some(&at) = self.by_client.get(client) else { return };
         let outgoing = &mut self.sessions[at as usize].outgoing;
         outgoing.fetching = false;

@@ -11,7 +11,7 @@ use super::change::{Change, StoredWill};
 use super::connection::{Before, Connection, ConnectionId, HeldKind, SentAliases};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
-use super::session::{Live, Outgoing, Permissions, Session};
+use super::session::{Live, Outgoing, Permissions, Scans, Session};
 use super::shared::{Departure, Rank};
 use super::timers::Timer;
 use super::violation::Violation;
@@ -175,13 +175,13 @@ impl Core {
             received: BTreeMap::new(),
             will: None,
             will_due: None,
-            scans: VecDeque::new(),
+            scans: Scans::new(self.hasher.clone()),
             permissions: Permissions::default(),
             in_scanning: false,
             live: Live::default(),
             stored: false,
             retry: None,
-            shared_elsewhere: Vec::new(),
+            shared_at: BTreeMap::new(),
             rank_told: Rank::default(),
         }) as u32;
         self.by_client.insert(admission.client.clone(), at);
@@ -357,7 +357,7 @@ impl Core {
         if why == Closing::ByClient(ReasonCode::Success) {
             session.will = None;
         }
-        if !connection.open && self.take_back(at, connection.before, out) {
+        if !connection.open && self.take_back(now, at, connection.before, out) {
             return;
         }
         let session = &self.sessions[at as usize];
@@ -390,7 +390,7 @@ impl Core {
 
     /// A client that never had its CONNACK has changed nothing [MQTT-3.2.2-3]: its session is as it was,
     /// and waits on; `true` if that is all there is to do.
-    fn take_back(&mut self, at: u32, before: Option<Box<Before>>, out: &mut impl Outbox) -> bool {
+    fn take_back(&mut self, now: Instant, at: u32, before: Option<Box<Before>>, out: &mut impl Outbox) -> bool {
         let session = &mut self.sessions[at as usize];
         session.will = None;
         let Some(before) = before else { return false };
@@ -413,6 +413,7 @@ impl Core {
                 }
                 self.sessions[at as usize].outgoing.drop_qos_0();
                 self.persist_session(at, false, out);
+                self.tell_rank(now, at, out);
                 // Taken over, it had neither: it waits from now on.
                 expires.is_some() || expiry_secs == u32::MAX
             }

@@ -124,4 +124,6 @@ pub(super) enum HeldKind {
     PubComp,
     /// SUBACK, UNSUBACK, PINGRESP.
     Other,
+    /// What a QoS 0 message that is retained gets: nothing. It counts like the others.
+    Nothing,
 }

@@ -7,10 +7,9 @@
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
+use indexmap::IndexMap;
 
-use super::letter::ShardId;
-use super::shared::Rank;
-use crate::types::{ClientId, Filter, Identity, QoS, Topic};
+use crate::types::{Filter, QoS, Topic};
 
 /// One session's subscription as the index keeps it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,40 +27,22 @@ pub(super) struct Subscriber {
 pub(super) struct Group {
     /// `$share/NAME/FILTER`.
     pub(super) filter: Arc<str>,
-    pub(super) members: Vec<Member>,
+    pub(super) members: IndexMap<Member, Subscriber, ahash::RandomState>,
     /// Whose turn it is.
     pub(super) turn: usize,
 }
 
-#[derive(Debug)]
-pub(super) struct Member {
-    /// Its session is [`ELSEWHERE`] where another shard has it.
-    pub(super) subscriber: Subscriber,
-    pub(super) elsewhere: Option<Box<Elsewhere>>,
+/// Who takes part in a shared subscription.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Member {
+    /// A session of this shard.
+    Here(u32),
+    /// One of [`super::shared::Elsewheres`].
+    Elsewhere(u32),
 }
 
-/// A member whose session another shard has.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) struct Elsewhere {
-    pub(super) shard: ShardId,
-    pub(super) client: ClientId,
-    pub(super) identity: Option<Identity>,
-    /// As its shard said last.
-    pub(super) rank: Rank,
-}
-
-/// The session of a member that another shard has.
+/// The session of a publisher that another shard has.
 pub(super) const ELSEWHERE: u32 = u32::MAX;
-
-impl Member {
-    fn is(&self, other: &Member) -> bool {
-        match (&self.elsewhere, &other.elsewhere) {
-            (None, None) => self.subscriber.session == other.subscriber.session,
-            (Some(one), Some(other)) => one.client == other.client,
-            _ => false,
-        }
-    }
-}
 
 /// One filter's subscribers.
 #[derive(Default, Debug)]
@@ -117,11 +98,13 @@ impl Subscribers {
     }
 }
 
+type Groups = IndexMap<Arc<str>, Group, ahash::RandomState>;
+
 #[derive(Default, Debug)]
 struct Leaf {
     subscribers: Subscribers,
-    #[expect(clippy::box_collection, reason = "most leaves have no group: one pointer instead of three words")]
-    groups: Option<Box<Vec<Group>>>,
+    /// By their filters; most leaves have none.
+    groups: Option<Box<Groups>>,
 }
 
 impl Leaf {
@@ -130,34 +113,22 @@ impl Leaf {
     }
 
     /// Adds a member to a group, or replaces the one that is there; `true` if it is new.
-    fn join(&mut self, filter: &str, member: Member) -> bool {
-        let groups = self.groups.get_or_insert_default();
-        let at = groups.iter().position(|group| &*group.filter == filter).unwrap_or_else(|| {
-            groups.push(Group { filter: filter.into(), members: Vec::new(), turn: 0 });
-            groups.len() - 1
-        });
-        let members = &mut groups[at].members;
-        match members.iter_mut().find(|known| known.is(&member)) {
-            Some(known) => {
-                *known = member;
-                false
-            }
-            None => {
-                members.push(member);
-                true
-            }
+    fn join(&mut self, filter: &str, member: Member, subscriber: Subscriber, hasher: &ahash::RandomState) -> bool {
+        let groups = self.groups.get_or_insert_with(|| Box::new(IndexMap::with_hasher(hasher.clone())));
+        if !groups.contains_key(filter) {
+            let filter: Arc<str> = filter.into();
+            let members = IndexMap::with_hasher(hasher.clone());
+            groups.insert(filter.clone(), Group { filter, members, turn: 0 });
         }
+        groups[filter].members.insert(member, subscriber).is_none()
     }
 
-    fn leave(&mut self, filter: &str, is_gone: impl Fn(&Member) -> bool) -> bool {
+    fn leave(&mut self, filter: &str, member: Member) -> bool {
         let Some(groups) = &mut self.groups else { return false };
-        let Some(at) = groups.iter().position(|group| &*group.filter == filter) else { return false };
-        let members = &mut groups[at].members;
-        let before = members.len();
-        members.retain(|member| !is_gone(member));
-        let removed = members.len() < before;
-        if members.is_empty() {
-            groups.remove(at);
+        let Some(group) = groups.get_mut(filter) else { return false };
+        let removed = group.members.swap_remove(&member).is_some();
+        if group.members.is_empty() {
+            groups.swap_remove(filter);
         }
         if groups.is_empty() {
             self.groups = None;
@@ -232,7 +203,7 @@ impl Index {
     /// `known`: the session has this filter already, and it is replaced.
     pub(super) fn insert(&mut self, filter: Filter<'_>, known: bool, subscriber: Subscriber) {
         let added = if filter.share().is_some() {
-            self.join(filter, Member { subscriber, elsewhere: None })
+            self.join(filter, Member::Here(subscriber.session), subscriber)
         } else {
             let hasher = self.hasher.clone();
             self.leaf_or_insert(filter).subscribers.insert(known, subscriber, &hasher);
@@ -243,27 +214,24 @@ impl Index {
 
     /// Adds a member to a shared subscription, or replaces it; `true` if it is new. Members that are
     /// elsewhere do not count among this shard's subscriptions.
-    pub(super) fn join(&mut self, filter: Filter<'_>, member: Member) -> bool {
-        self.leaf_or_insert(filter).join(filter.as_str(), member)
+    pub(super) fn join(&mut self, filter: Filter<'_>, member: Member, subscriber: Subscriber) -> bool {
+        let hasher = self.hasher.clone();
+        self.leaf_or_insert(filter).join(filter.as_str(), member, subscriber, &hasher)
     }
 
     /// `true` if the session had this filter.
     pub(super) fn remove(&mut self, filter: Filter<'_>, session: u32) -> bool {
         let removed = self.change(filter, |leaf| match filter.share() {
             None => leaf.subscribers.remove(session),
-            Some(_) => {
-                leaf.leave(filter.as_str(), |member| member.elsewhere.is_none() && member.subscriber.session == session)
-            }
+            Some(_) => leaf.leave(filter.as_str(), Member::Here(session)),
         });
         self.count -= usize::from(removed);
         removed
     }
 
     /// Takes a member that is elsewhere out of a shared subscription.
-    pub(super) fn leave(&mut self, filter: Filter<'_>, client: &ClientId) -> bool {
-        self.change(filter, |leaf| {
-            leaf.leave(filter.as_str(), |member| member.elsewhere.as_ref().is_some_and(|there| there.client == *client))
-        })
+    pub(super) fn leave(&mut self, filter: Filter<'_>, member: Member) -> bool {
+        self.change(filter, |leaf| leaf.leave(filter.as_str(), member))
     }
 
     /// The shared subscription `filter`, if anybody is in it.
@@ -274,7 +242,7 @@ impl Index {
             Place::Here(node) => &mut self.nodes[node as usize].here,
             Place::Multi(node) => &mut self.nodes[node as usize].multi,
         };
-        leaf.groups.as_mut()?.iter_mut().find(|group| &*group.filter == filter.as_str())
+        leaf.groups.as_mut()?.get_mut(filter.as_str())
     }
 
     fn leaf_or_insert(&mut self, filter: Filter<'_>) -> &mut Leaf {
@@ -411,7 +379,7 @@ impl Index {
                 Place::Here(node) => Some(&mut self.nodes[node as usize].here),
                 Place::Multi(node) => Some(&mut self.nodes[node as usize].multi),
             };
-            for group in leaf.and_then(|leaf| leaf.groups.as_mut()).into_iter().flat_map(|groups| groups.iter_mut()) {
+            for group in leaf.and_then(|leaf| leaf.groups.as_mut()).into_iter().flat_map(|groups| groups.values_mut()) {
                 each(group);
             }
         }

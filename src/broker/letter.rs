@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::change::{QueuedFor, Ticket};
-use super::index::Member;
+use super::index::Subscriber;
 use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin};
 use super::retained::Scan;
 use super::session::Session;
-use super::shared::{Departure, Rank};
+use super::shared::{Departure, Elsewhere, Rank};
 use crate::types::{ClientId, PacketId, QoS};
 
 /// Names one of a broker's shards, from 0 on.
@@ -49,7 +49,8 @@ pub(super) enum Content {
     Join {
         reference: u64,
         share: Box<str>,
-        member: Box<Member>,
+        subscriber: Subscriber,
+        member: Box<Elsewhere>,
     },
     Leave {
         share: Box<str>,
@@ -58,8 +59,8 @@ pub(super) enum Content {
     Ready {
         reference: u64,
     },
+    /// How well a client of the sender can take a message of the receiver's shared subscriptions.
     Rank {
-        share: Arc<str>,
         client: ClientId,
         rank: Rank,
     },
@@ -72,16 +73,24 @@ pub(super) enum Content {
     /// One slice of the receiver's retained messages; answered by `Scanned`.
     Scan {
         client: ClientId,
-        serial: u64,
+        serial: u32,
         scan: Scan,
     },
     Scanned {
         client: ClientId,
-        serial: u64,
-        scan: Scan,
-        found: Vec<Arc<Message>>,
-        is_over: bool,
+        serial: u32,
+        slice: Box<Slice>,
     },
+}
+
+/// What a step of a scan found.
+#[derive(Debug)]
+pub(super) struct Slice {
+    /// Where it began: from there it is looked at again, if nobody could take it.
+    pub(super) from: Scan,
+    pub(super) scan: Scan,
+    pub(super) found: Vec<Arc<Message>>,
+    pub(super) is_over: bool,
 }
 
 /// Whom a forwarded message is for.
@@ -167,5 +176,11 @@ impl Move {
             identifiers: delivery.identifiers,
             hold: delivery.hold,
         }
+    }
+
+    /// As the store is told for whom it waits from now on.
+    pub(super) fn queued_for(&self, client: ClientId, qos: QoS, subscription_identifiers: Vec<u32>) -> QueuedFor {
+        let shared = Some(self.share.clone());
+        QueuedFor { client, qos, packet_id: None, retain: false, subscription_identifiers, shared }
     }
 }

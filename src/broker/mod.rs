@@ -107,7 +107,7 @@ pub struct Core {
     next_retained_change: u64,
     /// Scans that wait for changes before them.
     scans_waiting: Vec<scan::ScanWaiting>,
-    next_scan: u64,
+    next_scan: u32,
     timers: Timers,
     /// Sessions with retained scans to go on with, in turn.
     scanning: VecDeque<u32>,
@@ -115,6 +115,10 @@ pub struct Core {
     /// Tickets that are done when so many parts of them are.
     parts: BTreeMap<Ticket, usize>,
     border: Border,
+    elsewheres: shared::Elsewheres,
+    /// Messages of shared subscriptions on their way to another member that the store was asked for.
+    moving: BTreeMap<u64, VecDeque<Box<letter::Move>>>,
+    next_moving: u64,
     next_ticket: u64,
     next_message: u64,
     counters: Counters,
@@ -155,6 +159,9 @@ impl Core {
             waiting: HashMap::with_hasher(hasher.clone()),
             parts: BTreeMap::new(),
             border: Border::new(options.shard, options.shards),
+            elsewheres: shared::Elsewheres::new(hasher.clone()),
+            moving: BTreeMap::new(),
+            next_moving: 0,
             // Numbers that no other shard of the broker gives.
             next_ticket: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
             next_message: u64::from(options.shards.max(1)) + u64::from(options.shard.0),

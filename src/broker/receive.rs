@@ -94,7 +94,12 @@ impl Core {
         let connection = self.connection(id).expect("checked by receive");
         let (version, session) = (connection.version, connection.session);
         match self.refusal(id, session, publish, topic, out) {
-            None => drop(self.route_publish(now, id, publish, topic, None, out)),
+            None => {
+                let (_, ticket) = self.route_publish(now, id, publish, topic, None, out);
+                if let Some(ticket) = ticket {
+                    self.hold_for(id, ticket);
+                }
+            }
             Some(reason) => self.close_if_untold(now, id, dialect::tells_nobody(version, QoS::AtMostOnce, reason), out),
         }
     }

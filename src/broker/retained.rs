@@ -85,9 +85,9 @@ impl Retained {
         Some(old)
     }
 
-    /// Looks at up to `budget` places for matches of `scan` and hands each to `found`, which says
-    /// whether it has room for more. `true` when the scan is over.
-    pub(super) fn scan(&self, scan: &mut Scan, budget: usize, mut found: impl FnMut(&Arc<Message>) -> bool) -> bool {
+    /// Looks at up to `budget` places for matches of `scan` and offers each to `take`, which says
+    /// whether it had room for it. `true` when the scan is over.
+    pub(super) fn scan(&self, scan: &mut Scan, budget: usize, mut take: impl FnMut(&Arc<Message>) -> bool) -> bool {
         scan.begun = true;
         for _ in 0..budget {
             let Some((key, message)) =
@@ -97,10 +97,10 @@ impl Retained {
             };
             match scan.step(key) {
                 Step::Match => {
-                    scan.from = Bound::Excluded(key.clone());
-                    if !found(message) {
+                    if !take(message) {
                         return false;
                     }
+                    scan.from = Bound::Excluded(key.clone());
                 }
                 Step::Seek(from) => scan.from = from,
                 Step::Over => return true,
@@ -111,7 +111,7 @@ impl Retained {
 }
 
 /// A filter's walk over the retained messages, which can be put down and taken up again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Scan {
     levels: Box<[Box<str>]>,
     from: Bound<Box<str>>,

@@ -326,6 +326,7 @@ impl Core {
             return;
         }
         let kept = self.kept(now, incoming, &mut spread.message);
+        let message = kept.id;
         let session = &mut self.sessions[target.session as usize];
         let durable = self.options.durable && session.is_durable() && qos != QoS::AtMostOnce;
         let mut queued = durable.then(|| QueuedFor {
@@ -393,7 +394,6 @@ impl Core {
             if durable && !spread.deferred && self.sessions[target.session as usize].connection.is_none() {
                 delivery.body = Body::Stored(delivery.message_id());
             }
-            let message = delivery.message_id();
             self.sessions[target.session as usize].outgoing.push_queue(delivery);
             match (hold, ticket) {
                 (Some(ticket), _) => self.wait(ticket, Waiting::Deliveries(client)),
@@ -407,6 +407,10 @@ impl Core {
         }
         if incoming.retain {
             self.needs_no_scan(target.session, incoming.topic);
+        }
+        if let (true, Some(queued), Some(ticket)) = (spread.deferred, &queued, ticket) {
+            let (client, session) = (queued.client.clone(), self.sessions[target.session as usize].serial);
+            self.wait(ticket, Waiting::Deferred { client, session, message });
         }
         spread.queued.extend(queued);
         self.tell_rank(now, target.session, out);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::change::{Change, QueuedFor, Ticket};
-use super::letter::{Content, ShardId};
+use super::letter::{Content, ShardId, Slice};
 use super::message::{Body, Delivery, Message, Origin};
 use super::outbox::Outbox;
 use super::retained::Scan;
@@ -26,32 +26,30 @@ pub(super) struct ScanWaiting {
 #[derive(Debug)]
 enum Whose {
     Session(ClientId),
-    Shard { from: ShardId, client: ClientId, serial: u64, scan: Scan },
+    Shard { from: ShardId, client: ClientId, serial: u32, scan: Scan },
 }
 
 impl Core {
     /// Retained messages are to be looked at for a subscription that was just made.
     pub(super) fn begin_scan(&mut self, at: u32, filter: Filter<'_>, subscription: Subscription) {
         let serial = self.next_scan;
-        self.next_scan += 1;
+        self.next_scan = self.next_scan.wrapping_add(1);
         let session = &mut self.sessions[at as usize];
-        // One scan a filter: the new one sees all that the old one had left.
-        session.scans.retain(|scan| &*scan.filter != filter.as_str());
-        session.scans.push_back(RetainedScan {
+        let scan = RetainedScan {
             filter: filter.as_str().into(),
             subscription,
             since: session.live.now,
             after: None,
             shard: ShardId(0),
             scan: Some(Scan::new(filter)),
-            serial,
             upto: None,
-        });
+        };
+        session.scans.insert(serial, scan);
     }
 
     /// A live message of `topic` is about to go to a session that scans: what is retained of the topic
     /// goes before it, unless the message replaces that, and no scan will bring it again. What another
-    /// shard retains cannot go before it: it follows, unless it was replaced.
+    /// shard retains cannot go before it: it is void from here on.
     pub(super) fn retained_goes_first(
         &mut self,
         now: Instant,
@@ -66,22 +64,19 @@ impl Core {
         let is_here = self.is_home(topic.as_str());
         let message = if is_here { self.retained.get(topic).cloned() } else { None };
         // One that replaces is noted once it is on its way: a limit may drop it yet.
-        if replaces || message.is_none() {
+        if replaces || (is_here && message.is_none()) {
             return;
         }
         let me = self.shard();
         if let Some(message) = message {
             let session = &self.sessions[at as usize];
-            let bringing: Vec<(Subscription, u64)> = session
-                .scans
-                .iter()
-                .filter(|scan| {
-                    let is_ahead = match (scan.shard.cmp(&me), &scan.scan) {
-                        (Ordering::Less, _) => true,
-                        (Ordering::Equal, Some(cursor)) => !cursor.has_passed(topic),
-                        (Ordering::Equal, None) | (Ordering::Greater, _) => false,
-                    };
-                    is_ahead && Filter::from_parsed(&scan.filter).matches(topic)
+            let matching = session.scans.matching(topic);
+            let bringing: Vec<(Subscription, u64)> = matching
+                .into_iter()
+                .filter(|scan| match (scan.shard.cmp(&me), &scan.scan) {
+                    (Ordering::Less, _) => true,
+                    (Ordering::Equal, Some(cursor)) => !cursor.has_passed(topic),
+                    (Ordering::Equal, None) | (Ordering::Greater, _) => false,
                 })
                 .map(|scan| (scan.subscription, scan.since))
                 .collect();
@@ -109,7 +104,7 @@ impl Core {
     /// The session's scans of just now wait for `ticket`: not every shard forwards yet what they match.
     pub(super) fn scans_wait(&mut self, at: u32, ticket: Ticket) {
         let session = &mut self.sessions[at as usize];
-        for scan in session.scans.iter_mut().filter(|scan| scan.after.is_none() && scan.upto.is_none()) {
+        for scan in session.scans.values_mut().filter(|scan| scan.after.is_none() && scan.upto.is_none()) {
             scan.after = Some(ticket);
         }
     }
@@ -117,7 +112,6 @@ impl Core {
     /// One slice of a session's retained scans; what is left goes on when its turn comes and the
     /// client has taken what it got.
     pub(super) fn scan_retained(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
-        let slice = self.options.limits.slice;
         let me = self.shard();
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
         // Its turn comes again when the client is there and has taken what it got.
@@ -125,32 +119,52 @@ impl Core {
             return;
         }
         let client = session.client.clone();
-        let Some(current) = session.scans.front_mut() else { return };
+        let (asked, waits) = (session.scans.asked, session.scans.waits);
+        let Some((serial, current)) = session.scans.oldest_mut() else { return };
         if current.after.is_some_and(|ticket| self.waiting.contains_key(&ticket)) {
             return;
         }
-        let Some(mut scan) = current.scan.take() else { return };
-        let (shard, serial) = (current.shard, current.serial);
+        let shard = current.shard;
         if shard != me {
-            return self.tell(now, shard, Content::Scan { client, serial, scan }, out);
+            // One question at a time.
+            if !asked && let Some(scan) = current.scan.take() {
+                session.scans.asked = true;
+                self.tell(now, shard, Content::Scan { client, serial, scan }, out);
+            }
+            return;
         }
+        let Some(scan) = current.scan.take() else { return };
         if !scan.has_begun() {
-            let known = current.upto;
             let upto = *current.upto.get_or_insert_with(|| self.retained_changes.last().copied().unwrap_or(0));
             if self.retained_changes.first().is_some_and(|first| *first <= upto) {
                 current.scan = Some(scan);
-                if known.is_none() {
+                if !waits {
+                    session.scans.waits = true;
                     self.scans_waiting.push(ScanWaiting { upto, whose: Whose::Session(client) });
                 }
                 return;
             }
         }
-        let mut found = Vec::new();
-        let is_over = self.retained.scan(&mut scan, slice, |message| {
-            found.push(message.clone());
-            found.len() < slice
+        let slice = self.slice_of(scan);
+        self.scanned(now, &client, serial, slice, out);
+    }
+
+    /// One step of a scan of this shard's: no more than a session's queue may hold.
+    fn slice_of(&self, mut scan: Scan) -> Slice {
+        let from = scan.clone();
+        let limits = &self.options.limits;
+        let (mut found, mut bytes): (Vec<Arc<Message>>, usize) = (Vec::new(), 0);
+        let is_over = self.retained.scan(&mut scan, limits.slice, |message| {
+            bytes += message.size();
+            // One is always taken: the client may have room where a queue has not.
+            let has_room =
+                found.is_empty() || (found.len() < limits.queued_messages_max && bytes <= limits.queued_bytes_max);
+            if has_room {
+                found.push(message.clone());
+            }
+            has_room
         });
-        self.scanned(now, &client, serial, scan, found, is_over, out);
+        Slice { from, scan, found, is_over }
     }
 
     /// Looks at a slice of what this shard retains for a session of another.
@@ -159,8 +173,8 @@ impl Core {
         now: Instant,
         from: ShardId,
         client: ClientId,
-        serial: u64,
-        mut scan: Scan,
+        serial: u32,
+        scan: Scan,
         out: &mut impl Outbox,
     ) {
         if !scan.has_begun()
@@ -168,13 +182,8 @@ impl Core {
         {
             return self.scans_waiting.push(ScanWaiting { upto, whose: Whose::Shard { from, client, serial, scan } });
         }
-        let slice = self.options.limits.slice;
-        let mut found = Vec::new();
-        let is_over = self.retained.scan(&mut scan, slice, |message| {
-            found.push(message.clone());
-            found.len() < slice
-        });
-        self.tell(now, from, Content::Scanned { client, serial, scan, found, is_over }, out);
+        let slice = Box::new(self.slice_of(scan));
+        self.tell(now, from, Content::Scanned { client, serial, slice }, out);
     }
 
     /// A change that scans may have waited for is answered.
@@ -188,6 +197,7 @@ impl Core {
             match waiting.whose {
                 Whose::Session(client) => {
                     if let Some(&at) = self.by_client.get(&client) {
+                        self.sessions[at as usize].scans.waits = false;
                         self.pump(now, at, out);
                     }
                 }
@@ -200,41 +210,55 @@ impl Core {
     }
 
     /// A slice of retained messages is there for a session.
-    #[expect(clippy::too_many_arguments, reason = "a letter taken apart")]
     pub(super) fn scanned(
         &mut self,
         now: Instant,
         client: &ClientId,
-        serial: u64,
-        scan: Scan,
-        found: Vec<Arc<Message>>,
-        is_over: bool,
+        serial: u32,
+        slice: Slice,
         out: &mut impl Outbox,
     ) {
         let Some(&at) = self.by_client.get(client) else { return };
         let shards = self.options.shards;
+        let me = self.shard();
         let session = &mut self.sessions[at as usize];
-        // Unsubscribed, or subscribed again, meanwhile.
-        let Some(place) = session.scans.iter().position(|current| current.serial == serial) else { return };
-        let current = &session.scans[place];
+        let is_connected = session.connection.is_some();
+        let Some(current) = session.scans.get_mut(serial) else {
+            // Unsubscribed, or subscribed again, meanwhile.
+            session.scans.asked = false;
+            return self.pump(now, at, out);
+        };
+        let is_mine = current.shard == me;
         let (subscription, since) = (current.subscription, current.since);
+        if !is_connected {
+            // Nobody is there to take it: it is looked at again when somebody is.
+            current.scan = Some(slice.from);
+            session.scans.asked = false;
+            return;
+        }
         let mut changes = Vec::new();
-        for message in found {
-            self.deliver_retained(now, at, subscription, since, message, &mut changes);
+        for message in slice.found {
+            // Of what another shard found, live ones may have taken the room.
+            let queue = &self.sessions[at as usize].outgoing.queue;
+            if queue.is_empty() || self.has_queue_room(at, message.size(), out) {
+                self.deliver_retained(now, at, subscription, since, message, &mut changes);
+            }
         }
         if !changes.is_empty() {
             self.persist(changes, out);
         }
         let session = &mut self.sessions[at as usize];
-        let current = &mut session.scans[place];
-        if !is_over {
-            current.scan = Some(scan);
+        session.scans.asked &= is_mine;
+        let current = session.scans.get_mut(serial).expect("found above");
+        if !slice.is_over {
+            current.scan = Some(slice.scan);
         } else if current.shard.0 + 1 < shards {
             current.shard.0 += 1;
             current.upto = None;
             current.scan = Some(Scan::new(Filter::from_parsed(&current.filter)));
         } else {
-            session.scans.remove(place);
+            let filter = std::mem::take(&mut current.filter);
+            session.scans.remove(&filter);
             if session.scans.is_empty() {
                 session.live.clear();
             }

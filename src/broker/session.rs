@@ -2,16 +2,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use hashbrown::HashMap;
 use indexmap::IndexMap;
 
 use super::ConnectionId;
 use super::change::{StoredWill, Ticket};
+use super::index::{Index, Matches, Subscriber};
 use super::letter::ShardId;
-use super::message::{Body, Delivery, Origin};
+use super::message::{Body, Delivery, MessageId, Origin};
 use super::retained::Scan;
 use super::shared::Rank;
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, PacketId, QoS, Topic};
+use crate::types::{ClientId, Filter, Identity, PacketId, QoS, Topic};
 
 /// What outlives a connection (MQTT 5 section 4.1).
 #[derive(Debug)]
@@ -33,8 +35,8 @@ pub(super) struct Session {
     pub(super) will: Option<Arc<StoredWill>>,
     /// While disconnected: when the delayed will is published.
     pub(super) will_due: Option<Instant>,
-    /// Retained messages still to be looked at for new subscriptions, oldest first.
-    pub(super) scans: VecDeque<RetainedScan>,
+    /// Retained messages still to be looked at for new subscriptions.
+    pub(super) scans: Scans,
     pub(super) permissions: Permissions,
     /// In the core's list of those to scan for.
     pub(super) in_scanning: bool,
@@ -43,8 +45,8 @@ pub(super) struct Session {
     pub(super) stored: bool,
     /// When what could not be written down is tried again.
     pub(super) retry: Option<Instant>,
-    /// Shared subscriptions of which another shard has the members.
-    pub(super) shared_elsewhere: Vec<Arc<str>>,
+    /// Which other shards own shared subscriptions of it, and how many each.
+    pub(super) shared_at: BTreeMap<ShardId, u32>,
     /// What those shards were told last.
     pub(super) rank_told: Rank,
 }
@@ -53,6 +55,86 @@ pub(super) struct Session {
 pub(super) struct Subscription {
     pub(super) options: SubscriptionOptions,
     pub(super) identifier: Option<u32>,
+}
+
+/// A session's walks over the retained messages, one a filter.
+#[derive(Debug)]
+pub(super) struct Scans {
+    /// By their serials: oldest first.
+    under_way: BTreeMap<u32, RetainedScan>,
+    by_filter: HashMap<Box<str>, u32, ahash::RandomState>,
+    /// Which of them find a topic.
+    index: Option<Box<Index>>,
+    /// Another shard has been asked for a slice, for one that may not be wanted any more.
+    pub(super) asked: bool,
+    /// The core's list of those that wait for changes has the session.
+    pub(super) waits: bool,
+}
+
+impl Scans {
+    pub(super) fn new(hasher: ahash::RandomState) -> Scans {
+        let by_filter = HashMap::with_hasher(hasher);
+        Scans { under_way: BTreeMap::new(), by_filter, index: None, asked: false, waits: false }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// In place of the filter's old one: it sees all that that had left.
+    pub(super) fn insert(&mut self, serial: u32, scan: RetainedScan) {
+        self.remove(&scan.filter);
+        let hasher = self.by_filter.hasher();
+        let index = self.index.get_or_insert_with(|| Box::new(Index::new(hasher.clone())));
+        let plain = Subscriber {
+            session: serial,
+            identifier: 0,
+            qos: QoS::AtMostOnce,
+            no_local: false,
+            retain_as_published: false,
+        };
+        index.insert(Filter::from_parsed(&scan.filter), false, plain);
+        self.by_filter.insert(scan.filter.clone(), serial);
+        self.under_way.insert(serial, scan);
+    }
+
+    pub(super) fn remove(&mut self, filter: &str) {
+        let Some(serial) = self.by_filter.remove(filter) else { return };
+        self.under_way.remove(&serial);
+        if let Some(index) = &mut self.index {
+            index.remove(Filter::from_parsed(filter), serial);
+        }
+        if self.under_way.is_empty() {
+            self.index = None;
+        }
+    }
+
+    pub(super) fn of_mut(&mut self, filter: &str) -> Option<&mut RetainedScan> {
+        self.under_way.get_mut(self.by_filter.get(filter)?)
+    }
+
+    pub(super) fn get_mut(&mut self, serial: u32) -> Option<&mut RetainedScan> {
+        self.under_way.get_mut(&serial)
+    }
+
+    pub(super) fn oldest_mut(&mut self) -> Option<(u32, &mut RetainedScan)> {
+        self.under_way.iter_mut().next().map(|(serial, scan)| (*serial, scan))
+    }
+
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut RetainedScan> {
+        self.under_way.values_mut()
+    }
+
+    /// Those whose filters match `topic`, oldest first.
+    pub(super) fn matching(&self, topic: Topic<'_>) -> Vec<&RetainedScan> {
+        let Some(index) = &self.index else { return Vec::new() };
+        let mut matches = Matches::default();
+        index.find(topic, &mut matches);
+        let mut serials = Vec::new();
+        index.subscribers(topic, &matches, |list| serials.extend(list.iter().map(|scan| scan.session)));
+        serials.sort_unstable();
+        serials.iter().filter_map(|serial| self.under_way.get(serial)).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -67,8 +149,6 @@ pub(super) struct RetainedScan {
     pub(super) shard: ShardId,
     /// `None`: that shard has been asked for a slice.
     pub(super) scan: Option<Scan>,
-    /// Names it to other shards.
-    pub(super) serial: u64,
     /// The newest of the changes here that were under way when it came to them.
     pub(super) upto: Option<u64>,
 }
@@ -140,6 +220,8 @@ pub(super) struct Outgoing {
     pub(super) fetching: bool,
     /// Deliveries in the queue that a retained scan put there.
     pub(super) scanned: usize,
+    /// How many at the queue's front came back from others.
+    returned: usize,
 }
 
 #[derive(Debug)]
@@ -173,6 +255,7 @@ impl Outgoing {
             next_id: PacketId::FIRST,
             fetching: false,
             scanned: 0,
+            returned: 0,
         }
     }
 
@@ -216,6 +299,16 @@ impl Outgoing {
         self.queue.push_back(delivery);
     }
 
+    /// Back to where they came from, behind those that came back before.
+    pub(super) fn give_back(&mut self, deliveries: Vec<Delivery>) {
+        let rest = self.queue.split_off(self.returned.min(self.queue.len()));
+        self.returned = self.queue.len() + deliveries.len();
+        for delivery in deliveries {
+            self.push_queue(delivery);
+        }
+        self.queue.extend(rest);
+    }
+
     /// Back to where it came from.
     pub(super) fn push_front(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.size as usize;
@@ -225,9 +318,16 @@ impl Outgoing {
 
     pub(super) fn pop_queue(&mut self) -> Option<Delivery> {
         let delivery = self.queue.pop_front()?;
+        self.returned = self.returned.saturating_sub(1);
         self.queue_bytes -= delivery.size as usize;
         self.scanned -= usize::from(delivery.origin == Origin::Retained);
         Some(delivery)
+    }
+
+    /// Whether this message waits or is in flight; mostly it came lately.
+    pub(super) fn holds(&self, message: MessageId) -> bool {
+        let inflight = self.inflight.iter().map(|entry| &entry.delivery);
+        self.queue.iter().rev().chain(inflight.rev()).any(|delivery| delivery.message_id() == message)
     }
 
     /// Whether a retained copy of `topic` waits.
@@ -285,6 +385,9 @@ impl Outgoing {
                 self.queue.push_back(delivery);
             }
         }
+        if !removed.is_empty() {
+            self.returned = 0;
+        }
         removed
     }
 
@@ -311,7 +414,7 @@ impl Outgoing {
     }
 
     /// Positions at the queue's front that lie only in the store.
-    pub(super) fn stored_front(&self, most: usize) -> Vec<super::message::MessageId> {
+    pub(super) fn stored_front(&self, most: usize) -> Vec<MessageId> {
         self.queue
             .iter()
             .map_while(|delivery| match delivery.body {

@@ -1,5 +1,6 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
+use std::collections::btree_map::Entry;
 use std::time::Instant;
 
 use super::change::{Change, Ticket};
@@ -105,10 +106,10 @@ impl Core {
             });
         }
         if filter.share().is_some() && !self.is_home(filter.as_str()) {
-            known_by.push(self.join_elsewhere(now, at, filter, subscriber, out));
+            known_by.push(self.join_elsewhere(now, at, filter, known, subscriber, out));
         } else {
             self.index.insert(filter, known, subscriber);
-            known_by.extend((!known).then(|| self.want(now, filter, out)).flatten());
+            known_by.extend(if known { self.all_know(filter) } else { self.want(now, filter, out) });
         }
         // [MQTT-3.3.1-9], [MQTT-3.3.1-10], [MQTT-3.3.1-11]: retain handling. Section 4.8.2: a shared
         // subscription gets none.
@@ -120,8 +121,7 @@ impl Core {
         if wanted && filter.share().is_none() && (self.retains_anything() || !self.border.is_alone()) {
             self.begin_scan(at, filter, subscription);
         } else {
-            let scans = &mut self.sessions[at as usize].scans;
-            let under_way = scans.iter_mut().find(|scan| *scan.filter == *filter.as_str());
+            let under_way = self.sessions[at as usize].scans.of_mut(filter.as_str());
             under_way.into_iter().for_each(|scan| scan.subscription = subscription);
         }
         Ok(match entry.options.qos {
@@ -155,7 +155,7 @@ impl Core {
                     ReasonCode::TopicFilterInvalid
                 }
                 Ok(filter) if session.subscriptions.swap_remove(text).is_some() => {
-                    session.scans.retain(|scan| &*scan.filter != text);
+                    session.scans.remove(text);
                     if session.scans.is_empty() {
                         session.live.clear();
                     }
@@ -180,11 +180,16 @@ impl Core {
     /// Takes a session's filter out of the index, or of the shared subscription that another shard has.
     pub(super) fn forget_filter(&mut self, now: Instant, at: u32, filter: Filter<'_>, out: &mut impl Outbox) {
         if filter.share().is_some() && !self.is_home(filter.as_str()) {
+            let owner = self.home(filter.as_str());
             let session = &mut self.sessions[at as usize];
-            session.shared_elsewhere.retain(|share| **share != *filter.as_str());
-            let client = session.client.clone();
-            let leave = Content::Leave { share: filter.as_str().into(), client };
-            self.tell(now, self.home(filter.as_str()), leave, out);
+            if let Entry::Occupied(mut count) = session.shared_at.entry(owner) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+            let leave = Content::Leave { share: filter.as_str().into(), client: session.client.clone() };
+            self.tell(now, owner, leave, out);
         } else if self.index.remove(filter, at) {
             self.unwant(now, filter, out);
         }

@@ -13,8 +13,8 @@ mod turn;
 mod wire;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
@@ -49,7 +49,6 @@ pub(crate) enum Message {
 }
 
 /// One shard's inbox and what wakes it.
-#[derive(Clone)]
 pub(crate) struct Inbox {
     messages: mpsc::Sender<Message>,
     waker: Arc<mio::Waker>,
@@ -62,23 +61,37 @@ impl Inbox {
     }
 }
 
-/// A shard's way to the others.
+/// All shards' inboxes. Once the last [`Handle`] is gone the shards are told so, and end.
+struct Inboxes(Vec<Inbox>);
+
+impl Drop for Inboxes {
+    fn drop(&mut self) {
+        for Inbox { messages, waker } in self.0.drain(..) {
+            drop(messages);
+            let _ = waker.wake();
+        }
+    }
+}
+
+/// A shard's way to the others, which does not keep them alive.
 pub(crate) struct Peers {
     me: ShardId,
-    inboxes: Arc<[Inbox]>,
+    inboxes: Weak<Inboxes>,
 }
 
 impl Peers {
     fn tell(&self, to: ShardId, letter: Letter) {
         // One that has stopped needs to know nothing any more.
-        let _ = self.inboxes[usize::from(to.0)].send(Message::Letter(self.me, letter));
+        if let Some(inboxes) = self.inboxes.upgrade() {
+            let _ = inboxes.0[usize::from(to.0)].send(Message::Letter(self.me, letter));
+        }
     }
 }
 
 /// The way into a broker's running shards. Cloning it is cheap; nothing here blocks.
 #[derive(Clone)]
 pub struct Handle {
-    shards: Arc<[Inbox]>,
+    shards: Arc<Inboxes>,
     seed: [u64; 4],
 }
 
@@ -89,13 +102,13 @@ pub struct Stopped;
 
 impl Handle {
     fn send_all(&self, message: impl Fn() -> Message) -> Result<(), Stopped> {
-        self.shards.iter().try_for_each(|shard| shard.send(message()))
+        self.shards.0.iter().try_for_each(|shard| shard.send(message()))
     }
 
     /// Asks all shards at once; gives their answers in their order.
     async fn ask_all<T>(&self, message: impl Fn(oneshot::Sender<T>) -> Message) -> Result<Vec<T>, Stopped> {
-        let mut asked = Vec::with_capacity(self.shards.len());
-        for shard in &*self.shards {
+        let mut asked = Vec::with_capacity(self.shards.0.len());
+        for shard in &self.shards.0 {
             let (answer, answered) = oneshot::channel();
             shard.send(message(answer))?;
             asked.push(answered);
@@ -109,8 +122,8 @@ impl Handle {
 
     /// Takes over a client that the gate let in.
     pub fn adopt(&self, handover: Handover) -> Result<(), Stopped> {
-        let shard = Core::shard_of(self.seed, self.shards.len() as u16, &handover.client);
-        self.shards[usize::from(shard.0)].send(Message::Adopt(Box::new(handover)))
+        let shard = Core::shard_of(self.seed, self.shards.0.len() as u16, &handover.client);
+        self.shards.0[usize::from(shard.0)].send(Message::Adopt(Box::new(handover)))
     }
 
     pub fn configure(&self, limits: &Limits, acl: &Arc<Acl>) -> Result<(), Stopped> {
@@ -174,28 +187,30 @@ pub fn spawn(start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
         let poll = mio::Poll::new()?;
         let waker = Arc::new(mio::Waker::new(poll.registry(), turn::WAKER)?);
         let (messages, inbox) = mpsc::channel();
-        inboxes.push(Inbox { messages, waker });
-        ends.push((poll, inbox));
+        inboxes.push(Inbox { messages, waker: waker.clone() });
+        ends.push((poll, inbox, waker));
     }
-    let shards: Arc<[Inbox]> = inboxes.into();
+    let shards = Arc::new(Inboxes(inboxes));
     let commits = Arc::new(Histogram::default());
     let mut threads = Vec::new();
-    for (at, ((poll, inbox), store)) in ends.into_iter().zip(start.stores).enumerate() {
+    for (at, ((poll, inbox, waker), store)) in ends.into_iter().zip(start.stores).enumerate() {
         let me = ShardId(at as u16);
         let options = Options {
             limits: start.limits.clone(),
             durable: start.durable,
             seed,
             shard: me,
-            shards: shards.len() as u16,
+            shards: shards.0.len() as u16,
             methods: start.methods.clone(),
         };
         let core = Core::new(options, start.acl.clone());
-        let peers = Peers { me, inboxes: shards.clone() };
+        let peers = Peers { me, inboxes: Arc::downgrade(&shards) };
         let commits = commits.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("shard-{at}"))
-            .spawn(move || turn::Shard::new(poll, inbox, core, store, commits, peers).run())?;
+        let thread = std::thread::Builder::new().name(format!("shard-{at}")).spawn(move || {
+            turn::Shard::new(poll, inbox, core, store, commits, peers).run();
+            // A waker that is gone before its event was seen wakes nobody.
+            drop(waker);
+        })?;
         threads.push(thread);
     }
     Ok((Handle { shards, seed }, threads))

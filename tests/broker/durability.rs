@@ -353,3 +353,21 @@ fn a_will_of_a_connect_that_was_refused_is_not_published() {
     assert_eq!(rig.take(id), ["CONNACK 0x97"]);
     assert!(rig.take(watcher).is_empty());
 }
+
+#[test]
+fn retained_qos_0_that_waits_for_the_store_stops_its_publisher_in_the_end() {
+    let (mut rig, publisher, _) = held();
+    for at in 0..999 {
+        rig.retain(publisher, "other", &at.to_string());
+    }
+    assert!(!rig.core.must_wait(publisher));
+    rig.retain(publisher, "other", "999");
+    assert!(rig.core.must_wait(publisher));
+    rig.out.store.set_failing(true);
+    rig.retain(publisher, "other", "lost");
+    rig.commit(2_000);
+    assert!(!rig.core.must_wait(publisher));
+    assert_eq!(rig.closing(publisher), None, "nobody is told of QoS 0");
+    assert_eq!(rig.core.counters().dropped.store_failed, 1);
+    assert!(rig.take(publisher).is_empty());
+}

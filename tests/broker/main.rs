@@ -17,6 +17,7 @@ mod recorder;
 mod rig;
 
 mod access;
+mod border;
 mod delivery;
 mod durability;
 mod limits;

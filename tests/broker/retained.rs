@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use lockgate::broker::ConnectionId;
+use lockgate::broker::{ConnectionId, Limits};
 
 use crate::rig::{Rig, client};
 
@@ -244,4 +244,36 @@ fn a_live_message_that_waits_its_turn_voids_nothing() {
     assert_eq!(rig.take(id), ["PUBLISH b old q1 #2 retain"]);
     rig.puback(id, 2);
     assert_eq!(rig.take(id), ["PUBLISH b live q1 #3"]);
+}
+
+#[test]
+fn a_scan_brings_no_more_at_once_than_a_queue_may_hold() {
+    for (messages, bytes) in [(3, 1_000_000), (1_000, 20)] {
+        let limits = |limits: &mut Limits| {
+            (limits.queued_messages_max, limits.queued_bytes_max, limits.inflight_max) = (messages, bytes, 1)
+        };
+        let mut rig = Rig::limited(limits);
+        let publisher = rig.join(client("p"));
+        for at in 0..30 {
+            rig.publish_with(publisher, &format!("t/{at:02}"), "12", 0b011, 1, &[]);
+        }
+        // Longer than the whole queue may be: a client that is there can take it all the same.
+        rig.publish_with(publisher, "t/99", &"long".repeat(10), 0b011, 1, &[]);
+        let id = rig.join(client("s"));
+        rig.subscribe_with(id, &[("t/#", 1)], &[]);
+        let mut count = 0;
+        for _ in 0..200 {
+            let session = rig.core.sessions().into_iter().find(|session| session.client.as_str() == "s").unwrap();
+            assert!(session.queued_messages <= messages, "{session:?}");
+            assert!(session.queued_bytes <= bytes.max(50), "{session:?}");
+            for text in rig.take(id).iter().filter(|text| text.starts_with("PUBLISH")) {
+                count += 1;
+                if let Some(packet_id) = text.split(' ').find_map(|part| part.strip_prefix('#')) {
+                    rig.puback(id, packet_id.parse().unwrap());
+                }
+            }
+            rig.handle_timer();
+        }
+        assert_eq!((count, rig.core.counters().dropped.queue_full), (31, 0));
+    }
 }

@@ -186,3 +186,59 @@ fn a_busy_member_is_passed_over() {
     }
     assert!(rig.take(stalled).len() <= 1);
 }
+
+#[test]
+fn what_lies_in_the_store_goes_only_to_a_member_that_may_read_it() {
+    let limits = Limits { slice: 2, ..Limits::default() };
+    let mut rig = Rig::with(limits.clone(), Acl::open(), true);
+    let publisher = rig.join(client("p"));
+    let first = member(&mut rig, client("m1").kept(), 1);
+    rig.lose(first);
+    for at in 1..=5 {
+        rig.publish(publisher, "t", &at.to_string(), 1, at);
+    }
+    let blind = rig.join(Client { identity: Some("blind"), ..client("blind") });
+    rig.subscribe(blind, "$share/g/t", 1);
+    let second = rig.join(Client { identity: Some("sees"), ..client("m2").kept() });
+    rig.subscribe(second, "$share/g/t", 1);
+    rig.core.configure(&limits, &Acl::parse("user sees\ntopic readwrite #\n").unwrap().into());
+    rig.advance(Duration::from_secs(3_601));
+    let got: Vec<String> = rig.take(second);
+    let payloads: Vec<&str> = got.iter().map(|text| text.split(' ').nth(2).unwrap()).collect();
+    assert_eq!(payloads, ["1", "2", "3", "4", "5"], "in their order, with more than one fetch");
+    assert!(!rig.take(blind).iter().any(|text| text.starts_with("PUBLISH")));
+    for packet_id in 1..=5 {
+        rig.puback(second, packet_id);
+    }
+    assert_eq!(rig.out.store.len(), 0);
+}
+
+#[test]
+fn a_message_that_goes_on_to_a_qos_0_member_leaves_nothing_in_the_store() {
+    let mut rig = Rig::durable();
+    let publisher = rig.join(client("p"));
+    let first = member(&mut rig, client("m1").kept(), 1);
+    rig.lose(first);
+    rig.publish(publisher, "t", "x", 1, 1);
+    assert_eq!(rig.out.store.len(), 1);
+    let second = member(&mut rig, client("m2"), 0);
+    rig.advance(Duration::from_secs(3_601));
+    assert_eq!(rig.take(second), ["PUBLISH t x"]);
+    assert_eq!(rig.out.store.len(), 0);
+}
+
+#[test]
+fn a_message_that_goes_on_to_a_session_that_is_kept_is_written_down() {
+    let mut rig = Rig::durable();
+    let publisher = rig.join(client("p"));
+    let first = member(&mut rig, client("m1"), 1);
+    rig.publish(publisher, "t", "x", 1, 1);
+    assert_eq!(rig.take(first), ["PUBLISH t x q1 #1"]);
+    assert_eq!(rig.out.store.len(), 0);
+    let second = member(&mut rig, client("m2").kept(), 1);
+    rig.lose(first);
+    assert_eq!(rig.out.store.len(), 1);
+    assert_eq!(rig.take(second), ["PUBLISH t x q1 #1"]);
+    rig.puback(second, 1);
+    assert_eq!(rig.out.store.len(), 0);
+}

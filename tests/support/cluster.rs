@@ -51,7 +51,6 @@ impl Cluster {
             }
             Input::Received(id, _) | Input::Malformed(id, _) | Input::Drained(id) | Input::Lost(id) => self.homes[id],
             Input::Committed(ticket) | Input::Failed(ticket) => (ticket.0 % u64::from(shards)) as usize,
-            Input::Fetched(client, _) => usize::from(Core::shard_of(self.seed, shards, client).0),
             Input::Command(Command::Kick(id, _)) => self.homes[id],
             Input::Command(Command::Forget(identity)) => {
                 let identity = identity.clone();
@@ -62,7 +61,7 @@ impl Cluster {
                 return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));
             }
             Input::Timer => return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Timer, out)),
-            Input::Heard(..) => unreachable!("letters are taken from the inboxes"),
+            Input::Heard(..) | Input::Fetched(..) => unreachable!("taken from the inboxes and the store"),
         };
         self.turn(home, now, input, out);
     }
@@ -101,13 +100,18 @@ impl Cluster {
             };
             self.handle(now, input, out);
             true
-        } else if let Some((client, wanted)) = out.fetched.pop() {
+        } else if let Some((from, client, wanted)) = out.fetched.pop() {
             let found = wanted.into_iter().map(|id| (id, out.store.fetch(id))).collect();
-            self.handle(now, Input::Fetched(client, found), out);
+            self.turn(usize::from(from.0), now, Input::Fetched(client, found), out);
             true
         } else {
             false
         }
+    }
+
+    /// The shard that has a connection.
+    pub(crate) fn home(&self, id: ConnectionId) -> usize {
+        self.homes[&id]
     }
 
     pub(crate) fn len(&self) -> usize {

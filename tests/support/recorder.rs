@@ -14,7 +14,8 @@ pub(crate) struct Recorder {
     pub(crate) stalled: BTreeMap<ConnectionId, usize>,
     pub(crate) closed: BTreeMap<ConnectionId, Closing>,
     pub(crate) store: MemoryStore,
-    pub(crate) fetched: Vec<(ClientId, Vec<MessageId>)>,
+    /// What a shard wants from the store, and for whom.
+    pub(crate) fetched: Vec<(ShardId, ClientId, Vec<MessageId>)>,
     pub(crate) notes: Vec<String>,
     /// Say what is persisted and told.
     pub(crate) trace: bool,
@@ -57,7 +58,7 @@ impl Outbox for Recorder {
     }
 
     fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
-        self.fetched.push((client.clone(), messages.to_vec()));
+        self.fetched.push((self.speaking, client.clone(), messages.to_vec()));
     }
 
     fn tell(&mut self, to: ShardId, letter: Letter) {

@@ -20,6 +20,8 @@ pub(crate) struct Rig {
     pub(crate) core: Cluster,
     pub(crate) out: Recorder,
     pub(crate) now: Instant,
+    /// The shards do not read their letters.
+    pub(crate) deaf: bool,
     next: u32,
     versions: BTreeMap<ConnectionId, Version>,
 }
@@ -107,6 +109,7 @@ impl Rig {
             core: Cluster::new(shards, &limits, &Arc::new(acl), durable, &methods),
             out: Recorder::default(),
             now: Instant::now(),
+            deaf: false,
             next: 0,
             versions: BTreeMap::new(),
         }
@@ -124,11 +127,12 @@ impl Rig {
     /// Gives the shards their letters and the store's answers until there are none.
     pub(crate) fn settle(&mut self) {
         loop {
-            if self.core.hear_all(self.now, &mut self.out) || self.core.answer(self.now, &mut self.out) {
+            let heard = !self.deaf && self.core.hear_all(self.now, &mut self.out);
+            if heard || self.core.answer(self.now, &mut self.out) {
                 continue;
             }
             // Alone, a core does the first slice of its work at once; shards ask each other for it.
-            let due = self.core.next_deadline(self.now).is_some_and(|at| at <= self.now);
+            let due = !self.deaf && self.core.next_deadline(self.now).is_some_and(|at| at <= self.now);
             if self.core.len() == 1 || !due {
                 return;
             }
