@@ -242,12 +242,9 @@ impl Core {
                 None => self.tell(now, self.home(&moved.share), Content::Move(moved), out),
             },
             Content::Returned(moved) => {
-                let at = self.by_client.get(&moved.client).copied();
                 self.give_back(now, [moved].into(), out);
-                if let Some(at) = at {
-                    self.pump(now, at, out);
-                }
             }
+            Content::Drain { share } => self.drain(now, share, out),
             Content::Scan { client, serial, scan } => self.scan_for(now, from, client, serial, scan, out),
             Content::Scanned { client, serial, slice } => self.scanned(now, &client, serial, *slice, out),
         }

@@ -1,6 +1,7 @@
 //! Durable changes as plain data: what the store writes down and gives back at start.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::message::{Message, MessageId};
 use crate::codec::SubscriptionOptions;
@@ -21,7 +22,8 @@ pub enum Change {
         will: Option<Arc<StoredWill>>,
         connected: bool,
     },
-    /// A session is gone with everything in it.
+    /// A session is gone with everything in it. Messages of shared subscriptions that others can take
+    /// [MQTT-4.8.2-5] go to their group: a client named U+0000 and the shared filter.
     SessionEnded {
         client: ClientId,
     },
@@ -63,11 +65,10 @@ pub enum Change {
         message: MessageId,
         packet_id: Option<PacketId>,
     },
-    /// A message of a shared subscription goes to another session than the one that it waited for. Where
-    /// that one ends first, it goes to the group: a client named U+0000 and the shared filter.
+    /// A message of a shared subscription goes to another session than the one that it waited for.
     Moved {
         message: MessageId,
-        /// The message, where it is at hand.
+        /// The message, where the store does not have it.
         body: Option<Arc<Message>>,
         from: ClientId,
         /// Its outgoing identifier there, if it had one.
@@ -79,13 +80,33 @@ pub enum Change {
         client: ClientId,
         packet_id: PacketId,
     },
+    /// Messages of a shared subscription that a client will not be sent: they go to the group. Those
+    /// named, and, if `stored`, all that the core does not have at hand.
+    GivenUp {
+        client: ClientId,
+        share: Arc<str>,
+        messages: Vec<MessageId>,
+        stored: bool,
+    },
+    /// The first message that waits for a client and that the core does not have at hand is dropped.
+    DroppedFirst {
+        client: ClientId,
+    },
 }
 
 impl Change {
     /// Whether a store may answer that it could not keep this: then whoever asked for it is told so. What
     /// only notes that something is over it has to write down when it can.
     pub fn may_fail(&self) -> bool {
-        !matches!(self, Change::Done { .. } | Change::Moved { .. } | Change::SessionEnded { .. })
+        !matches!(
+            self,
+            Change::Done { .. }
+                | Change::Moved { .. }
+                | Change::SessionEnded { .. }
+                | Change::Session { connected: false, .. }
+                | Change::GivenUp { .. }
+                | Change::DroppedFirst { .. }
+        )
     }
 }
 
@@ -100,6 +121,84 @@ pub struct QueuedFor {
     pub subscription_identifiers: Vec<u32>,
     /// The shared subscription that brought it, by its filter.
     pub shared: Option<Arc<str>>,
+    /// The core has it in memory: the store need not give it to it.
+    pub at_hand: bool,
+}
+
+/// What is wanted of a client's queue in the store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// The first so many that the core does not have at hand, and has not sent.
+    Next(usize),
+    These(Vec<MessageId>),
+}
+
+/// One message of a queue, brought back.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub id: MessageId,
+    pub to: QueuedFor,
+    /// As it was published; its QoS in the queue may be lower.
+    pub published: QoS,
+    /// `None`: it cannot be read any more.
+    pub message: Option<Arc<Message>>,
+}
+
+/// What a store gives back at start.
+#[derive(Debug, Default)]
+pub struct Restored {
+    pub sessions: Vec<RestoredSession>,
+    /// Shared subscriptions with messages that have no member, as clients.
+    pub groups: Vec<ClientId>,
+    pub retained: Vec<Arc<Message>>,
+    /// Topics whose retained message cannot be read any more.
+    pub unreadable: Vec<Box<str>>,
+    /// Message identifiers below this are used.
+    pub next_message: u64,
+}
+
+#[derive(Debug)]
+pub struct RestoredSession {
+    pub client: ClientId,
+    /// Otherwise a queue alone is left of it.
+    pub is_session: bool,
+    pub identity: Option<Identity>,
+    pub connected: bool,
+    pub expiry_interval_secs: u32,
+    /// What is left of that.
+    pub expires_in: Duration,
+    pub will: Option<Arc<StoredWill>>,
+    /// What is left of its delay.
+    pub will_in: Duration,
+    pub subscriptions: Vec<RestoredSubscription>,
+    /// Inbound QoS 2 identifiers.
+    pub received: Vec<PacketId>,
+    /// First those that are released, in the order of their PUBREC.
+    pub inflight: Vec<RestoredInflight>,
+    /// Those that wait: what each counts, and the shared subscription that brought it.
+    pub waiting: Vec<(u32, Option<Arc<str>>)>,
+}
+
+#[derive(Debug)]
+pub struct RestoredSubscription {
+    pub filter: Box<str>,
+    pub options: SubscriptionOptions,
+    pub identifier: Option<u32>,
+}
+
+#[derive(Debug)]
+pub struct RestoredInflight {
+    pub packet_id: PacketId,
+    pub message: MessageId,
+    /// `None`: PUBREC came.
+    pub sent: Option<RestoredPosition>,
+}
+
+#[derive(Debug)]
+pub struct RestoredPosition {
+    pub size: u32,
+    pub published: QoS,
+    pub to: QueuedFor,
 }
 
 /// A Will as it is kept until it is published or withdrawn.

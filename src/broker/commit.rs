@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::change::{Change, Ticket};
+use super::change::{Change, Fetched, QueuedFor, Ticket};
 use super::connection::{ConnectionId, Held, HeldKind};
 use super::letter::{Content, Move, ShardId};
-use super::message::{Body, Message, MessageId};
+use super::message::{Body, Delivery, Message, MessageId, Origin};
 use super::outbox::{Closing, Outbox};
-use super::session::State;
 use super::timers::Timer;
 use super::violation::Violation;
 use super::{Core, dialect};
@@ -35,9 +34,13 @@ pub(super) enum Waiting {
     Inbound(ClientId, PacketId),
     /// A copy that waits in a queue without being held: gone if its message could not be kept.
     Queued(ClientId, MessageId),
+    /// A message that the store alone has for this session: it can be fetched from now on.
+    Stored { client: ClientId, session: u64, size: u32, share: Option<Arc<str>> },
+    /// Messages of these shared subscriptions lie in the store without a member.
+    Drain(Vec<Arc<str>>),
     /// A copy for a session that the store learns of later than the session: if that is done with it by
     /// then, the store has to be told once more.
-    Deferred { client: ClientId, session: u64, message: MessageId },
+    Deferred { to: Box<QueuedFor>, session: u64, message: MessageId },
     /// A topic's retained message: kept (or cleared: `None`) once it is safe.
     Retain { topic: Box<str>, change: u64, message: Option<Arc<Message>> },
     /// It is one part of another ticket.
@@ -168,20 +171,41 @@ impl Core {
                     }
                 }
                 Waiting::Inbound(..) | Waiting::Queued(..) => {}
-                Waiting::Deferred { client, session, message } => {
-                    let at = self.by_client.get(&client).map(|at| &self.sessions[*at as usize]);
-                    let waits = at.is_some_and(|at| at.serial == session && at.outgoing.holds(message));
-                    if !waits {
-                        self.persist(vec![Change::Done { client, message, packet_id: None }], out);
+                Waiting::Stored { client, .. } => {
+                    if let Some(&session) = self.by_client.get(&client) {
+                        self.pump(now, session, out);
                     }
                 }
+                Waiting::Drain(shares) => shares.into_iter().for_each(|share| self.drain(now, share, out)),
+                Waiting::Deferred { to, session, message } => self.deferred_committed(*to, session, message, out),
                 Waiting::Retain { topic, change, message } => {
                     self.retain_committed(now, &topic, change, message, out);
                 }
                 Waiting::Part(of) => self.part_done(now, of, out),
                 Waiting::Settle(holders) => self.settle(now, &holders, true, out),
                 Waiting::Tell(to, content) => self.tell(now, to, *content, out),
-                Waiting::Move(moved) => self.move_all(now, [moved].into(), out),
+                Waiting::Move(moved) => self.move_on(now, [moved].into(), out),
+            }
+        }
+    }
+
+    /// The store has learnt of a copy later than its session: that may be done with it, or gone.
+    fn deferred_committed(&mut self, to: QueuedFor, session: u64, message: MessageId, out: &mut impl Outbox) {
+        let at = self.by_client.get(&to.client).map(|at| &self.sessions[*at as usize]);
+        let at = at.filter(|at| at.serial == session);
+        if at.is_some_and(|at| !to.at_hand || at.outgoing.holds(message)) {
+            return;
+        }
+        let client = to.client;
+        match to.shared.filter(|_| at.is_none()) {
+            // Others can take it.
+            Some(share) => {
+                let change = Change::GivenUp { client, share: share.clone(), messages: vec![message], stored: false };
+                let ticket = self.persist(vec![change], out);
+                self.wait(ticket, Waiting::Drain(vec![share]));
+            }
+            None => {
+                self.persist(vec![Change::Done { client, message, packet_id: None }], out);
             }
         }
     }
@@ -307,7 +331,16 @@ impl Core {
                 Waiting::Tell(to, content) => self.tell(now, to, *content, out),
                 Waiting::Move(moved) => {
                     self.counters.dropped.store_failed += 1;
-                    self.move_failed(*moved, out);
+                    drop(moved);
+                }
+                // What only notes that something is over does not fail.
+                Waiting::Drain(_) => {}
+                Waiting::Stored { client, session, size, share } => {
+                    let at = self.by_client.get(&client).copied();
+                    if let Some(at) = at.filter(|at| self.sessions[*at as usize].serial == session) {
+                        let gone = self.sessions[at as usize].outgoing.unpush_stored(size, share.as_ref());
+                        self.counters.dropped.store_failed += u64::from(gone);
+                    }
                 }
             }
         }
@@ -370,50 +403,61 @@ impl Core {
         }
     }
 
+    /// The store brought messages of a queue, or of a group.
     pub(super) fn fetched(
         &mut self,
         now: Instant,
         client: &ClientId,
-        messages: Vec<(MessageId, Option<Arc<Message>>)>,
+        number: u64,
+        messages: Vec<Fetched>,
         out: &mut impl Outbox,
     ) {
-        if let Some(number) = super::shared::moving_number(client) {
-            return self.moving_fetched(now, number, messages, out);
+        if let Some(share) = super::shared::group_of(client) {
+            return self.drained_from_store(now, share, client, messages, out);
         }
         let Some(&at) = self.by_client.get(client) else { return };
-        let outgoing = &mut self.sessions[at as usize].outgoing;
-        outgoing.fetching = false;
-        for (id, message) in messages {
-            let published = outgoing.inflight.iter_mut().find(|entry| {
-                entry.state == State::Published && matches!(entry.delivery.body, Body::Stored(stored) if stored == id)
-            });
-            if let (Some(entry), Some(message)) = (published, &message) {
-                entry.delivery.body = Body::Here(message.clone());
-                continue;
-            }
-            if message.is_none() {
-                let gone = |entry: &super::session::Inflight| {
-                    entry.state == State::Published
-                        && matches!(entry.delivery.body, Body::Stored(stored) if stored == id)
-                };
-                if let Some(at) = outgoing.inflight.iter().position(gone) {
-                    outgoing.remove(at);
-                }
-            }
-            let found = |delivery: &&mut super::message::Delivery| matches!(delivery.body, Body::Stored(stored) if stored == id);
-            match message {
-                Some(message) => {
-                    // Fetched from the front: it is among the first.
-                    if let Some(delivery) = outgoing.queue.iter_mut().find(found) {
-                        delivery.body = Body::Here(message);
-                    }
-                }
-                None => {
-                    outgoing.remove_queued(|delivery| matches!(delivery.body, Body::Stored(stored) if stored == id));
-                    self.counters.dropped.store_failed += 1;
-                }
-            }
+        // Asked on an earlier connection: the store was told to forget that.
+        if self.sessions[at as usize].outgoing.fetching != number {
+            return;
         }
-        self.pump(now, at, out);
+        self.sessions[at as usize].outgoing.fetching = 0;
+        let is_over = messages.is_empty();
+        for fetched in messages {
+            self.fetched_one(at, fetched, out);
+        }
+        if !is_over {
+            self.pump(now, at, out);
+        }
+    }
+
+    fn fetched_one(&mut self, at: u32, fetched: Fetched, out: &mut impl Outbox) {
+        let Fetched { id, to, published, message } = fetched;
+        let outgoing = &mut self.sessions[at as usize].outgoing;
+        let sent = to.packet_id.and_then(|packet_id| outgoing.find(packet_id));
+        if sent.is_none() {
+            outgoing.pop_stored();
+        }
+        let Some(message) = message else {
+            // It cannot be read any more.
+            self.counters.dropped.store_failed += 1;
+            sent.map(|sent| outgoing.remove(sent));
+            let change = Change::Done { client: to.client, message: id, packet_id: to.packet_id };
+            self.persist(vec![change], out);
+            return;
+        };
+        match sent {
+            Some(sent) => outgoing.inflight[sent].delivery.body = Body::Here(message),
+            None => outgoing.push_queue(Delivery {
+                size: message.size() as u32,
+                body: Body::Here(message),
+                qos: to.qos,
+                retain: to.retain,
+                kept: true,
+                identifiers: to.subscription_identifiers.into(),
+                hold: None,
+                origin: to.shared.map_or(Origin::Live, Origin::Shared),
+                published,
+            }),
+        }
     }
 }

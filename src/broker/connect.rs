@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indexmap::IndexMap;
 
 use super::change::{Change, StoredWill};
+use super::commit::Waiting;
 use super::connection::{Before, Connection, ConnectionId, HeldKind, SentAliases};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
@@ -367,8 +368,8 @@ impl Core {
             // Section 3.1.2.11.2: the session ends with its connection, and the will with it.
             return self.end_session(now, at, out);
         }
+        self.leave_to_store(at, out);
         self.rehome(now, at, None, Departure::Disconnected, out);
-        self.sessions[at as usize].outgoing.drop_qos_0();
         self.tell_rank(now, at, out);
         let session = &mut self.sessions[at as usize];
         if expiry_secs != u32::MAX {
@@ -386,6 +387,16 @@ impl Core {
             }
         }
         self.persist_session(at, false, out);
+    }
+
+    /// Nobody is there to take what waits: what the store has is left to it.
+    fn leave_to_store(&mut self, at: u32, out: &mut impl Outbox) {
+        let session = &mut self.sessions[at as usize];
+        session.outgoing.drop_qos_0();
+        if self.options.durable && session.is_durable() {
+            session.outgoing.unload();
+            out.rewind(&session.client, session.outgoing.at_hand());
+        }
     }
 
     /// A client that never had its CONNACK has changed nothing [MQTT-3.2.2-3]: its session is as it was,
@@ -411,7 +422,7 @@ impl Core {
                 if let Some(expires) = expires {
                     self.timers.set(expires, Timer::SessionExpiry(at));
                 }
-                self.sessions[at as usize].outgoing.drop_qos_0();
+                self.leave_to_store(at, out);
                 self.persist_session(at, false, out);
                 self.tell_rank(now, at, out);
                 // Taken over, it had neither: it waits from now on.
@@ -441,7 +452,7 @@ impl Core {
         for filter in filters.keys() {
             self.forget_filter(now, at, Filter::from_parsed(filter), out);
         }
-        self.rehome(now, at, None, Departure::Ended, out);
+        let left = self.rehome(now, at, None, Departure::Ended, out);
         self.publish_will(now, at, out);
         let session = self.sessions.remove(at as usize);
         if let Some(due) = session.retry {
@@ -449,7 +460,10 @@ impl Core {
         }
         self.by_client.remove(&session.client);
         if self.options.durable && session.is_durable() {
-            self.persist(vec![Change::SessionEnded { client: session.client.clone() }], out);
+            let ticket = self.persist(vec![Change::SessionEnded { client: session.client.clone() }], out);
+            if !left.is_empty() {
+                self.wait(ticket, Waiting::Drain(left));
+            }
         }
     }
 
@@ -486,7 +500,7 @@ impl Core {
     }
 
     /// Writes down how a session stands, where it is written down at all.
-    fn persist_session(&mut self, at: u32, connected: bool, out: &mut impl Outbox) {
+    pub(super) fn persist_session(&mut self, at: u32, connected: bool, out: &mut impl Outbox) {
         let session = &self.sessions[at as usize];
         if !self.options.durable || !session.is_durable() {
             return;

@@ -8,7 +8,7 @@ use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin};
 use super::retained::Scan;
 use super::session::Session;
 use super::shared::{Departure, Elsewhere, Rank};
-use crate::types::{ClientId, PacketId, QoS};
+use crate::types::{ClientId, QoS};
 
 /// Names one of a broker's shards, from 0 on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -63,6 +63,10 @@ pub(super) enum Content {
     Rank {
         client: ClientId,
         rank: Rank,
+    },
+    /// To the owner of a shared subscription: the store has messages of it that have no member.
+    Drain {
+        share: Arc<str>,
     },
     /// To the owner of a shared subscription: a message whose member goes.
     Move(Box<Move>),
@@ -133,9 +137,8 @@ pub(super) struct Move {
     /// The member that it was for, and its session.
     pub(super) client: ClientId,
     pub(super) session: u64,
-    /// For whom it lies in the store, if it does: that member, or the group.
+    /// For whom it lies in the store, if it does: the group.
     pub(super) kept_for: Option<ClientId>,
-    pub(super) packet_id: Option<PacketId>,
     pub(super) message: MessageId,
     pub(super) body: Option<Arc<Message>>,
     pub(super) published: QoS,
@@ -148,22 +151,14 @@ pub(super) struct Move {
 }
 
 impl Move {
-    pub(super) fn new(
-        session: &Session,
-        delivery: Delivery,
-        packet_id: Option<PacketId>,
-        durable: bool,
-        departure: Departure,
-    ) -> Move {
+    pub(super) fn new(session: &Session, delivery: Delivery, departure: Departure) -> Move {
         let message = delivery.message_id();
         let Origin::Shared(share) = delivery.origin else { unreachable!("only those of shared subscriptions move") };
         Move {
             share,
             client: session.client.clone(),
             session: session.serial,
-            kept_for: (durable && session.is_durable() && delivery.qos != QoS::AtMostOnce)
-                .then(|| session.client.clone()),
-            packet_id,
+            kept_for: None,
             message,
             body: match delivery.body {
                 Body::Here(message) => Some(message),
@@ -181,6 +176,6 @@ impl Move {
     /// As the store is told for whom it waits from now on.
     pub(super) fn queued_for(&self, client: ClientId, qos: QoS, subscription_identifiers: Vec<u32>) -> QueuedFor {
         let shared = Some(self.share.clone());
-        QueuedFor { client, qos, packet_id: None, retain: false, subscription_identifiers, shared }
+        QueuedFor { client, qos, packet_id: None, retain: false, subscription_identifiers, shared, at_hand: false }
     }
 }

@@ -29,6 +29,19 @@ pub struct Message {
 }
 
 impl Message {
+    /// As a store has kept it.
+    pub fn new(
+        id: MessageId,
+        topic: Topic<'_>,
+        payload: Bytes,
+        forwarded: Box<[u8]>,
+        qos: QoS,
+        expires: Option<Instant>,
+        publisher: Option<ClientId>,
+    ) -> Message {
+        Message { id, topic: topic.as_str().into(), payload, forwarded, qos, expires, publisher }
+    }
+
     pub fn topic(&self) -> Topic<'_> {
         Topic::from_parsed(&self.topic)
     }
@@ -64,6 +77,8 @@ pub(super) struct Delivery {
     pub(super) body: Body,
     pub(super) qos: QoS,
     pub(super) retain: bool,
+    /// The store has it too.
+    pub(super) kept: bool,
     pub(super) identifiers: Identifiers,
     /// Not to leave before this is committed.
     pub(super) hold: Option<Ticket>,
@@ -86,7 +101,7 @@ pub(super) enum Origin {
 #[derive(Clone, Debug)]
 pub(super) enum Body {
     Here(Arc<Message>),
-    /// Only in the store: fetched when its turn comes.
+    /// Only in the store: of what was sent before a restart, until it is sent again.
     Stored(MessageId),
 }
 

@@ -7,7 +7,7 @@
 //! `connect` is a session's beginning and end, `receive` what a client may send, `subscribe` its
 //! subscriptions, `scan` the retained messages that they bring, `route` the way of a message to those
 //! who want it, `send` its way out, `shared` the members of shared subscriptions, `commit` what waits
-//! for the store, `border` what the shards of one broker tell each other.
+//! for the store, `restore` what it had at start, `border` what the shards of one broker tell each other.
 
 mod authenticate;
 mod border;
@@ -24,6 +24,7 @@ mod limits;
 mod message;
 mod outbox;
 mod receive;
+mod restore;
 mod retained;
 mod route;
 mod scan;
@@ -41,13 +42,17 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 
-pub use change::{Change, QueuedFor, StoredWill, Ticket};
+pub use change::{
+    Change, Fetched, QueuedFor, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
+    StoredWill, Ticket, Wanted,
+};
 pub use connection::ConnectionId;
 pub use counters::{Counters, Drops, Gauges, Refusals};
 pub use letter::{Letter, ShardId};
 pub use limits::{Limits, QueuePolicy};
 pub use message::{Message, MessageId};
 pub use outbox::{Admission, Closing, Command, Input, Note, Outbox, Payload};
+pub(crate) use shared::group_as_client;
 pub use snapshot::SessionSnapshot;
 pub use violation::Violation;
 
@@ -116,9 +121,10 @@ pub struct Core {
     parts: BTreeMap<Ticket, usize>,
     border: Border,
     elsewheres: shared::Elsewheres,
-    /// Messages of shared subscriptions on their way to another member that the store was asked for.
-    moving: BTreeMap<u64, VecDeque<Box<letter::Move>>>,
-    next_moving: u64,
+    /// Shared subscriptions of which the store was asked for messages without a member; whether more have
+    /// come since.
+    draining: BTreeMap<Arc<str>, bool>,
+    next_fetch: u64,
     next_ticket: u64,
     next_message: u64,
     counters: Counters,
@@ -160,8 +166,8 @@ impl Core {
             parts: BTreeMap::new(),
             border: Border::new(options.shard, options.shards),
             elsewheres: shared::Elsewheres::new(hasher.clone()),
-            moving: BTreeMap::new(),
-            next_moving: 0,
+            draining: BTreeMap::new(),
+            next_fetch: 0,
             // Numbers that no other shard of the broker gives.
             next_ticket: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
             next_message: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
@@ -184,7 +190,8 @@ impl Core {
             Input::Timer => self.timer(now, out),
             Input::Committed(ticket) => self.committed(now, ticket, out),
             Input::Failed(ticket) => self.failed(now, ticket, out),
-            Input::Fetched(client, messages) => self.fetched(now, &client, messages, out),
+            Input::Fetched(client, number, messages) => self.fetched(now, &client, number, messages, out),
+            Input::Restored(restored) => self.restore(now, restored, out),
             Input::Command(command) => self.command(now, command, out),
             Input::Heard(from, letter) => self.heard(now, from, letter.0, out),
         }

@@ -1,11 +1,9 @@
-use std::sync::Arc;
-
 use bytes::Bytes;
 
-use super::change::{Change, Ticket};
+use super::change::{Change, Fetched, Restored, Ticket, Wanted};
 use super::connection::ConnectionId;
 use super::letter::{Letter, ShardId};
-use super::message::{Message, MessageId};
+use super::message::MessageId;
 use super::violation::Violation;
 use crate::codec::{DecodeError, Packet};
 use crate::types::{ClientId, Identity, ReasonCode};
@@ -28,8 +26,10 @@ pub enum Input<'a> {
     Committed(Ticket),
     /// What was persisted under this ticket is not safe and will not be.
     Failed(Ticket),
-    /// The store's answer to [`Outbox::fetch`]: `None` for a message that it does not have.
-    Fetched(ClientId, Vec<(MessageId, Option<Arc<Message>>)>),
+    /// The store's answer to [`Outbox::fetch`], under the number given there.
+    Fetched(ClientId, u64, Vec<Fetched>),
+    /// What the store had at start: before anything else.
+    Restored(Restored),
     Command(Command),
     /// What another shard of the broker told this one.
     Heard(ShardId, Letter),
@@ -124,8 +124,13 @@ pub trait Outbox {
     /// Make `changes` durable, all or none, and answer `Committed` or `Failed`.
     fn persist(&mut self, ticket: Ticket, changes: Vec<Change>);
 
-    /// Bring messages from the store: answered by `Fetched`.
-    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]);
+    /// Bring messages of a client's queue from the store: answered by `Fetched`. What was persisted before
+    /// and is committed is seen.
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted);
+
+    /// The core has dropped what it had at hand of a client's queue but for `inflight`: the store will be
+    /// asked for it.
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>);
 
     /// Tell another shard of the broker: it is given [`Input::Heard`], in the order of telling. A
     /// broker of one shard never calls this.

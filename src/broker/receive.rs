@@ -278,7 +278,7 @@ impl Core {
             return;
         }
         let entry = outgoing.remove(found);
-        if self.options.durable && session.is_durable() {
+        if entry.delivery.kept {
             let change = Change::Done {
                 client: session.client.clone(),
                 message: entry.delivery.message_id(),
@@ -295,7 +295,6 @@ impl Core {
         let (version, at) = (connection.version, connection.session);
         let packet_id = ack.packet_id;
         let session = &mut self.sessions[at as usize];
-        let durable = self.options.durable && session.is_durable();
         let outgoing = &mut session.outgoing;
         let found = outgoing
             .find(packet_id)
@@ -317,8 +316,9 @@ impl Core {
             return self.pump(now, at, out);
         }
         if outgoing.inflight[found].state == State::Published {
+            let kept = outgoing.inflight[found].delivery.kept;
             outgoing.release(found);
-            if durable {
+            if kept {
                 return self.persist_received(at, packet_id, out);
             }
         } else if let Some(entry) = outgoing.inflight.get_mut(found) {

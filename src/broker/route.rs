@@ -279,6 +279,8 @@ impl Core {
         frames: &mut Frames,
         out: &mut impl Outbox,
     ) {
+        // What another shard retains is void once this is on its way; what is here, if it replaces it.
+        let voids = incoming.retain || !self.is_home(incoming.topic.as_str());
         let session = &mut self.sessions[target.session as usize];
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, incoming.topic) {
             return;
@@ -315,7 +317,7 @@ impl Core {
                 let max = self.options.limits.backlog_bytes_max;
                 if send::write_qos_0(connection, frames, &view, &mut shape, &mut self.counters, max, out) {
                     self.went_past(target.session, incoming.topic, out);
-                    if incoming.retain {
+                    if voids {
                         self.needs_no_scan(target.session, incoming.topic);
                     }
                 }
@@ -336,12 +338,14 @@ impl Core {
             retain,
             subscription_identifiers: target.identifiers.to_vec(),
             shared: target.origin.share().cloned(),
+            at_hand: true,
         });
         let mut delivery = Delivery {
             size: kept.size() as u32,
             body: Body::Here(kept),
             qos,
             retain,
+            kept: durable,
             identifiers: target.identifiers,
             hold,
             origin: target.origin,
@@ -390,27 +394,35 @@ impl Core {
             if !self.has_queue_room(target.session, delivery.size as usize, out) {
                 return;
             }
-            // Where the store has it only later, it cannot be fetched from there before.
-            if durable && !spread.deferred && self.sessions[target.session as usize].connection.is_none() {
-                delivery.body = Body::Stored(delivery.message_id());
-            }
-            self.sessions[target.session as usize].outgoing.push_queue(delivery);
-            match (hold, ticket) {
-                (Some(ticket), _) => self.wait(ticket, Waiting::Deliveries(client)),
-                (None, Some(ticket)) => self.wait(ticket, Waiting::Queued(client, message)),
-                (None, None) => {}
+            let goes_to_store = durable && self.leaves_to_store(target.session);
+            let session = &mut self.sessions[target.session as usize];
+            if let Some(queued) = queued.as_mut().filter(|_| goes_to_store) {
+                queued.at_hand = false;
+                let (size, share) = (delivery.size, delivery.origin.share().cloned());
+                session.outgoing.push_stored(size, share.as_ref());
+                let session = session.serial;
+                if let Some(ticket) = ticket {
+                    self.wait(ticket, Waiting::Stored { client, session, size, share });
+                }
+            } else {
+                session.outgoing.push_queue(delivery);
+                match (hold, ticket) {
+                    (Some(ticket), _) => self.wait(ticket, Waiting::Deliveries(client)),
+                    (None, Some(ticket)) => self.wait(ticket, Waiting::Queued(client, message)),
+                    (None, None) => {}
+                }
             }
             if waits_behind {
                 // Nothing may hold back what it waits behind.
                 self.pump(now, target.session, out);
             }
         }
-        if incoming.retain {
+        if voids {
             self.needs_no_scan(target.session, incoming.topic);
         }
         if let (true, Some(queued), Some(ticket)) = (spread.deferred, &queued, ticket) {
-            let (client, session) = (queued.client.clone(), self.sessions[target.session as usize].serial);
-            self.wait(ticket, Waiting::Deferred { client, session, message });
+            let session = self.sessions[target.session as usize].serial;
+            self.wait(ticket, Waiting::Deferred { to: Box::new(queued.clone()), session, message });
         }
         spread.queued.extend(queued);
         self.tell_rank(now, target.session, out);
@@ -455,13 +467,21 @@ impl Core {
         }
     }
 
+    /// Whether what comes now for a durable session is kept by the store alone: its client is not there,
+    /// or has as much to take as is kept in memory.
+    pub(super) fn leaves_to_store(&self, at: u32) -> bool {
+        let session = &self.sessions[at as usize];
+        let outgoing = &session.outgoing;
+        session.connection.is_none() || !outgoing.stored.is_empty() || outgoing.queue.len() >= self.options.limits.slice
+    }
+
     /// Applies the session's limits to one more message; `false` if it is to be dropped.
     pub(super) fn has_queue_room(&mut self, at: u32, size: usize, out: &mut impl Outbox) -> bool {
         let limits = &self.options.limits;
         let session = &mut self.sessions[at as usize];
         let outgoing = &mut session.outgoing;
         let full = |outgoing: &Outgoing| {
-            outgoing.queue.len() >= limits.queued_messages_max || outgoing.queue_bytes + size > limits.queued_bytes_max
+            outgoing.waiting() >= limits.queued_messages_max || outgoing.queue_bytes + size > limits.queued_bytes_max
         };
         if !full(outgoing) {
             return true;
@@ -470,17 +490,18 @@ impl Core {
         if limits.queue_policy == QueuePolicy::DropOldest && size <= limits.queued_bytes_max {
             let mut changes = Vec::new();
             while full(outgoing) {
-                let Some(oldest) = outgoing.pop_queue() else { break };
-                self.counters.dropped.queue_full += 1;
-                if oldest.qos != QoS::AtMostOnce {
-                    changes.push(Change::Done {
-                        client: session.client.clone(),
-                        message: oldest.message_id(),
-                        packet_id: None,
-                    });
+                let client = session.client.clone();
+                match outgoing.pop_queue() {
+                    Some(oldest) if oldest.kept => {
+                        changes.push(Change::Done { client, message: oldest.message_id(), packet_id: None });
+                    }
+                    Some(_) => {}
+                    None if outgoing.pop_stored() => changes.push(Change::DroppedFirst { client }),
+                    None => break,
                 }
+                self.counters.dropped.queue_full += 1;
             }
-            if self.options.durable && session.is_durable() && !changes.is_empty() {
+            if !changes.is_empty() {
                 self.persist(changes, out);
             }
             return true;

@@ -29,6 +29,14 @@ enum Whose {
     Shard { from: ShardId, client: ClientId, serial: u32, scan: Scan },
 }
 
+impl Whose {
+    fn is_of(&self, wanted: &ClientId) -> bool {
+        match self {
+            Whose::Session(client) | Whose::Shard { client, .. } => client == wanted,
+        }
+    }
+}
+
 impl Core {
     /// Retained messages are to be looked at for a subscription that was just made.
     pub(super) fn begin_scan(&mut self, at: u32, filter: Filter<'_>, subscription: Subscription) {
@@ -49,7 +57,7 @@ impl Core {
 
     /// A live message of `topic` is about to go to a session that scans: what is retained of the topic
     /// goes before it, unless the message replaces that, and no scan will bring it again. What another
-    /// shard retains cannot go before it: it is void from here on.
+    /// shard retains cannot go before it.
     pub(super) fn retained_goes_first(
         &mut self,
         now: Instant,
@@ -61,10 +69,12 @@ impl Core {
         if self.sessions[at as usize].scans.is_empty() {
             return;
         }
-        let is_here = self.is_home(topic.as_str());
-        let message = if is_here { self.retained.get(topic).cloned() } else { None };
-        // One that replaces is noted once it is on its way: a limit may drop it yet.
-        if replaces || (is_here && message.is_none()) {
+        // One that replaces, or voids what is elsewhere, is noted once it is on its way: a limit may drop it yet.
+        if replaces || !self.is_home(topic.as_str()) {
+            return;
+        }
+        let message = self.retained.get(topic).cloned();
+        if message.is_none() {
             return;
         }
         let me = self.shard();
@@ -82,9 +92,7 @@ impl Core {
                 .collect();
             let mut changes = Vec::new();
             for (subscription, since) in bringing {
-                if self.has_queue_room(at, message.size(), out) {
-                    self.deliver_retained(now, at, subscription, since, message.clone(), &mut changes);
-                }
+                self.deliver_retained(now, at, subscription, since, message.clone(), &mut changes, out);
             }
             if !changes.is_empty() {
                 self.persist(changes, out);
@@ -96,7 +104,7 @@ impl Core {
     /// What is retained of `topic` is not to be found for the session any more.
     pub(super) fn needs_no_scan(&mut self, at: u32, topic: Topic<'_>) {
         let session = &mut self.sessions[at as usize];
-        if !session.scans.is_empty() {
+        if !session.scans.is_empty() && !session.scans.matching(topic).is_empty() {
             session.live.note(self.hasher.hash_one(topic.as_str()), self.options.limits.queued_bytes_max);
         }
     }
@@ -115,7 +123,7 @@ impl Core {
         let me = self.shard();
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
         // Its turn comes again when the client is there and has taken what it got.
-        if session.connection.is_none() || !session.outgoing.queue.is_empty() {
+        if session.connection.is_none() || session.outgoing.waiting() > 0 {
             return;
         }
         let client = session.client.clone();
@@ -140,6 +148,8 @@ impl Core {
                 current.scan = Some(scan);
                 if !waits {
                     session.scans.waits = true;
+                    // A session of this client that is no more waits for nothing.
+                    self.scans_waiting.retain(|waiting| !waiting.whose.is_of(&client));
                     self.scans_waiting.push(ScanWaiting { upto, whose: Whose::Session(client) });
                 }
                 return;
@@ -180,6 +190,7 @@ impl Core {
         if !scan.has_begun()
             && let Some(upto) = self.retained_changes.last().copied()
         {
+            self.scans_waiting.retain(|waiting| !waiting.whose.is_of(&client));
             return self.scans_waiting.push(ScanWaiting { upto, whose: Whose::Shard { from, client, serial, scan } });
         }
         let slice = Box::new(self.slice_of(scan));
@@ -238,11 +249,7 @@ impl Core {
         }
         let mut changes = Vec::new();
         for message in slice.found {
-            // Of what another shard found, live ones may have taken the room.
-            let queue = &self.sessions[at as usize].outgoing.queue;
-            if queue.is_empty() || self.has_queue_room(at, message.size(), out) {
-                self.deliver_retained(now, at, subscription, since, message, &mut changes);
-            }
+            self.deliver_retained(now, at, subscription, since, message, &mut changes, out);
         }
         if !changes.is_empty() {
             self.persist(changes, out);
@@ -266,6 +273,7 @@ impl Core {
         self.pump(now, at, out);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one of a slice, by its two readers")]
     fn deliver_retained(
         &mut self,
         now: Instant,
@@ -274,6 +282,7 @@ impl Core {
         since: u64,
         message: Arc<Message>,
         changes: &mut Vec<Change>,
+        out: &mut impl Outbox,
     ) {
         let topic = self.hasher.hash_one(&*message.topic);
         let session = &mut self.sessions[at as usize];
@@ -292,8 +301,14 @@ impl Core {
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, message.topic()) {
             return;
         }
+        // Live ones may have taken the room; one alone goes to a client that has room where a queue has not.
+        if session.outgoing.waiting() > 0 && !self.has_queue_room(at, message.size(), out) {
+            return;
+        }
+        let session = &mut self.sessions[at as usize];
         let qos = message.qos.min(subscription.options.qos);
-        if qos != QoS::AtMostOnce && self.options.durable && session.is_durable() {
+        let kept = qos != QoS::AtMostOnce && self.options.durable && session.is_durable();
+        if kept {
             changes.push(Change::Message {
                 message: message.clone(),
                 received: None,
@@ -304,6 +319,7 @@ impl Core {
                     retain: true,
                     subscription_identifiers: subscription.identifier.into_iter().collect(),
                     shared: None,
+                    at_hand: true,
                 }],
                 retained: false,
             });
@@ -315,6 +331,7 @@ impl Core {
             body: Body::Here(message),
             qos,
             retain: true,
+            kept,
             identifiers: subscription.identifier.into_iter().collect(),
             hold: None,
             origin: Origin::Retained,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::change::Change;
+use super::change::{Change, Wanted};
 use super::commit::Waiting;
 use super::connection::{Connection, ConnectionId};
 use super::frames::{Alias, Frames, Shape, View};
@@ -24,13 +24,30 @@ impl Core {
         frames.reset();
         self.scratch.frames = frames;
         if let Some(session) = self.sessions.get_mut(at as usize) {
-            let scans = !session.scans.is_empty() && session.connection.is_some() && session.outgoing.queue.is_empty();
+            let outgoing = &session.outgoing;
+            let is_there = session.connection.is_some();
+            let slice = self.options.limits.slice;
+            let scans = !session.scans.is_empty() && is_there && outgoing.waiting() == 0;
+            // The next are brought before the last has gone.
+            let fetches = is_there && outgoing.fetching == 0 && outgoing.queue.len() <= slice / 2;
+            if fetches && !outgoing.stored.is_empty() {
+                self.fetch(at, Wanted::Next(slice), out);
+            }
+            let session = &mut self.sessions[at as usize];
             if scans && !session.in_scanning {
                 session.in_scanning = true;
                 self.scanning.push_back(at);
             }
             self.tell_rank(now, at, out);
         }
+    }
+
+    /// Asks the store for messages of a session's queue.
+    fn fetch(&mut self, at: u32, wanted: Wanted, out: &mut impl Outbox) {
+        self.next_fetch += 1;
+        let session = &mut self.sessions[at as usize];
+        session.outgoing.fetching = self.next_fetch;
+        out.fetch(&session.client, self.next_fetch, wanted);
     }
 
     /// One step of [`Core::pump`]; `false` when there is nothing more to do now.
@@ -57,10 +74,15 @@ impl Core {
                 }
                 // [MQTT-3.3.4-9], [MQTT-4.9.0-2]
                 _ if outgoing.sent >= window || !committed => return false,
-                (State::Published, Body::Stored(id)) => {
-                    if !outgoing.fetching {
-                        outgoing.fetching = true;
-                        out.fetch(&session.client, &[*id]);
+                (State::Published, Body::Stored(_)) => {
+                    if outgoing.fetching == 0 {
+                        let unsent = outgoing.inflight.iter().skip(outgoing.sent);
+                        let bodiless = unsent.filter_map(|entry| match entry.delivery.body {
+                            Body::Stored(id) if entry.state == State::Published => Some(id),
+                            _ => None,
+                        });
+                        let wanted = bodiless.take(self.options.limits.slice).collect();
+                        self.fetch(at, Wanted::These(wanted), out);
                     }
                     return false;
                 }
@@ -93,14 +115,7 @@ impl Core {
         if front.qos != QoS::AtMostOnce && outgoing.inflight.len() >= window {
             return false;
         }
-        let Body::Here(message) = &front.body else {
-            if !outgoing.fetching {
-                outgoing.fetching = true;
-                let wanted = outgoing.stored_front(self.options.limits.slice);
-                out.fetch(&session.client, &wanted);
-            }
-            return false;
-        };
+        let Body::Here(message) = &front.body else { return false };
         frames.reset();
         if message.is_expired(now) {
             // [MQTT-3.3.2-5]
@@ -119,8 +134,7 @@ impl Core {
         let mut delivery = outgoing.pop_queue().expect("looked at above");
         let packet_id = outgoing.free_id();
         delivery.hold = None;
-        let durable = self.options.durable && session.is_durable();
-        let outgoing = &mut session.outgoing;
+        let kept = delivery.kept;
         let (qos, message, client) = (delivery.qos, delivery.message_id(), session.client.clone());
         outgoing.inflight.push_back(Inflight {
             packet_id,
@@ -130,7 +144,7 @@ impl Core {
             unkept: false,
             pubrel_sent: false,
         });
-        if durable {
+        if kept {
             let ticket = self.persist(vec![Change::Sent { client: client.clone(), message, packet_id }], out);
             if qos == QoS::ExactlyOnce {
                 let outgoing = &mut self.sessions[at as usize].outgoing;
@@ -143,9 +157,9 @@ impl Core {
 
     /// Tells the store that a session will not send a message.
     pub(super) fn dropped(&mut self, at: u32, delivery: &Delivery, packet_id: Option<PacketId>, out: &mut impl Outbox) {
-        let session = &self.sessions[at as usize];
-        if self.options.durable && session.is_durable() && delivery.qos != QoS::AtMostOnce {
-            let change = Change::Done { client: session.client.clone(), message: delivery.message_id(), packet_id };
+        if delivery.kept {
+            let client = self.sessions[at as usize].client.clone();
+            let change = Change::Done { client, message: delivery.message_id(), packet_id };
             self.persist(vec![change], out);
         }
     }

@@ -214,10 +214,13 @@ pub(super) struct Outgoing {
     /// How many of `inflight` were sent on this connection; those behind wait for their turn.
     pub(super) sent: usize,
     pub(super) queue: VecDeque<Delivery>,
+    /// Behind those: what only the store has.
+    pub(super) stored: Stored,
+    /// Of both.
     pub(super) queue_bytes: usize,
     next_id: PacketId,
-    /// The front of the queue has been asked for from the store.
-    pub(super) fetching: bool,
+    /// The store has been asked under this number; 0: it has not.
+    pub(super) fetching: u64,
     /// Deliveries in the queue that a retained scan put there.
     pub(super) scanned: usize,
     /// How many at the queue's front came back from others.
@@ -251,9 +254,10 @@ impl Outgoing {
             inflight: VecDeque::new(),
             sent: 0,
             queue: VecDeque::new(),
+            stored: Stored::default(),
             queue_bytes: 0,
             next_id: PacketId::FIRST,
-            fetching: false,
+            fetching: 0,
             scanned: 0,
             returned: 0,
         }
@@ -261,7 +265,36 @@ impl Outgoing {
 
     /// Nothing waits before a message that comes now.
     pub(super) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.sent == self.inflight.len()
+        self.queue.is_empty() && self.stored.is_empty() && self.sent == self.inflight.len()
+    }
+
+    /// Messages that wait, wherever they lie.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len() + self.stored.len()
+    }
+
+    /// One more that only the store has.
+    pub(super) fn push_stored(&mut self, size: u32, share: Option<&Arc<str>>) {
+        self.queue_bytes += size as usize;
+        self.stored.push(size, share);
+    }
+
+    /// Leaves to the store what it has too: memory is for those who are there. Where something has to stay,
+    /// all does, and in its order.
+    pub(super) fn unload(&mut self) {
+        if self.queue.iter().any(|delivery| !delivery.kept || delivery.hold.is_some()) {
+            return;
+        }
+        while let Some(delivery) = self.queue.pop_back() {
+            self.stored.push_front(delivery.size, delivery.origin.share());
+        }
+        (self.scanned, self.returned) = (0, 0);
+    }
+
+    /// What is in memory of what the store has.
+    pub(super) fn at_hand(&self) -> Vec<MessageId> {
+        let inflight = self.inflight.iter().map(|entry| &entry.delivery);
+        inflight.chain(&self.queue).map(Delivery::message_id).collect()
     }
 
     /// An identifier that is not in use [MQTT-2.2.1-3]. There are fewer in flight than there are
@@ -311,6 +344,7 @@ impl Outgoing {
 
     /// Back to where it came from.
     pub(super) fn push_front(&mut self, delivery: Delivery) {
+        self.returned += usize::from(self.returned > 0);
         self.queue_bytes += delivery.size as usize;
         self.scanned += usize::from(delivery.origin == Origin::Retained);
         self.queue.push_front(delivery);
@@ -342,7 +376,7 @@ impl Outgoing {
     /// On a new connection everything unacknowledged is sent again [MQTT-4.4.0-1].
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
-        self.fetching = false;
+        self.fetching = 0;
         for entry in &mut self.inflight {
             entry.pubrel_sent = false;
         }
@@ -374,54 +408,129 @@ impl Outgoing {
     /// Takes what `unwanted` says out of the queue.
     pub(super) fn remove_queued(&mut self, unwanted: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
         let mut removed = Vec::new();
+        let mut returned = self.returned;
         // The order of the rest stays.
-        for _ in 0..self.queue.len() {
+        for at in 0..self.queue.len() {
             let delivery = self.queue.pop_front().expect("counted above");
             if unwanted(&delivery) {
                 self.queue_bytes -= delivery.size as usize;
                 self.scanned -= usize::from(delivery.origin == Origin::Retained);
+                returned -= usize::from(at < self.returned);
                 removed.push(delivery);
             } else {
                 self.queue.push_back(delivery);
             }
         }
-        if !removed.is_empty() {
-            self.returned = 0;
-        }
+        self.returned = returned;
         removed
     }
 
     /// Takes out what may go to others, in its order: what was not sent, and, if `ends`, QoS 1 that was not
     /// acknowledged. A QoS 2 message that was sent never goes [MQTT-4.8.2-5].
-    pub(super) fn take_leaving(
-        &mut self,
-        ends: bool,
-        may_go: impl Fn(&Delivery) -> bool,
-    ) -> Vec<(Delivery, Option<PacketId>)> {
+    pub(super) fn take_leaving(&mut self, ends: bool, may_go: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
         let mut leaving = Vec::new();
         let mut at = 0;
         while let Some(entry) = self.inflight.get(at) {
             let open = !entry.tried || (ends && entry.delivery.qos == QoS::AtLeastOnce);
             if entry.state == State::Published && open && may_go(&entry.delivery) {
-                let entry = self.remove(at);
-                leaving.push((entry.delivery, Some(entry.packet_id)));
+                leaving.push(self.remove(at).delivery);
             } else {
                 at += 1;
             }
         }
-        leaving.extend(self.remove_queued(may_go).into_iter().map(|delivery| (delivery, None)));
+        leaving.extend(self.remove_queued(may_go));
         leaving
     }
+}
 
-    /// Positions at the queue's front that lie only in the store.
-    pub(super) fn stored_front(&self, most: usize) -> Vec<MessageId> {
-        self.queue
-            .iter()
-            .map_while(|delivery| match delivery.body {
-                Body::Stored(id) => Some(id),
-                Body::Here(_) => None,
-            })
-            .take(most)
-            .collect()
+/// Messages of a queue that only the store has, in its order.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    positions: VecDeque<Position>,
+    /// The shared subscriptions that brought some.
+    shares: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Position {
+    size: u32,
+    /// In `shares`, plus one; 0: none.
+    share: u32,
+}
+
+impl Stored {
+    pub(super) fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    pub(super) fn shares(&self) -> &[Arc<str>] {
+        &self.shares
+    }
+
+    fn position(&mut self, size: u32, share: Option<&Arc<str>>) -> Position {
+        let Some(share) = share else { return Position { size, share: 0 } };
+        let at = self.shares.iter().position(|known| known == share).unwrap_or_else(|| {
+            self.shares.push(share.clone());
+            self.shares.len() - 1
+        });
+        Position { size, share: at as u32 + 1 }
+    }
+
+    fn push(&mut self, size: u32, share: Option<&Arc<str>>) {
+        let position = self.position(size, share);
+        self.positions.push_back(position);
+    }
+
+    fn push_front(&mut self, size: u32, share: Option<&Arc<str>>) {
+        let position = self.position(size, share);
+        self.positions.push_front(position);
+    }
+
+    fn left(&mut self) {
+        if self.positions.is_empty() {
+            self.shares.clear();
+            self.positions.shrink_to(64);
+        }
+    }
+}
+
+impl Outgoing {
+    /// The first that only the store had: it is at hand now, or dropped.
+    pub(super) fn pop_stored(&mut self) -> bool {
+        let Some(first) = self.stored.positions.pop_front() else { return false };
+        self.queue_bytes -= first.size as usize;
+        self.stored.left();
+        true
+    }
+
+    /// The last like this was not kept after all.
+    pub(super) fn unpush_stored(&mut self, size: u32, share: Option<&Arc<str>>) -> bool {
+        let wanted = self.stored.position(size, share);
+        let found = self.stored.positions.iter().rposition(|position| *position == wanted);
+        if let Some(found) = found {
+            self.stored.positions.remove(found);
+            self.queue_bytes -= size as usize;
+        }
+        self.stored.left();
+        found.is_some()
+    }
+
+    /// Takes out all that a shared subscription brought; how many.
+    pub(super) fn drop_stored_of(&mut self, share: &Arc<str>) -> usize {
+        let Some(at) = self.stored.shares.iter().position(|known| known == share) else { return 0 };
+        let (before, mut bytes) = (self.stored.len(), 0);
+        self.stored.positions.retain(|position| {
+            let stays = position.share != at as u32 + 1;
+            bytes += if stays { 0 } else { position.size as usize };
+            stays
+        });
+        self.queue_bytes -= bytes;
+        let count = before - self.stored.len();
+        self.stored.left();
+        count
     }
 }

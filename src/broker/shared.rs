@@ -8,14 +8,14 @@ use std::time::Instant;
 use hashbrown::HashMap;
 
 use super::Core;
-use super::change::Change;
+use super::change::{Change, Fetched, QueuedFor, Wanted};
 use super::commit::Waiting;
 use super::index::{Group, Member, Subscriber};
 use super::letter::{Content, Handed, Move, ShardId};
-use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin};
+use super::message::{Body, Delivery, Identifiers, MessageId, Origin};
 use super::outbox::Outbox;
 use super::route::{Scratch, Target};
-use super::session::Session;
+use super::session::{Session, State};
 use crate::auth::{Acl, Operation, Subject};
 use crate::types::{ClientId, Filter, Identity, QoS, Topic};
 
@@ -151,7 +151,8 @@ impl Core {
     }
 
     /// Gives what waits for a member that goes to the others of its shared subscriptions (of `only`
-    /// one, or of all).
+    /// one, or of all). What the store has goes by way of the store: what is left to do when a session ends
+    /// is to drain the groups that are returned, once it is written down that it has ended.
     pub(super) fn rehome(
         &mut self,
         now: Instant,
@@ -159,25 +160,20 @@ impl Core {
         only: Option<&str>,
         departure: Departure,
         out: &mut impl Outbox,
-    ) {
-        let session = &self.sessions[at as usize];
-        let concerns =
-            |delivery: &Delivery| delivery.origin.share().is_some_and(|share| only.is_none_or(|only| **share == *only));
-        let any = session.outgoing.queue.iter().any(concerns)
-            || session.outgoing.inflight.iter().any(|entry| concerns(&entry.delivery));
-        if !any {
-            return;
-        }
-        let shares: BTreeSet<Arc<str>> = {
-            let outgoing = &session.outgoing;
-            let all = outgoing.inflight.iter().map(|entry| &entry.delivery).chain(&outgoing.queue);
-            all.filter(|delivery| concerns(delivery)).filter_map(|delivery| delivery.origin.share().cloned()).collect()
-        };
+    ) -> Vec<Arc<str>> {
+        let outgoing = &self.sessions[at as usize].outgoing;
+        let all = outgoing.inflight.iter().map(|entry| &entry.delivery).chain(&outgoing.queue);
+        let brought_by = all.filter_map(|delivery| delivery.origin.share()).chain(outgoing.stored.shares());
+        let shares: BTreeSet<Arc<str>> =
+            brought_by.filter(|share| only.is_none_or(|only| ***share == *only)).cloned().collect();
         // Where nobody takes it, it stays where it is.
         let shares: BTreeSet<Arc<str>> = shares
             .into_iter()
             .filter(|share| departure == Departure::Ended || self.has_taker(at, share, departure))
             .collect();
+        if shares.is_empty() {
+            return Vec::new();
+        }
         let concerns = |delivery: &Delivery| delivery.origin.share().is_some_and(|share| shares.contains(share));
         // Its own commit, that is: an identifier that is not written down yet holds nothing back.
         let is_id = |waiting: &Waiting| matches!(waiting, Waiting::Sent(..));
@@ -187,27 +183,68 @@ impl Core {
             waits.is_some_and(|waiting| !waiting.iter().any(is_id))
         };
         // What is not safe yet stays, unless there is nobody to stay with.
-        let may_go = |delivery: &Delivery| concerns(delivery) && (departure == Departure::Ended || !is_held(delivery));
-        let durable = self.options.durable;
+        let may_go = |delivery: &Delivery| {
+            !delivery.kept && concerns(delivery) && (departure == Departure::Ended || !is_held(delivery))
+        };
         let session = &mut self.sessions[at as usize];
         let leaving = session.outgoing.take_leaving(departure == Departure::Ended, may_go);
-        let moves: VecDeque<Box<Move>> = leaving
-            .into_iter()
-            .map(|(delivery, packet_id)| Box::new(Move::new(session, delivery, packet_id, durable, departure)))
-            .collect();
+        let moves: VecDeque<Box<Move>> =
+            leaving.into_iter().map(|delivery| Box::new(Move::new(session, delivery, departure))).collect();
+        let given_up = match departure {
+            // Of a QoS 2 message with an identifier the store cannot know that it was never sent.
+            Departure::Ended => {
+                let entries = session.outgoing.inflight.iter();
+                let unsent = entries.filter(|entry| entry.state == State::Published && !entry.tried);
+                unsent
+                    .map(|entry| &entry.delivery)
+                    .filter(|delivery| delivery.kept && concerns(delivery))
+                    .cloned()
+                    .collect()
+            }
+            Departure::Unsubscribed | Departure::Disconnected => {
+                let may_go = |delivery: &Delivery| delivery.kept && concerns(delivery) && !is_held(delivery);
+                session.outgoing.remove_queued(may_go)
+            }
+        };
         let mut ready = VecDeque::new();
         for mut moved in moves {
             let hold = moved.hold.take();
-            let held = hold.filter(|ticket| self.waiting.get(ticket).is_some_and(|waiting| !waiting.iter().any(is_id)));
-            if held.is_some() || moved.body.is_none() || !self.is_home(&moved.share) {
-                self.keep_for_group(&mut moved, out);
-            }
-            match held {
+            match hold.filter(|ticket| self.waiting.get(ticket).is_some_and(|waiting| !waiting.iter().any(is_id))) {
                 Some(ticket) => self.wait(ticket, Waiting::Move(moved)),
                 None => ready.push_back(moved),
             }
         }
-        self.move_all(now, ready, out);
+        for share in &shares {
+            self.give_up(at, share, departure, &given_up, out);
+        }
+        self.move_on(now, ready, out);
+        shares.into_iter().collect()
+    }
+
+    /// What the store has for a session and others shall have goes to their group.
+    fn give_up(
+        &mut self,
+        at: u32,
+        share: &Arc<str>,
+        departure: Departure,
+        given_up: &[Delivery],
+        out: &mut impl Outbox,
+    ) {
+        let of_this = given_up.iter().filter(|delivery| delivery.origin.share() == Some(share));
+        let messages: Vec<MessageId> = of_this.map(Delivery::message_id).collect();
+        let session = &mut self.sessions[at as usize];
+        if departure == Departure::Unsubscribed && std::mem::take(&mut session.outgoing.fetching) != 0 {
+            // What is on its way from the store is not at hand after all.
+            out.rewind(&session.client, session.outgoing.at_hand());
+        }
+        let stored = departure != Departure::Ended && session.outgoing.drop_stored_of(share) > 0;
+        if messages.is_empty() && !stored {
+            return;
+        }
+        let client = session.client.clone();
+        let change = Change::GivenUp { client, share: share.clone(), messages, stored };
+        let ticket = self.persist(vec![change], out);
+        self.wait(ticket, Waiting::Drain(vec![share.clone()]));
     }
 
     /// Whether anybody would take a message from this session over, as far as this shard knows.
@@ -226,30 +263,67 @@ impl Core {
         })
     }
 
-    /// Its message is on its way: until it is with another member it lies in the store for the group.
-    fn keep_for_group(&mut self, moved: &mut Move, out: &mut impl Outbox) {
-        let Some(from) = moved.kept_for.take() else { return };
-        let group = group_as_client(&moved.share);
-        let to = moved.queued_for(group.clone(), moved.published, Vec::new());
-        moved.kept_for = Some(group);
-        let (message, body, packet_id) = (moved.message, moved.body.clone(), moved.packet_id.take());
-        self.persist(vec![Change::Moved { message, body, from, packet_id, to }], out);
+    /// Finds members for what the store has of a shared subscription without one, in slices.
+    pub(super) fn drain(&mut self, now: Instant, share: Arc<str>, out: &mut impl Outbox) {
+        let home = self.home(&share);
+        if home != self.shard() {
+            return self.tell(now, home, Content::Drain { share }, out);
+        }
+        if let Some(again) = self.draining.get_mut(&share) {
+            *again = true;
+            return;
+        }
+        let group = group_as_client(&share);
+        self.draining.insert(share, false);
+        out.fetch(&group, 0, Wanted::Next(self.options.limits.slice));
     }
 
-    /// Finds others for messages whose member goes, in their order; what lies only in the store is
-    /// brought from there first, in slices.
-    pub(super) fn move_all(&mut self, now: Instant, mut moves: VecDeque<Box<Move>>, out: &mut impl Outbox) {
-        let mut stay = VecDeque::new();
-        while let Some(moved) = moves.pop_front() {
-            if moved.body.is_none() {
-                moves.push_front(moved);
-                let bodiless = moves.iter().filter(|moved| moved.body.is_none()).map(|moved| moved.message);
-                let wanted: Vec<MessageId> = bodiless.take(self.options.limits.slice).collect();
-                self.next_moving += 1;
-                self.moving.insert(self.next_moving, moves);
-                out.fetch(&moving_as_client(self.next_moving), &wanted);
-                break;
+    /// The store brought messages of a group.
+    pub(super) fn drained_from_store(
+        &mut self,
+        now: Instant,
+        share: &str,
+        group: &ClientId,
+        messages: Vec<Fetched>,
+        out: &mut impl Outbox,
+    ) {
+        let Some((share, again)) = self.draining.remove_entry(share) else { return };
+        let again = again || messages.len() >= self.options.limits.slice;
+        for Fetched { id, published, message, .. } in messages {
+            let done = Change::Done { client: group.clone(), message: id, packet_id: None };
+            let Some(message) = message else {
+                self.counters.dropped.store_failed += 1;
+                self.persist(vec![done], out);
+                continue;
+            };
+            let moved = Box::new(Move {
+                share: share.clone(),
+                client: group.clone(),
+                session: 0,
+                kept_for: Some(group.clone()),
+                message: id,
+                published,
+                size: message.size() as u32,
+                body: Some(message),
+                departure: Departure::Ended,
+                qos: published,
+                identifiers: Identifiers::new(),
+                hold: None,
+            });
+            if self.find_new_member(now, moved, out).is_some() {
+                self.counters.dropped.nobody_left += 1;
+                self.persist(vec![done], out);
             }
+        }
+        if again {
+            self.drain(now, share, out);
+        }
+    }
+
+    /// Finds others for messages whose member goes, in their order.
+    pub(super) fn move_on(&mut self, now: Instant, moves: VecDeque<Box<Move>>, out: &mut impl Outbox) {
+        let mut stay = VecDeque::new();
+        for moved in moves {
             let home = self.home(&moved.share);
             if home == self.shard() {
                 stay.extend(self.find_new_member(now, moved, out));
@@ -260,51 +334,29 @@ impl Core {
         self.give_back(now, stay, out);
     }
 
-    /// The store brought what messages on their way say.
-    pub(super) fn moving_fetched(
-        &mut self,
-        now: Instant,
-        number: u64,
-        messages: Vec<(MessageId, Option<Arc<Message>>)>,
-        out: &mut impl Outbox,
-    ) {
-        let Some(mut moves) = self.moving.remove(&number) else { return };
-        let messages: BTreeMap<MessageId, Option<Arc<Message>>> = messages.into_iter().collect();
-        let mut lost = 0;
-        moves.retain_mut(|moved| match messages.get(&moved.message) {
-            Some(Some(message)) => {
-                moved.body = Some(message.clone());
-                true
-            }
-            Some(None) => {
-                lost += 1;
-                false
-            }
-            None => true,
-        });
-        self.counters.dropped.store_failed += lost;
-        self.move_all(now, moves, out);
-    }
-
     /// Finds another member for a message whose member goes, where its group is known.
     pub(super) fn move_here(&mut self, now: Instant, moved: Box<Move>, out: &mut impl Outbox) {
-        if let Some(moved) = self.find_new_member(now, moved, out) {
-            let home = self.home(moved.client.as_str());
-            self.tell(now, home, Content::Returned(moved), out);
+        let Some(moved) = self.find_new_member(now, moved, out) else { return };
+        if let Some(group) = moved.kept_for {
+            // It came from the store, and nobody is left.
+            self.counters.dropped.nobody_left += 1;
+            self.persist(vec![Change::Done { client: group, message: moved.message, packet_id: None }], out);
+            return;
         }
+        let home = self.home(moved.client.as_str());
+        self.tell(now, home, Content::Returned(moved), out);
     }
 
     /// Nobody else takes these: back to the session that they waited for, if that is still there.
     pub(super) fn give_back(&mut self, now: Instant, moves: VecDeque<Box<Move>>, out: &mut impl Outbox) {
         let mut again = VecDeque::new();
-        let mut returned: BTreeMap<u32, Vec<Delivery>> = BTreeMap::new();
+        let mut returned: BTreeMap<u32, (Vec<Delivery>, usize)> = BTreeMap::new();
         for mut moved in moves {
             let known = self.by_client.get(&moved.client).copied();
             let same = known.filter(|at| self.sessions[*at as usize].serial == moved.session);
             let Some(at) = same.filter(|_| moved.departure != Departure::Ended) else {
                 if moved.departure == Departure::Ended {
                     self.counters.dropped.nobody_left += 1;
-                    self.move_failed(*moved, out);
                 } else {
                     // It ended while its message was under way.
                     moved.departure = Departure::Ended;
@@ -313,21 +365,21 @@ impl Core {
                 continue;
             };
             // Others may have come meanwhile.
-            if !self.has_queue_room(at, moved.size as usize, out) {
-                self.move_failed(*moved, out);
+            let (deliveries, bytes) = returned.entry(at).or_default();
+            let limits = &self.options.limits;
+            let outgoing = &self.sessions[at as usize].outgoing;
+            if outgoing.waiting() + deliveries.len() >= limits.queued_messages_max
+                || outgoing.queue_bytes + *bytes + moved.size as usize > limits.queued_bytes_max
+            {
+                self.counters.dropped.queue_full += 1;
                 continue;
             }
-            let client = self.sessions[at as usize].client.clone();
-            let from = moved.kept_for.take_if(|kept| *kept != client);
-            if let Some(from) = from {
-                let to = moved.queued_for(client, moved.qos, moved.identifiers.to_vec());
-                let (message, body) = (moved.message, moved.body.clone());
-                self.persist(vec![Change::Moved { message, body, from, packet_id: None, to }], out);
-            }
-            returned.entry(at).or_default().push(Delivery {
+            *bytes += moved.size as usize;
+            deliveries.push(Delivery {
                 body: moved.body.map_or(Body::Stored(moved.message), Body::Here),
                 qos: moved.qos,
                 retain: false,
+                kept: false,
                 identifiers: moved.identifiers,
                 hold: None,
                 origin: Origin::Shared(moved.share),
@@ -335,24 +387,18 @@ impl Core {
                 size: moved.size,
             });
         }
-        for (at, deliveries) in returned {
+        for (at, (deliveries, _)) in returned {
             self.sessions[at as usize].outgoing.give_back(deliveries);
+            self.pump(now, at, out);
         }
         if !again.is_empty() {
-            self.move_all(now, again, out);
-        }
-    }
-
-    /// A message on its way ends here: nothing of it stays in the store.
-    pub(super) fn move_failed(&mut self, moved: Move, out: &mut impl Outbox) {
-        if let Some(client) = moved.kept_for {
-            self.persist(vec![Change::Done { client, message: moved.message, packet_id: moved.packet_id }], out);
+            self.move_on(now, again, out);
         }
     }
 
     /// Gives a message to another member of a shared subscription that this shard owns; gives it
     /// back if there is none.
-    fn find_new_member(&mut self, now: Instant, mut moved: Box<Move>, out: &mut impl Outbox) -> Option<Box<Move>> {
+    fn find_new_member(&mut self, now: Instant, moved: Box<Move>, out: &mut impl Outbox) -> Option<Box<Move>> {
         let people = People::of(&self.sessions, &self.connections, &self.elsewheres, &self.acl);
         let limits = &self.options.limits;
         let Some(group) = self.index.group_mut(Filter::from_parsed(&moved.share)) else { return Some(moved) };
@@ -366,7 +412,7 @@ impl Core {
                 Member::Elsewhere(_) => true,
                 Member::Here(at) => {
                     let outgoing = &people.sessions[at as usize].outgoing;
-                    outgoing.queue.len() < limits.queued_messages_max
+                    outgoing.waiting() < limits.queued_messages_max
                         && outgoing.queue_bytes + moved.size as usize <= limits.queued_bytes_max
                 }
             };
@@ -377,9 +423,6 @@ impl Core {
             Some((Member::Here(_), subscriber)) => self.take_over_message(now, &subscriber, *moved, out),
             Some((Member::Elsewhere(there), _)) => {
                 let handed = people.hand(there, &group.filter);
-                if moved.kept_for.as_ref() == Some(&moved.client) {
-                    self.keep_for_group(&mut moved, out);
-                }
                 self.tell(now, handed.shard, Content::Moved(moved, Box::new(handed)), out);
             }
         }
@@ -401,36 +444,39 @@ impl Core {
         let has_room = self.has_queue_room(at, moved.size as usize, out);
         if let Some(client) = moved.kept_for.take_if(|_| qos == QoS::AtMostOnce || !has_room) {
             // Sent once, or dropped by a limit: the store is done with it.
-            let (message, packet_id) = (moved.message, moved.packet_id);
-            self.persist(vec![Change::Done { client, message, packet_id }], out);
+            self.persist(vec![Change::Done { client, message: moved.message, packet_id: None }], out);
         }
         if !has_room {
             return;
         }
         let session = &mut self.sessions[at as usize];
-        let durable = self.options.durable && session.is_durable() && qos != QoS::AtMostOnce;
-        let to = moved.queued_for(session.client.clone(), qos, identifiers.to_vec());
-        let (message, body) = (moved.message, moved.body.clone());
         // What was written down stays so until this session is done with it, whether that is kept or not.
         session.stored |= moved.kept_for.is_some();
-        let from = moved.kept_for.or_else(|| durable.then_some(moved.client));
-        let change =
-            from.map(|from| Change::Moved { message, body: body.clone(), from, packet_id: moved.packet_id, to });
-        // One that is not there has it fetched when it comes.
-        let lies_there = change.is_some() && session.connection.is_none();
-        if let Some(change) = change {
-            self.persist(vec![change], out);
+        let kept = moved.kept_for.is_some() || (self.options.durable && session.is_durable() && qos != QoS::AtMostOnce);
+        let at_hand = !kept || !self.leaves_to_store(at);
+        let session = &mut self.sessions[at as usize];
+        if kept {
+            let to = QueuedFor { at_hand, ..moved.queued_for(session.client.clone(), qos, identifiers.to_vec()) };
+            let body = if moved.kept_for.is_none() { moved.body.clone() } else { None };
+            let from = moved.kept_for.unwrap_or_else(|| group_as_client(&moved.share));
+            self.persist(vec![Change::Moved { message: moved.message, body, from, packet_id: None, to }], out);
         }
-        self.sessions[at as usize].outgoing.push_queue(Delivery {
-            body: body.filter(|_| !lies_there).map_or(Body::Stored(message), Body::Here),
-            qos,
-            retain: false,
-            identifiers,
-            hold: None,
-            origin: Origin::Shared(moved.share),
-            published: moved.published,
-            size: moved.size,
-        });
+        let outgoing = &mut self.sessions[at as usize].outgoing;
+        if at_hand {
+            outgoing.push_queue(Delivery {
+                body: moved.body.map_or(Body::Stored(moved.message), Body::Here),
+                qos,
+                retain: false,
+                kept,
+                identifiers,
+                hold: None,
+                origin: Origin::Shared(moved.share),
+                published: moved.published,
+                size: moved.size,
+            });
+        } else {
+            outgoing.push_stored(moved.size, Some(&moved.share));
+        }
         self.pump(now, at, out);
     }
 
@@ -551,17 +597,12 @@ impl Departure {
     }
 }
 
-/// Whom the store answers about messages on their way.
-fn moving_as_client(number: u64) -> ClientId {
-    ClientId::new(&format!("\0{number}")).expect("not empty")
-}
-
-/// The number in [`moving_as_client`], if it is one.
-pub(super) fn moving_number(client: &ClientId) -> Option<u64> {
-    client.as_str().strip_prefix('\0')?.parse().ok()
-}
-
 /// A group as the store knows it while a message of it has no member: no client has such an identifier.
-fn group_as_client(share: &str) -> ClientId {
+pub(crate) fn group_as_client(share: &str) -> ClientId {
     ClientId::new(&format!("\0{share}")).expect("not empty")
+}
+
+/// The shared subscription in [`group_as_client`], if it is one.
+pub(super) fn group_of(client: &ClientId) -> Option<&str> {
+    client.as_str().strip_prefix('\0')
 }

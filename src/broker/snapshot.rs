@@ -55,7 +55,7 @@ impl Core {
                 connection: session.connection,
                 version,
                 subscriptions: session.subscriptions.len(),
-                queued_messages: session.outgoing.queue.len(),
+                queued_messages: session.outgoing.waiting(),
                 queued_bytes: session.outgoing.queue_bytes,
                 inflight_messages: session.outgoing.inflight.len(),
             });

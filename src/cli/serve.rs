@@ -18,12 +18,13 @@ use super::site::{self, Files};
 use super::{Failure, SiteArguments, bundle};
 use crate::admin::{self, Admin, Anew, Reload, api};
 use crate::auth::{Directory, Methods};
+use crate::broker::Restored;
 use crate::config::{self, ListenerAddress, Settings, Transport};
 use crate::gate::{self, Bound, Gate, Listening, Material, Seen, Severity};
 use crate::handover::Handover;
 use crate::pki::{self, CertificateInfo, Entry, Event, Kind, LEAF_DAYS_MAX, Ledger, Lock, Transaction};
 use crate::shard::{self, Handle};
-use crate::store::{MemoryStore, Store};
+use crate::store::{Durability, DurableStore, NoStore, Opened, Store, StoreHandle};
 use crate::types::Identity;
 
 #[derive(Args, Clone)]
@@ -113,12 +114,13 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let bound = bind_all(&settings.listeners)?;
     let metrics = bind_metrics(&settings)?;
     raise_file_limit(settings.admission.connections_max);
-    let store = |_| Box::new(MemoryStore::new()) as Box<dyn Store + Send>;
+    let (stores, restored, _store) = open_store(&settings)?;
     let start = shard::Start {
         limits: settings.limits.clone(),
         acl: material.acl.clone(),
-        durable: false,
-        stores: (0..settings.shards).map(store).collect(),
+        durable: restored.is_some(),
+        stores,
+        restored,
         methods: Methods::default(),
     };
     let (shard, threads) = shard::spawn(start).map_err(Failure::new)?;
@@ -192,7 +194,8 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
         warn!("not all clients took their goodbye in time");
     }
     let ends = async { while engine.join_next().await.is_some() {} };
-    if tokio::time::timeout(Duration::from_secs(1), ends).await.is_err() {
+    // What the store has pending is written down.
+    if tokio::time::timeout(Duration::from_secs(30), ends).await.is_err() {
         warn!("the engine does not end");
     }
     flood.sum_up(true);
@@ -200,6 +203,38 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     save_seen(&seen, &seen_file);
     info!("stopped");
     Ok(())
+}
+
+type Stores = Vec<Box<dyn Store + Send>>;
+
+/// The store and what it had; with `durability: off` there is none.
+fn open_store(settings: &Settings) -> Result<(Stores, Option<Restored>, Option<StoreHandle>), Failure> {
+    if settings.durability == Durability::Off {
+        let stores = (0..settings.shards).map(|_| Box::new(NoStore::default()) as Box<dyn Store + Send>).collect();
+        return Ok((stores, None, None));
+    }
+    let folder = settings.store();
+    let opened = DurableStore::open(&folder, settings.durability, settings.commit_delay)
+        .map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
+    let Opened { store, handle, restored, recovery } = opened;
+    for damage in &recovery.damages {
+        error!("{}: {damage}", folder.display());
+    }
+    if recovery.commits_missing > 0 {
+        error!("{}: {} commits are missing", folder.display(), recovery.commits_missing);
+    }
+    if recovery.messages_lost > 0 {
+        let (messages, clients) = (recovery.messages_lost, recovery.clients_affected);
+        error!("{}: {messages} messages for {clients} clients are lost with what was damaged", folder.display());
+    }
+    let queued: usize = restored.sessions.iter().map(|session| session.waiting.len() + session.inflight.len()).sum();
+    info!(
+        "{} sessions with {queued} messages and {} retained messages are there again ({} ms)",
+        restored.sessions.len(),
+        restored.retained.len(),
+        recovery.took.as_millis()
+    );
+    Ok((vec![Box::new(store)], Some(restored), Some(handle)))
 }
 
 /// As many files as the system allows: each connection is one.
@@ -394,6 +429,8 @@ impl State {
             (settings.admission.hashing_max != self.started.admission.hashing_max, "admission.hashing-max"),
             (settings.log.format != self.started.log.format, "log.format"),
             (settings.shards != self.started.shards, "shards"),
+            (settings.durability != self.started.durability, "durability"),
+            (settings.commit_delay != self.started.commit_delay, "commit-delay"),
         ];
         for (_, key) in changed.iter().filter(|(changed, _)| *changed) {
             notes.push(format!("`{key}` is not as at the start: it takes effect at the next start"));

@@ -11,6 +11,7 @@ use super::settings::{
 use super::tree::{Located, Node, Origin, Source};
 use crate::auth::{IdentityRule, ListenerRules};
 use crate::broker::{Limits, QueuePolicy};
+use crate::store::Durability;
 use crate::types::Level;
 
 /// `None` where so much is missing that nothing can be made of it; `problems` says what.
@@ -24,7 +25,14 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let acl = reader.optional_path(&mut root, "acl", "acl");
     let identities = reader.optional_path(&mut root, "identities", "identities.yaml");
     let self_renew = reader.boolean(&mut root, "self-renew").unwrap_or(false);
+    let shards_at = root.entries.iter().find(|(name, _, _)| name == "shards").map(|(_, _, value)| value.origin.clone());
     let shards = reader.number(&mut root, "shards", 1..=64).unwrap_or(1) as u16;
+    let durabilities = [("fsync", Durability::Fsync), ("process", Durability::Process), ("off", Durability::Off)];
+    let durability = reader.choice(&mut root, "durability", &durabilities).unwrap_or_default();
+    let commit_delay = Duration::from_millis(reader.millis(&mut root, "commit-delay", 0..=10_000).unwrap_or(0));
+    if let Some(origin) = shards_at.filter(|_| shards > 1 && durability != Durability::Off) {
+        reader.problem(&origin, "more than one shard keeps nothing yet: `durability: off` goes with it".to_owned());
+    }
     let response_information = reader.text(&mut root, "response-information").filter(|text| text != "none");
     let min_version = reader.subsection(&mut root, "tls", |reader, tls| {
         reader.choice(tls, "min-version", &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)])
@@ -48,6 +56,8 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         identities,
         self_renew,
         shards,
+        durability,
+        commit_delay,
         listeners,
         admission,
         limits,
@@ -447,6 +457,18 @@ impl Reader<'_> {
     fn seconds(&mut self, origin: &Origin, key: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
         let secs = with_unit(text, &[("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)]);
         self.in_range(origin, key, text, secs, range, "a time with its unit, such as 30s, 5m, 2h or 7d")
+    }
+
+    /// Milliseconds: `0`, `10ms`, `1s`.
+    fn millis(
+        &mut self,
+        section: &mut Section,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let (origin, text) = self.scalar(section, key)?;
+        let millis = with_unit(&text, &[("ms", 1), ("s", 1_000)]).or((text == "0").then_some(0));
+        self.in_range(&origin, key, &text, millis, range, "a time with its unit, such as 10ms or 1s")
     }
 
     fn set_duration(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::ListenerRules;
 use crate::broker::Limits;
+use crate::store::Durability;
 
 /// A checked configuration: what `serve` runs on, whatever format it was written in.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,10 @@ pub struct Settings {
     pub self_renew: bool,
     /// Event loops that share the sessions.
     pub shards: u16,
+    /// What survives.
+    pub durability: Durability,
+    /// How long a commit may wait for more to share it.
+    pub commit_delay: Duration,
     pub listeners: Vec<Listener>,
     pub admission: Admission,
     pub limits: Limits,
@@ -33,6 +38,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Where sessions and messages lie.
+    pub fn store(&self) -> PathBuf {
+        self.data.join("store")
+    }
+
     pub fn ledger(&self) -> PathBuf {
         self.pki.join("ledger.jsonl")
     }

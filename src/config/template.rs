@@ -69,6 +69,12 @@ acl: acl                           # none: everybody may read and write all topi
 identities: identities.yaml        # minimum levels; none: there are none
 self-renew: {self_renew}                  # may the broker use the CA's key to renew its own certificate?
 response-information: none         # what MQTT 5 clients are told that ask for it: replies/%c, say; %c is the client id
+durability: fsync                  # sessions, queued and retained messages survive
+                                   #   fsync: a power cut (every acknowledgement waits for the disk)
+                                   #   process: a crash of the broker, not of the machine
+                                   #   off: nothing; all is in memory
+commit-delay: 0ms                  # how long a commit waits for more to share it: spares flash media, delays
+                                   # acknowledgements
 shards: 1                          # event loops that share the sessions (1 to 64); more than one is an experiment
 
 listeners:

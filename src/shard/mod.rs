@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 pub use report::{ClientRow, ConnectedRow, ShardReport};
 
 use crate::auth::{Acl, Methods};
-use crate::broker::{Core, Letter, Limits, Options, ShardId};
+use crate::broker::{Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
 use crate::types::{Histogram, Identity};
@@ -172,11 +172,13 @@ pub struct Start {
     pub durable: bool,
     /// One for each shard.
     pub stores: Vec<Box<dyn Store + Send>>,
+    /// What the store of the only shard had.
+    pub restored: Option<Restored>,
     pub methods: Methods,
 }
 
 /// Starts a thread for each shard.
-pub fn spawn(start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
+pub fn spawn(mut start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     let word = |at: usize| u64::from_ne_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
@@ -193,7 +195,7 @@ pub fn spawn(start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
     let shards = Arc::new(Inboxes(inboxes));
     let commits = Arc::new(Histogram::default());
     let mut threads = Vec::new();
-    for (at, ((poll, inbox, waker), store)) in ends.into_iter().zip(start.stores).enumerate() {
+    for (at, ((poll, inbox, waker), store)) in ends.into_iter().zip(std::mem::take(&mut start.stores)).enumerate() {
         let me = ShardId(at as u16);
         let options = Options {
             limits: start.limits.clone(),
@@ -206,8 +208,12 @@ pub fn spawn(start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
         let core = Core::new(options, start.acl.clone());
         let peers = Peers { me, inboxes: Arc::downgrade(&shards) };
         let commits = commits.clone();
+        let restored = start.restored.take();
+        let mut store = store;
+        let bell = waker.clone();
+        store.set_waker(Box::new(move || drop(bell.wake())));
         let thread = std::thread::Builder::new().name(format!("shard-{at}")).spawn(move || {
-            turn::Shard::new(poll, inbox, core, store, commits, peers).run();
+            turn::Shard::new(poll, inbox, core, store, commits, peers).run(restored);
             // A waker that is gone before its event was seen wakes nobody.
             drop(waker);
         })?;

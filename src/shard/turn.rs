@@ -1,11 +1,10 @@
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
-use slab::Slab;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
@@ -15,7 +14,7 @@ use super::output::Output;
 use super::report::{ClientRow, ConnectedRow, ShardReport};
 use super::wire::{Connection, Wire, who};
 use super::{Message, Peers};
-use crate::broker::{Admission, Closing, Command, ConnectionId, Core, Input};
+use crate::broker::{Admission, Closing, Command, ConnectionId, Core, Input, Restored};
 use crate::codec::{self, Packet};
 use crate::handover::Handover;
 use crate::store::{Answer, Store};
@@ -87,15 +86,7 @@ impl Shard {
             poll,
             inbox,
             core,
-            wire: Wire {
-                connections: Slab::new(),
-                dirty: Vec::new(),
-                store,
-                fetched: Vec::new(),
-                committing: HashMap::new(),
-                commits,
-                peers,
-            },
+            wire: Wire::new(store, commits, peers),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             ready: VecDeque::new(),
             lingering: VecDeque::new(),
@@ -110,7 +101,11 @@ impl Shard {
         }
     }
 
-    pub(super) fn run(mut self) {
+    /// `restored`: what the store had.
+    pub(super) fn run(mut self, restored: Option<Restored>) {
+        if let Some(restored) = restored {
+            self.core.handle(clock(), Input::Restored(restored), &mut self.wire);
+        }
         let mut events = Events::with_capacity(1024);
         loop {
             let timeout = self.timeout();
@@ -148,7 +143,7 @@ impl Shard {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let more = self.more_messages || !self.wire.dirty.is_empty() || !self.wire.fetched.is_empty();
+        let more = self.more_messages || !self.wire.dirty.is_empty();
         if more || !self.ready.is_empty() || !self.listings.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -238,6 +233,7 @@ impl Shard {
         let connection = &self.wire.connections[key];
         connection.output.len() >= 2 * self.core.limits().backlog_bytes_max.max(64 * 1024)
             || self.core.must_wait(connection.id)
+            || self.wire.is_store_busy()
     }
 
     /// Reads again from those that have caught up, first what was read of them before.
@@ -466,20 +462,19 @@ impl Shard {
     /// What the store has to say, and what comes of it.
     fn answers(&mut self, now: Instant) {
         loop {
-            if let Some(answer) = self.wire.store.poll_answer() {
-                let (ticket, input) = match answer {
-                    Answer::Committed(ticket) => (ticket, Input::Committed(ticket)),
-                    Answer::Failed(ticket) => (ticket, Input::Failed(ticket)),
-                };
-                if let Some(since) = self.wire.committing.remove(&ticket) {
-                    self.wire.commits.observe(clock().saturating_duration_since(since));
+            let Some(answer) = self.wire.store.poll_answer() else { return };
+            let input = match answer {
+                Answer::Committed(ticket) => {
+                    self.wire.answered(ticket);
+                    Input::Committed(ticket)
                 }
-                self.core.handle(now, input, &mut self.wire);
-            } else if let Some((client, messages)) = self.wire.fetched.pop() {
-                self.core.handle(now, Input::Fetched(client, messages), &mut self.wire);
-            } else {
-                return;
-            }
+                Answer::Failed(ticket) => {
+                    self.wire.answered(ticket);
+                    Input::Failed(ticket)
+                }
+                Answer::Fetched(client, number, messages) => Input::Fetched(client, number, messages),
+            };
+            self.core.handle(now, input, &mut self.wire);
         }
     }
 

@@ -8,9 +8,7 @@ use tracing::{info, warn};
 use super::Peers;
 use super::link::Link;
 use super::output::Output;
-use crate::broker::{
-    Change, Closing, ConnectionId, Letter, Message, MessageId, Note, Outbox, Payload, ShardId, Ticket,
-};
+use crate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket, Wanted};
 use crate::codec::Version;
 use crate::handover::About;
 use crate::store::Store;
@@ -57,22 +55,55 @@ pub(super) struct Connection {
 /// How long a keep alive rests for a client that takes nothing of what was written for it.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// What the store found for a client's session.
-pub(super) type Fetched = (ClientId, Vec<(MessageId, Option<Arc<Message>>)>);
+/// Bytes of changes that the store has not answered for: from here on nobody is read.
+const COMMITTING_MAX: usize = 64 * 1024 * 1024;
 
 /// The core's way out: connections' buffers, the store, the log.
 pub(super) struct Wire {
     pub(super) connections: Slab<Connection>,
     pub(super) dirty: Vec<usize>,
     pub(super) store: Box<dyn Store + Send>,
-    /// Answers from the store that the core has not been given.
-    pub(super) fetched: Vec<Fetched>,
-    pub(super) committing: HashMap<Ticket, Instant>,
+    /// Since when, and how many bytes, the store has what it has not answered for.
+    committing: HashMap<Ticket, (Instant, usize)>,
+    committing_bytes: usize,
     pub(super) commits: Arc<Histogram>,
     pub(super) peers: Peers,
 }
 
+/// About what a change takes.
+fn size_of(change: &Change) -> usize {
+    match change {
+        Change::Message { message, queued, .. } => 64 + message.size() + 64 * queued.len(),
+        _ => 64,
+    }
+}
+
 impl Wire {
+    pub(super) fn new(store: Box<dyn Store + Send>, commits: Arc<Histogram>, peers: Peers) -> Wire {
+        Wire {
+            connections: Slab::new(),
+            dirty: Vec::new(),
+            store,
+            committing: HashMap::new(),
+            committing_bytes: 0,
+            commits,
+            peers,
+        }
+    }
+
+    /// The store has so much to write down that nobody is asked for more.
+    pub(super) fn is_store_busy(&self) -> bool {
+        self.committing_bytes >= COMMITTING_MAX
+    }
+
+    /// The store has answered for a ticket.
+    pub(super) fn answered(&mut self, ticket: Ticket) {
+        if let Some((since, bytes)) = self.committing.remove(&ticket) {
+            self.committing_bytes -= bytes;
+            self.commits.observe(super::turn::clock().saturating_duration_since(since));
+        }
+    }
+
     pub(super) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         self.connections.get_mut(id.index as usize).filter(|connection| connection.id == id)
     }
@@ -147,13 +178,18 @@ impl Outbox for Wire {
 
     fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
         // Only measured: no decision of the core depends on it.
-        self.committing.insert(ticket, super::turn::clock());
+        let bytes = changes.iter().map(size_of).sum();
+        self.committing.insert(ticket, (super::turn::clock(), bytes));
+        self.committing_bytes += bytes;
         self.store.append(ticket, changes);
     }
 
-    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
-        let found = messages.iter().map(|id| (*id, self.store.fetch(*id))).collect();
-        self.fetched.push((client.clone(), found));
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
+        self.store.fetch(client, number, wanted);
+    }
+
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
+        self.store.rewind(client, inflight);
     }
 
     fn tell(&mut self, to: ShardId, letter: Letter) {

@@ -1,28 +1,61 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
-use super::{Answer, Store};
-use crate::broker::{Change, Message, MessageId, Ticket};
+use super::recover::open;
+use super::{Answer, Clocks, Durability, Engine, RamDisk, Store};
+use crate::broker::{Change, MessageId, Ticket, Wanted};
 use crate::types::ClientId;
 
-/// Keeps queued messages while somebody waits for them, in memory: nothing survives the process.
-#[derive(Debug, Default)]
+/// The store over files in memory: nothing survives the process. Its answers can be held back, and
+/// made to fail.
+#[derive(Debug)]
 pub struct MemoryStore {
-    messages: BTreeMap<MessageId, (Arc<Message>, BTreeSet<ClientId>)>,
-    /// What each client waits for.
-    clients: BTreeMap<ClientId, BTreeSet<MessageId>>,
-    waiting: VecDeque<Ticket>,
+    engine: Engine<RamDisk>,
+    disk: RamDisk,
+    waiting: VecDeque<(Ticket, bool)>,
     ready: VecDeque<Answer>,
     /// Answer only when told to.
     held: bool,
     /// Tickets appended from now on fail.
     failing: bool,
-    failed: Vec<Ticket>,
+    clocks: Clocks,
+}
+
+impl Default for MemoryStore {
+    fn default() -> MemoryStore {
+        MemoryStore::new(Clocks::look())
+    }
 }
 
 impl MemoryStore {
-    pub fn new() -> MemoryStore {
-        MemoryStore::default()
+    pub fn new(clocks: Clocks) -> MemoryStore {
+        MemoryStore::on(RamDisk::default(), clocks)
+    }
+
+    /// Goes on with what `disk` has.
+    pub fn on(disk: RamDisk, clocks: Clocks) -> MemoryStore {
+        let (engine, _) = open(disk.clone(), Durability::Fsync, clocks).expect("files in memory can be read");
+        MemoryStore {
+            engine,
+            disk,
+            waiting: VecDeque::new(),
+            ready: VecDeque::new(),
+            held: false,
+            failing: false,
+            clocks,
+        }
+    }
+
+    pub fn engine(&mut self) -> &mut Engine<RamDisk> {
+        &mut self.engine
+    }
+
+    pub fn disk(&self) -> &RamDisk {
+        &self.disk
+    }
+
+    /// What time it is from now on.
+    pub fn set_clocks(&mut self, clocks: Clocks) {
+        self.clocks = clocks;
     }
 
     /// From now on answers wait for [`MemoryStore::release`].
@@ -39,95 +72,50 @@ impl MemoryStore {
     pub fn release(&mut self, count: usize, mut pick: impl FnMut(usize) -> usize) {
         for _ in 0..count.min(self.waiting.len()) {
             let at = pick(self.waiting.len()) % self.waiting.len();
-            if let Some(ticket) = self.waiting.remove(at) {
-                self.answer(ticket);
+            if let Some(answer) = self.waiting.remove(at) {
+                self.answer(answer);
             }
         }
     }
 
-    /// Messages that somebody waits for.
+    /// Bodies that somebody waits for, or that are retained.
     pub fn len(&self) -> usize {
-        self.messages.len()
+        self.engine.bodies()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+        self.len() == 0
     }
 
-    fn answer(&mut self, ticket: Ticket) {
-        let failed = self.failed.iter().position(|known| *known == ticket);
-        self.ready.push_back(match failed {
-            Some(at) => {
-                self.failed.swap_remove(at);
-                Answer::Failed(ticket)
-            }
-            None => Answer::Committed(ticket),
-        });
-    }
-
-    fn apply(&mut self, change: Change) {
-        match change {
-            Change::Message { message, queued, .. } => {
-                for queued in queued {
-                    self.keep(&message, queued.client);
-                }
-            }
-            Change::Moved { message, body, from, to, .. } => {
-                let known = self.messages.get(&message).map(|(message, _)| message.clone());
-                if let Some(kept) = known.or(body) {
-                    self.keep(&kept, to.client);
-                }
-                self.apply(Change::Done { client: from, message, packet_id: None });
-            }
-            Change::Done { client, message, .. } => {
-                if let Some(waits) = self.clients.get_mut(&client) {
-                    waits.remove(&message);
-                }
-                self.done(message, &client);
-            }
-            Change::SessionEnded { client } => {
-                for message in self.clients.remove(&client).unwrap_or_default() {
-                    self.done(message, &client);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn keep(&mut self, message: &Arc<Message>, client: ClientId) {
-        self.clients.entry(client.clone()).or_default().insert(message.id);
-        self.messages.entry(message.id).or_insert_with(|| (message.clone(), BTreeSet::new())).1.insert(client);
-    }
-
-    fn done(&mut self, message: MessageId, client: &ClientId) {
-        if let Some((_, waiting)) = self.messages.get_mut(&message) {
-            waiting.remove(client);
-            if waiting.is_empty() {
-                self.messages.remove(&message);
-            }
-        }
+    fn answer(&mut self, (ticket, kept): (Ticket, bool)) {
+        self.ready.push_back(if kept { Answer::Committed(ticket) } else { Answer::Failed(ticket) });
     }
 }
 
 impl Store for MemoryStore {
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        if self.failing && changes.iter().any(Change::may_fail) {
-            self.failed.push(ticket);
-        } else {
-            changes.into_iter().for_each(|change| self.apply(change));
+        let kept = !self.failing || !changes.iter().any(Change::may_fail);
+        if kept {
+            self.engine.append(self.clocks.now, ticket, &changes);
+            self.engine.commit(self.clocks);
+            while self.engine.poll_answer().is_some() {}
         }
-        if self.held {
-            self.waiting.push_back(ticket);
-        } else {
-            self.answer(ticket);
+        match self.held {
+            true => self.waiting.push_back((ticket, kept)),
+            false => self.answer((ticket, kept)),
         }
+    }
+
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
+        let found = self.engine.fetch(client, &wanted);
+        self.ready.push_back(Answer::Fetched(client.clone(), number, found));
+    }
+
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
+        self.engine.rewind(client, &inflight);
     }
 
     fn poll_answer(&mut self) -> Option<Answer> {
         self.ready.pop_front()
-    }
-
-    fn fetch(&mut self, message: MessageId) -> Option<Arc<Message>> {
-        self.messages.get(&message).map(|(message, _)| message.clone())
     }
 }

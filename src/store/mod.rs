@@ -1,22 +1,74 @@
 //! Where durable changes go.
 //!
 //! [`Store::append`] takes changes under a ticket and answers later, through
-//! [`Store::poll_answer`]; [`Store::fetch`] brings a queued message back. There is the memory store,
-//! whose answers can be held back and made to fail so that the core's waiting can be tested.
+//! [`Store::poll_answer`]; [`Store::fetch`] brings queued messages back. [`Engine`] is the store
+//! itself, over a [`Disk`]; [`DurableStore`] runs it on a thread of its own; [`MemoryStore`] runs it in
+//! memory, with answers that can be held back and made to fail, so that the core's waiting can be
+//! tested.
 
+mod checkpoint;
+mod disk;
+mod durable;
+mod engine;
+mod frame;
+mod image;
 mod memory;
+mod ram;
+mod record;
+mod recover;
+mod time;
 
-use std::sync::Arc;
-
+pub use disk::{Disk, DiskFile, Folder};
+pub use durable::{DurableStore, Opened, StoreHandle};
+pub use engine::{Engine, News, Stats};
 pub use memory::MemoryStore;
+pub use ram::{RamDisk, RamHandle};
+pub use recover::{OpenError, Recovery};
+pub use time::Clocks;
 
-use crate::broker::{Change, Message, MessageId, Ticket};
+use crate::broker::{Change, Fetched, MessageId, Ticket, Wanted};
+use crate::types::ClientId;
 
-/// What became of a ticket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What is to survive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// A power cut: every commit is synced.
+    #[default]
+    Fsync,
+    /// A crash of the process: every commit is written, the system syncs when it likes.
+    Process,
+    /// Nothing: state is in memory.
+    Off,
+}
+
+/// What the store has to say.
+#[derive(Debug)]
 pub enum Answer {
     Committed(Ticket),
     Failed(Ticket),
+    Fetched(ClientId, u64, Vec<Fetched>),
+}
+
+/// Keeps nothing: for a core that asks for nothing to be kept.
+#[derive(Debug, Default)]
+pub struct NoStore {
+    answers: std::collections::VecDeque<Answer>,
+}
+
+impl Store for NoStore {
+    fn append(&mut self, ticket: Ticket, _: Vec<Change>) {
+        self.answers.push_back(Answer::Committed(ticket));
+    }
+
+    fn fetch(&mut self, client: &ClientId, number: u64, _: Wanted) {
+        self.answers.push_back(Answer::Fetched(client.clone(), number, Vec::new()));
+    }
+
+    fn rewind(&mut self, _: &ClientId, _: Vec<MessageId>) {}
+
+    fn poll_answer(&mut self) -> Option<Answer> {
+        self.answers.pop_front()
+    }
 }
 
 pub trait Store {
@@ -26,9 +78,16 @@ pub trait Store {
     /// [may fail]: Change::may_fail
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>);
 
+    /// Answered by [`Answer::Fetched`] under the same number. What was appended before and is committed
+    /// is seen.
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted);
+
+    /// The core has dropped what it had at hand of the client's queue, but for `inflight`.
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>);
+
     /// The next answer that is ready.
     fn poll_answer(&mut self) -> Option<Answer>;
 
-    /// A message that a session still waits for, appended before and committed or not.
-    fn fetch(&mut self, message: MessageId) -> Option<Arc<Message>>;
+    /// What is to be called when there are answers that came by themselves.
+    fn set_waker(&mut self, _wake: Box<dyn Fn() + Send>) {}
 }

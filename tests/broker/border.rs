@@ -3,7 +3,7 @@
 use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{ConnectionId, Limits};
 use lockgate::shard::{self, Start};
-use lockgate::store::{MemoryStore, Store};
+use lockgate::store::{NoStore, Store};
 
 use crate::rig::{Rig, client};
 
@@ -107,12 +107,13 @@ fn messages_that_nobody_else_takes_come_back_in_their_order() {
 #[test]
 fn shards_end_when_nobody_holds_them_any_more() {
     for shards in [1, 3] {
-        let stores = (0..shards).map(|_| Box::new(MemoryStore::new()) as Box<dyn Store + Send>).collect();
+        let stores = (0..shards).map(|_| Box::new(NoStore::default()) as Box<dyn Store + Send>).collect();
         let (handle, threads) = shard::spawn(Start {
             limits: Limits::default(),
             acl: Acl::open().into(),
             durable: false,
             stores,
+            restored: None,
             methods: Methods::default(),
         })
         .unwrap();

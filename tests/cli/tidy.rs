@@ -10,15 +10,15 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("codec", &["types"]),
         ("auth", &["types"]),
         ("broker", &["types", "codec", "auth"]),
-        ("store", &["types", "broker"]),
+        ("store", &["types", "codec", "broker"]),
         ("pki", &["types"]),
         // The option structs of those it configures.
-        ("config", &["types", "auth", "broker", "pki", "gate", "shard"]),
+        ("config", &["types", "auth", "broker", "store", "pki", "gate", "shard"]),
         ("handover", &["types", "codec", "auth"]),
         ("client", &["types", "codec"]),
         ("gate", &["types", "codec", "auth", "pki", "config", "handover"]),
         ("shard", &["types", "codec", "auth", "broker", "store", "config", "handover"]),
-        ("admin", &["types", "config", "pki", "broker", "gate", "shard"]),
+        ("admin", &["types", "config", "pki", "broker", "store", "gate", "shard"]),
         (
             "cli",
             &[

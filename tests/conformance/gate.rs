@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockgate::auth::Methods;
 use lockgate::codec::Version;
-use lockgate::store::{MemoryStore, Store};
+use lockgate::store::{NoStore, Store};
 use time::OffsetDateTime;
 
 use crate::authentication::Asking;
@@ -220,7 +220,8 @@ async fn with_method(change: impl FnOnce(&Site)) -> Broker {
         limits: settings.limits.clone(),
         acl: material.acl.clone(),
         durable: false,
-        stores: vec![Box::new(MemoryStore::new()) as Box<dyn Store + Send>],
+        stores: vec![Box::new(NoStore::default()) as Box<dyn Store + Send>],
+        restored: None,
         methods: methods.clone(),
     };
     let (shard, _threads) = lockgate::shard::spawn(start).unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lockgate::auth::{Acl, Methods, Operation, PasswordHash, Subject, parse_passwords};
 use lockgate::broker::{
     Admission, Change, Closing, Command, ConnectionId, Core, Input, Letter, Limits, MessageId, Note, Options, Outbox,
-    Payload, ShardId, Ticket,
+    Payload, ShardId, Ticket, Wanted,
 };
 use lockgate::codec::{self, Packet, Version};
 use lockgate::store::{Answer, MemoryStore, Store};
@@ -112,7 +112,7 @@ struct Sink {
     versions: BTreeMap<ConnectionId, Version>,
     closed: BTreeMap<ConnectionId, ()>,
     store: MemoryStore,
-    fetched: Vec<(ClientId, Vec<MessageId>)>,
+    asked: BTreeMap<(ClientId, u64), ShardId>,
     letters: BTreeMap<ShardId, VecDeque<(ShardId, Letter)>>,
     speaking: ShardId,
     backlog: usize,
@@ -146,8 +146,13 @@ impl Outbox for Sink {
         self.store.append(ticket, changes);
     }
 
-    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
-        self.fetched.push((client.clone(), messages.to_vec()));
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
+        self.asked.insert((client.clone(), number), self.speaking);
+        self.store.fetch(client, number, wanted);
+    }
+
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
+        self.store.rewind(client, inflight);
     }
 
     fn tell(&mut self, to: ShardId, letter: Letter) {
@@ -260,11 +265,11 @@ pub(crate) fn core(bytes: &[u8]) {
                 }
             }
         }
-        settle(&mut cores, &mut sink, now, seed);
+        settle(&mut cores, &mut sink, now);
     }
 }
 
-fn settle(cores: &mut [Core], sink: &mut Sink, now: Instant, seed: [u64; 4]) {
+fn settle(cores: &mut [Core], sink: &mut Sink, now: Instant) {
     let shards = cores.len() as u16;
     for _ in 0..10_000 {
         let mut moved = false;
@@ -280,19 +285,17 @@ fn settle(cores: &mut [Core], sink: &mut Sink, now: Instant, seed: [u64; 4]) {
             }
         }
         if let Some(answer) = sink.store.poll_answer() {
-            let (ticket, input) = match answer {
-                Answer::Committed(ticket) => (ticket, Input::Committed(ticket)),
-                Answer::Failed(ticket) => (ticket, Input::Failed(ticket)),
+            let at_ticket = |ticket: Ticket| ShardId((ticket.0 % u64::from(shards)) as u16);
+            let (at, input) = match answer {
+                Answer::Committed(ticket) => (at_ticket(ticket), Input::Committed(ticket)),
+                Answer::Failed(ticket) => (at_ticket(ticket), Input::Failed(ticket)),
+                Answer::Fetched(client, number, found) => {
+                    let asked = sink.asked.remove(&(client.clone(), number)).expect("somebody asked");
+                    (asked, Input::Fetched(client, number, found))
+                }
             };
-            let at = (ticket.0 % u64::from(shards)) as usize;
-            sink.speaking = ShardId(at as u16);
-            cores[at].handle(now, input, sink);
-            moved = true;
-        } else if let Some((client, wanted)) = sink.fetched.pop() {
-            let found = wanted.into_iter().map(|id| (id, sink.store.fetch(id))).collect();
-            let at = usize::from(Core::shard_of(seed, shards, &client).0);
-            sink.speaking = ShardId(at as u16);
-            cores[at].handle(now, Input::Fetched(client, found), sink);
+            sink.speaking = at;
+            cores[usize::from(at.0)].handle(now, input, sink);
             moved = true;
         }
         if !moved {

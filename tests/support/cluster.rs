@@ -61,6 +61,7 @@ impl Cluster {
                 return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));
             }
             Input::Timer => return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Timer, out)),
+            Input::Restored(_) => 0,
             Input::Heard(..) | Input::Fetched(..) => unreachable!("taken from the inboxes and the store"),
         };
         self.turn(home, now, input, out);
@@ -93,20 +94,16 @@ impl Cluster {
 
     /// One answer of the store, or what it fetched; `false` if there is none.
     pub(crate) fn answer(&mut self, now: Instant, out: &mut Recorder) -> bool {
-        if let Some(answer) = out.store.poll_answer() {
-            let input = match answer {
-                Answer::Committed(ticket) => Input::Committed(ticket),
-                Answer::Failed(ticket) => Input::Failed(ticket),
-            };
-            self.handle(now, input, out);
-            true
-        } else if let Some((from, client, wanted)) = out.fetched.pop() {
-            let found = wanted.into_iter().map(|id| (id, out.store.fetch(id))).collect();
-            self.turn(usize::from(from.0), now, Input::Fetched(client, found), out);
-            true
-        } else {
-            false
+        let Some(answer) = out.store.poll_answer() else { return false };
+        match answer {
+            Answer::Committed(ticket) => self.handle(now, Input::Committed(ticket), out),
+            Answer::Failed(ticket) => self.handle(now, Input::Failed(ticket), out),
+            Answer::Fetched(client, number, found) => {
+                let asked = out.asked.remove(&(client.clone(), number)).expect("somebody asked");
+                self.turn(usize::from(asked.0), now, Input::Fetched(client, number, found), out);
+            }
         }
+        true
     }
 
     /// The shard that has a connection.

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use lockgate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket};
+use lockgate::broker::{
+    Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket, Wanted,
+};
 use lockgate::store::{MemoryStore, Store};
 use lockgate::types::ClientId;
 
@@ -14,8 +16,8 @@ pub(crate) struct Recorder {
     pub(crate) stalled: BTreeMap<ConnectionId, usize>,
     pub(crate) closed: BTreeMap<ConnectionId, Closing>,
     pub(crate) store: MemoryStore,
-    /// What a shard wants from the store, and for whom.
-    pub(crate) fetched: Vec<(ShardId, ClientId, Vec<MessageId>)>,
+    /// Questions to the store, and the shard that asked.
+    pub(crate) asked: BTreeMap<(ClientId, u64), ShardId>,
     pub(crate) notes: Vec<String>,
     /// Say what is persisted and told.
     pub(crate) trace: bool,
@@ -57,8 +59,16 @@ impl Outbox for Recorder {
         self.store.append(ticket, changes);
     }
 
-    fn fetch(&mut self, client: &ClientId, messages: &[MessageId]) {
-        self.fetched.push((self.speaking, client.clone(), messages.to_vec()));
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
+        if self.trace {
+            eprintln!("    {:?} fetches {wanted:?} of {client:?}", self.speaking);
+        }
+        self.asked.insert((client.clone(), number), self.speaking);
+        self.store.fetch(client, number, wanted);
+    }
+
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
+        self.store.rewind(client, inflight);
     }
 
     fn tell(&mut self, to: ShardId, letter: Letter) {

@@ -1,0 +1,237 @@
+//! The store on a thread of its own.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::recover::{OpenError, Recovery, open};
+use super::{Answer, Clocks, Durability, Engine, Folder, News, Stats, Store};
+use crate::broker::{Change, MessageId, Restored, Ticket, Wanted};
+use crate::types::ClientId;
+
+/// How long nothing has to come before the store tidies up.
+const IDLE: Duration = Duration::from_secs(2);
+/// Changes taken for one commit.
+const BATCH_MAX: usize = 10_000;
+
+enum Command {
+    Append(Ticket, Vec<Change>),
+    Fetch(ClientId, u64, Wanted),
+    Rewind(ClientId, Vec<MessageId>),
+    Waker(Box<dyn Fn() + Send>),
+    Stats(Sender<Stats>),
+    /// The files that a copy has to have; they stay until `Release`.
+    Hold(Sender<Vec<(String, u64)>>),
+    Release,
+    Stop,
+}
+
+/// The store of one shard; dropped, it writes down what is pending and ends.
+pub struct DurableStore {
+    commands: Sender<Command>,
+    answers: Receiver<Answer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Asks a running store from outside.
+#[derive(Clone)]
+pub struct StoreHandle {
+    commands: Sender<Command>,
+}
+
+/// What comes of opening one.
+pub struct Opened {
+    pub store: DurableStore,
+    pub handle: StoreHandle,
+    pub restored: Restored,
+    pub recovery: Recovery,
+}
+
+impl DurableStore {
+    /// Opens the store in `folder`; `commit_delay` is how long a commit may wait for more to share it.
+    pub fn open(folder: &Path, durability: Durability, commit_delay: Duration) -> Result<Opened, OpenError> {
+        let clocks = Clocks::look();
+        let (mut engine, mut recovery) = open(Folder::new(folder)?, durability, clocks)?;
+        let restored = engine.restored(clocks);
+        recovery.took = Clocks::look().now.saturating_duration_since(clocks.now);
+        let (commands, inbox) = channel();
+        let (answers, outbox) = channel();
+        let handle = StoreHandle { commands: commands.clone() };
+        let mut committer = Committer { engine, inbox, answers, wake: Box::new(|| ()), commit_delay, first: None };
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || committer.run())?;
+        let store = DurableStore { commands, answers: outbox, thread: Some(thread) };
+        Ok(Opened { store, handle, restored, recovery })
+    }
+
+    fn send(&self, command: Command) {
+        // It lives as long as this does.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for DurableStore {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Store for DurableStore {
+    fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
+        self.send(Command::Append(ticket, changes));
+    }
+
+    fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
+        self.send(Command::Fetch(client.clone(), number, wanted));
+    }
+
+    fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
+        self.send(Command::Rewind(client.clone(), inflight));
+    }
+
+    fn poll_answer(&mut self) -> Option<Answer> {
+        self.answers.try_recv().ok()
+    }
+
+    fn set_waker(&mut self, wake: Box<dyn Fn() + Send>) {
+        self.send(Command::Waker(wake));
+    }
+}
+
+impl StoreHandle {
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Option<T> {
+        let (answer, answered) = channel();
+        self.commands.send(command(answer)).ok()?;
+        answered.recv_timeout(Duration::from_secs(60)).ok()
+    }
+
+    /// Blocks until the commit that is under way is done; `None` if the store has ended.
+    pub fn stats(&self) -> Option<Stats> {
+        self.ask(Command::Stats)
+    }
+
+    /// The files to copy, and how much of each; nothing is removed until [`StoreHandle::release`].
+    pub fn hold(&self) -> Option<Vec<(String, u64)>> {
+        self.ask(Command::Hold)
+    }
+
+    pub fn release(&self) {
+        let _ = self.commands.send(Command::Release);
+    }
+}
+
+/// The thread.
+struct Committer {
+    engine: Engine<Folder>,
+    inbox: Receiver<Command>,
+    answers: Sender<Answer>,
+    wake: Box<dyn Fn() + Send>,
+    commit_delay: Duration,
+    /// When the first of what is pending came.
+    first: Option<Instant>,
+}
+
+impl Committer {
+    fn run(&mut self) {
+        loop {
+            let clocks = Clocks::look();
+            let due = [self.engine.retry_at(), self.first.map(|first| first + self.commit_delay)];
+            let due = due.into_iter().flatten().max();
+            let wait = due.map_or(IDLE, |due| due.saturating_duration_since(clocks.now));
+            match self.inbox.recv_timeout(wait) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return self.stop(),
+                Ok(command) => {
+                    self.take(command);
+                    // All that waits shares the commit.
+                    for _ in 0..BATCH_MAX {
+                        match self.inbox.try_recv() {
+                            Ok(Command::Stop) => return self.stop(),
+                            Ok(command) => self.take(command),
+                            Err(_) => break,
+                        }
+                    }
+                    let waited = self.first.map(|first| Clocks::look().now.saturating_duration_since(first));
+                    if waited.is_some_and(|waited| waited >= self.commit_delay) {
+                        self.commit();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) if due.is_some() => self.commit(),
+                Err(RecvTimeoutError::Timeout) => self.engine.tidy(clocks),
+            }
+            self.tell();
+        }
+    }
+
+    /// What is pending is written down, and a checkpoint, so that the next start has little to read.
+    fn stop(&mut self) {
+        self.commit();
+        self.engine.checkpoint(Clocks::look());
+        self.tell();
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Append(ticket, changes) => {
+                let now = Clocks::look().now;
+                self.first.get_or_insert(now);
+                self.engine.append(now, ticket, &changes);
+            }
+            Command::Fetch(client, number, wanted) => {
+                // What was appended before is to be seen.
+                self.commit();
+                let found = self.engine.fetch(&client, &wanted);
+                let _ = self.answers.send(Answer::Fetched(client, number, found));
+                (self.wake)();
+            }
+            Command::Rewind(client, inflight) => {
+                self.commit();
+                self.engine.rewind(&client, &inflight);
+            }
+            Command::Stats(answer) => drop(answer.send(self.engine.stats())),
+            Command::Hold(answer) => {
+                self.commit();
+                drop(answer.send(self.engine.hold(Clocks::look())));
+            }
+            Command::Release => self.engine.release(),
+            Command::Waker(wake) => self.wake = wake,
+            Command::Stop => {}
+        }
+    }
+
+    fn commit(&mut self) {
+        self.engine.commit(Clocks::look());
+        if !self.engine.has_pending() {
+            self.first = None;
+        }
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let mut any = false;
+        while let Some(answer) = self.engine.poll_answer() {
+            any = true;
+            let _ = self.answers.send(answer);
+        }
+        if any {
+            (self.wake)();
+        }
+        while let Some(news) = self.engine.poll_news() {
+            match news {
+                News::Failing(cause) => error!(
+                    "the store cannot be written: {cause}; nothing durable is acknowledged until it can be: free \
+                     space, or look at the disk"
+                ),
+                News::Recovered => info!("the store can be written again"),
+                News::CheckpointFailed(cause) => warn!("no checkpoint of the store could be written: {cause}"),
+                News::BodyLost { client, segment } => {
+                    error!("a message for client {client:?} cannot be read any more: {segment} is damaged");
+                }
+            }
+        }
+    }
+}

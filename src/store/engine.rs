@@ -1,0 +1,619 @@
+//! The store itself, without a thread: segments, commits, checkpoints, recovery.
+//!
+//! Everything that is written goes, as frames, to the end of one segment, and a commit is one write
+//! and one sync however many changes wait for it. Bodies stay where they were written first; queues
+//! hold their places. From time to time a checkpoint writes down the whole state but the bodies;
+//! segments that nothing refers to any more, and whose frames a checkpoint has, are removed.
+//!
+//! A file that a write or a sync failed on is never written to again: it ends at its last synced
+//! frame, and what was not committed is written again to a new one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::disk::{Disk, DiskFile};
+use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader};
+use super::image::{At, Entry, Image, Place};
+use super::record::{self, Records};
+use super::time::{Clocks, LastTime, Timeline};
+use super::{Answer, Durability};
+use crate::broker::{Change, Fetched, Message, MessageId, Ticket, Wanted};
+use crate::types::ClientId;
+
+/// Bytes of a segment; one frame that needs more gets its own.
+const SEGMENT: u64 = 16 * 1024 * 1024;
+/// Room on the disk that is kept for acknowledgements when it is full.
+const RESERVE: u64 = 4 * 1024 * 1024;
+const RESERVE_NAME: &str = "reserve";
+/// Bytes of one frame, if several changes share it.
+const FRAME_MAX: usize = 4 * 1024 * 1024;
+/// Bytes written since the last checkpoint that call for the next, at least.
+const CHECKPOINT_EVERY: u64 = 64 * 1024 * 1024;
+/// Bytes of old bodies that one checkpoint copies.
+const COPIED_MAX: u64 = 16 * 1024 * 1024;
+/// How long a disk may fail before whoever waits is told so.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a failing disk is tried.
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(super) fn segment_name(number: u32) -> String {
+    format!("segment-{number:08}")
+}
+
+pub(super) fn checkpoint_name(sequence: u64) -> String {
+    format!("checkpoint-{sequence:016}")
+}
+
+#[derive(Debug)]
+pub(super) struct Segment<F> {
+    /// Opened when something is read from it.
+    pub(super) file: Option<F>,
+    /// Behind its last sound frame.
+    pub(super) end: u64,
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+struct Writer<F> {
+    number: u32,
+    file: F,
+    /// Synced up to here.
+    end: u64,
+    capacity: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ticket: Ticket,
+    bytes: Vec<u8>,
+    counts: Counts,
+    /// It has to be written down sooner or later.
+    must: bool,
+    since: Instant,
+}
+
+/// What the store has done, and how full it is.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Stats {
+    pub bytes_written: u64,
+    pub commits: u64,
+    pub messages: u64,
+    pub failures: u64,
+    pub checkpoints: u64,
+    /// Now.
+    pub sessions: usize,
+    pub queued: u64,
+    pub retained: usize,
+    pub segments: usize,
+    /// Bytes of all files.
+    pub disk_bytes: u64,
+    /// Bytes of them that are bodies still wanted.
+    pub live_bytes: u64,
+    /// The disk fails now.
+    pub is_failing: bool,
+}
+
+#[derive(Debug)]
+pub struct Engine<D: Disk> {
+    pub(super) disk: D,
+    durability: Durability,
+    pub(super) timeline: Timeline,
+    pub(super) image: Image,
+    pub(super) segments: BTreeMap<u32, Segment<D::File>>,
+    writer: Option<Writer<D::File>>,
+    pub(super) next_segment: u32,
+    pub(super) next_sequence: u64,
+    /// Frames up to here are in the newest checkpoint, and segments below that number.
+    pub(super) checkpointed: (u64, u32),
+    pub(super) checkpoint_bytes: u64,
+    pub(super) since_checkpoint: u64,
+    pending: VecDeque<Pending>,
+    answers: VecDeque<Answer>,
+    failing: Option<Failing>,
+    has_reserve: bool,
+    /// Nothing is removed while somebody copies the files.
+    holds: usize,
+    /// Segments whose bodies were copied, while the newest checkpoint does not know it.
+    copied: Vec<u32>,
+    pub(super) stats: Stats,
+    /// When what ran before stopped, as far as is known.
+    pub(super) stopped: super::time::Moment,
+    /// What a person should hear.
+    pub(super) news: VecDeque<News>,
+}
+
+/// Worth a line in the log.
+#[derive(Debug)]
+pub enum News {
+    Failing(io::Error),
+    Recovered,
+    CheckpointFailed(io::Error),
+    BodyLost { client: ClientId, segment: String },
+}
+
+#[derive(Debug)]
+struct Failing {
+    since: Instant,
+    retry: Instant,
+    /// Somebody was told already: the next need not wait as long.
+    is_known: bool,
+}
+
+impl<D: Disk> Engine<D> {
+    pub(super) fn new(disk: D, durability: Durability, timeline: Timeline) -> Engine<D> {
+        Engine {
+            disk,
+            durability,
+            timeline,
+            image: Image::default(),
+            segments: BTreeMap::new(),
+            writer: None,
+            next_segment: 1,
+            next_sequence: 1,
+            checkpointed: (0, 0),
+            checkpoint_bytes: 0,
+            since_checkpoint: 0,
+            pending: VecDeque::new(),
+            answers: VecDeque::new(),
+            failing: None,
+            has_reserve: false,
+            holds: 0,
+            copied: Vec::new(),
+            stats: Stats::default(),
+            stopped: 0,
+            news: VecDeque::new(),
+        }
+    }
+
+    /// Takes changes to be written with the next [`Engine::commit`].
+    pub fn append(&mut self, now: Instant, ticket: Ticket, changes: &[Change]) {
+        let mut bytes = Vec::new();
+        let mut counts = Counts::default();
+        changes.iter().for_each(|change| record::encode(change, &self.timeline, &mut bytes, &mut counts));
+        let must = !changes.iter().any(Change::may_fail);
+        self.pending.push_back(Pending { ticket, bytes, counts, must, since: now });
+    }
+
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// When [`Engine::commit`] is to be called again though nothing new has come.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.failing.as_ref().filter(|_| !self.pending.is_empty()).map(|failing| failing.retry)
+    }
+
+    pub fn poll_answer(&mut self) -> Option<Answer> {
+        self.answers.pop_front()
+    }
+
+    pub fn poll_news(&mut self) -> Option<News> {
+        self.news.pop_front()
+    }
+
+    /// Writes down what is pending; its answers are there afterwards, or, while the disk fails, later.
+    pub fn commit(&mut self, clocks: Clocks) {
+        if self.failing.as_ref().is_some_and(|failing| failing.retry > clocks.now) {
+            return;
+        }
+        while !self.pending.is_empty() {
+            match self.commit_frame(clocks) {
+                Ok(()) => {
+                    if self.failing.take().is_some() {
+                        self.news.push_back(News::Recovered);
+                    }
+                }
+                Err(error) => return self.failed(clocks, error),
+            }
+        }
+        self.checkpoint_if_due(clocks);
+        if std::mem::take(&mut self.image.has_dead) {
+            self.collect();
+        }
+    }
+
+    /// One frame of what is pending: written, synced, and then true.
+    fn commit_frame(&mut self, clocks: Clocks) -> io::Result<()> {
+        let mut count = 0;
+        let mut len = 0;
+        for pending in &self.pending {
+            if count > 0 && len + pending.bytes.len() > FRAME_MAX {
+                break;
+            }
+            len += pending.bytes.len();
+            count += 1;
+        }
+        let mut payload = Vec::with_capacity(len);
+        let mut counts = Counts::default();
+        for pending in self.pending.iter().take(count) {
+            payload.extend_from_slice(&pending.bytes);
+            counts.add(pending.counts);
+        }
+        let at = self.write_frame(clocks, &payload, counts, false)?;
+        self.stats.messages += u64::from(counts.messages);
+        self.apply(Bytes::from(payload), at);
+        for pending in self.pending.drain(..count) {
+            self.answers.push_back(Answer::Committed(pending.ticket));
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, payload: Bytes, at: At) {
+        for record in Records::new(payload) {
+            match record {
+                Ok(record) => self.image.apply(record, at),
+                Err(error) => debug_assert!(false, "written and read: {error}"),
+            }
+        }
+    }
+
+    /// Writes a frame behind the last one and syncs it; says where its payload lies.
+    fn write_frame(&mut self, clocks: Clocks, payload: &[u8], counts: Counts, reserve: bool) -> io::Result<At> {
+        let whole = (FRAME_HEADER + payload.len()) as u64;
+        if self.writer.as_ref().is_none_or(|writer| writer.end + whole > writer.capacity) {
+            self.roll(whole, reserve)?;
+        }
+        let writer = self.writer.as_mut().expect("there after rolling");
+        let moment = self.timeline.moment(clocks.now);
+        let time = LastTime { moment, wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
+        let header = FrameHeader::new(payload, self.next_sequence, time, counts);
+        let mut bytes = Vec::with_capacity(whole as usize);
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(payload);
+        writer.file.write_at(&bytes, writer.end)?;
+        if self.durability == Durability::Fsync {
+            writer.file.sync()?;
+        }
+        let payload_at = writer.end + FRAME_HEADER as u64;
+        writer.end += whole;
+        let (number, end) = (writer.number, writer.end);
+        self.segments.get_mut(&number).expect("made with its writer").end = end;
+        self.next_sequence += 1;
+        self.since_checkpoint += whole;
+        self.stats.bytes_written += whole;
+        self.stats.commits += 1;
+        Ok(At { segment: number, payload: payload_at, moment })
+    }
+
+    /// A new segment with room for a frame of `whole` bytes.
+    fn roll(&mut self, whole: u64, reserve: bool) -> io::Result<()> {
+        let number = self.next_segment;
+        let name = segment_name(number);
+        let needed = whole + FILE_HEADER as u64;
+        let capacity = if reserve { RESERVE } else { SEGMENT.max(needed) };
+        let header = FileHeader { number, first_sequence: self.next_sequence }.encode();
+        // What a failed attempt left under this name.
+        let _ = self.disk.remove(&name);
+        let made = if reserve {
+            self.has_reserve = false;
+            self.disk.rename(RESERVE_NAME, &name).and_then(|()| self.disk.open(&name))
+        } else {
+            self.disk.create(&name, capacity)
+        };
+        let made = made.and_then(|mut file| {
+            file.write_at(&header, 0)?;
+            if self.durability == Durability::Fsync {
+                // The name is to survive as the frames do.
+                self.disk.sync_folder()?;
+            }
+            Ok(file)
+        });
+        let file = match made {
+            Ok(file) => file,
+            Err(error) => {
+                let _ = self.disk.remove(&name);
+                return Err(error);
+            }
+        };
+        self.stats.bytes_written += FILE_HEADER as u64;
+        self.seal();
+        self.next_segment += 1;
+        let reader = self.disk.open(&name).ok();
+        self.segments.insert(number, Segment { file: reader, end: FILE_HEADER as u64 });
+        self.writer = Some(Writer { number, file, end: FILE_HEADER as u64, capacity });
+        if !reserve {
+            self.keep_reserve();
+        }
+        Ok(())
+    }
+
+    /// Room for acknowledgements on a full disk.
+    fn keep_reserve(&mut self) {
+        if !self.has_reserve {
+            let _ = self.disk.remove(RESERVE_NAME);
+            self.has_reserve = self.disk.create(RESERVE_NAME, RESERVE).is_ok();
+        }
+    }
+
+    /// The segment that was written to is not written to again.
+    fn seal(&mut self) {
+        if let Some(mut writer) = self.writer.take() {
+            // Room that was never used, and what a failed write may have left.
+            let _ = writer.file.set_len(writer.end);
+        }
+    }
+
+    fn failed(&mut self, clocks: Clocks, error: io::Error) {
+        self.seal();
+        self.stats.failures += 1;
+        if self.failing.is_none() {
+            self.news.push_back(News::Failing(error));
+        }
+        let failing = self.failing.get_or_insert(Failing { since: clocks.now, retry: clocks.now, is_known: false });
+        failing.retry = clocks.now + RETRY;
+        failing.is_known |= clocks.now.saturating_duration_since(failing.since) >= PATIENCE;
+        if !failing.is_known {
+            return;
+        }
+        // Whoever can be told is told; what is left is written to the room that was kept for it.
+        let answers = &mut self.answers;
+        self.pending.retain(|pending| {
+            let waits_on = pending.must || clocks.now.saturating_duration_since(pending.since) < RETRY;
+            if !waits_on {
+                answers.push_back(Answer::Failed(pending.ticket));
+            }
+            waits_on
+        });
+        let front = self.pending.iter().take_while(|pending| pending.must).count();
+        if front > 0 && (self.has_reserve || self.writer.is_some()) {
+            self.commit_reserved(clocks, front);
+        }
+    }
+
+    fn commit_reserved(&mut self, clocks: Clocks, count: usize) {
+        let mut payload = Vec::new();
+        let mut counts = Counts::default();
+        let mut taken = 0;
+        for pending in self.pending.iter().take(count) {
+            if payload.len() + pending.bytes.len() + FRAME_HEADER + FILE_HEADER > RESERVE as usize {
+                break;
+            }
+            payload.extend_from_slice(&pending.bytes);
+            counts.add(pending.counts);
+            taken += 1;
+        }
+        if let Ok(at) = self.write_frame(clocks, &payload, counts, true) {
+            self.apply(Bytes::from(payload), at);
+            for pending in self.pending.drain(..taken) {
+                self.answers.push_back(Answer::Committed(pending.ticket));
+            }
+            self.collect();
+        }
+    }
+
+    /// None of a client's queue is at hand any more but what is in flight.
+    pub fn rewind(&mut self, client: &ClientId, inflight: &[MessageId]) {
+        self.image.rewind(client, inflight);
+    }
+
+    /// Brings messages back.
+    pub fn fetch(&mut self, client: &ClientId, wanted: &Wanted) -> Vec<Fetched> {
+        match wanted {
+            Wanted::Next(most) => {
+                let entries = self.image.next(client, *most);
+                entries.iter().map(|entry| self.fetch_one(client, entry)).collect()
+            }
+            Wanted::These(ids) => ids.iter().filter_map(|id| self.fetch_by_id(client, *id)).collect(),
+        }
+    }
+
+    fn fetch_by_id(&mut self, client: &ClientId, id: MessageId) -> Option<Fetched> {
+        let kept = self.image.sessions.get(client)?;
+        let entry = *kept.queue.iter().find(|entry| entry.id == id.0)?;
+        Some(self.fetch_one(client, &entry))
+    }
+
+    fn fetch_one(&mut self, client: &ClientId, entry: &Entry) -> Fetched {
+        let message = self.read_body(entry.place, entry.size);
+        if message.is_none() {
+            let segment = segment_name(entry.place.segment);
+            self.news.push_back(News::BodyLost { client: client.clone(), segment });
+        }
+        let id = MessageId(entry.id);
+        Fetched { id, to: self.image.queued_for(client, entry), published: entry.published(), message }
+    }
+
+    /// Reads one body; about `size` bytes are expected.
+    pub(super) fn read_body(&mut self, place: Place, size: u32) -> Option<Arc<Message>> {
+        let bytes = self.read_body_bytes(place, size)?;
+        record::message(Bytes::from(bytes), &self.timeline).ok().map(Arc::new)
+    }
+
+    fn read_body_bytes(&mut self, place: Place, size: u32) -> Option<Vec<u8>> {
+        let segment = self.segments.get_mut(&place.segment)?;
+        if segment.file.is_none() {
+            segment.file = self.disk.open(&segment_name(place.segment)).ok();
+        }
+        let file = segment.file.as_ref()?;
+        let mut bytes = vec![0; size as usize + 96];
+        let count = file.read_at(&mut bytes, u64::from(place.offset)).ok()?;
+        bytes.truncate(count);
+        let whole = record::body_len(&bytes)?;
+        if whole > bytes.len() {
+            if u64::from(place.offset) + whole as u64 > segment.end {
+                return None;
+            }
+            let known = bytes.len();
+            bytes.resize(whole, 0);
+            let more = file.read_at(&mut bytes[known..], u64::from(place.offset) + known as u64).ok()?;
+            if known + more < whole {
+                return None;
+            }
+        }
+        bytes.truncate(whole);
+        Some(bytes)
+    }
+
+    fn checkpoint_if_due(&mut self, clocks: Clocks) {
+        if self.since_checkpoint > CHECKPOINT_EVERY.max(4 * self.checkpoint_bytes) {
+            self.checkpoint(clocks);
+        }
+    }
+
+    /// Nothing is to do: a checkpoint now would give room back.
+    pub fn tidy(&mut self, clocks: Clocks) {
+        let current = self.writer.as_ref().map(|writer| writer.number);
+        let unwanted = self.segments.keys().filter(|number| {
+            Some(**number) != current && **number >= self.checkpointed.1 && !self.image.live.contains_key(number)
+        });
+        if unwanted.count() > 0 && self.since_checkpoint > 0 {
+            self.checkpoint(clocks);
+        }
+    }
+
+    /// Writes the whole state down, so that older frames are not needed any more.
+    pub fn checkpoint(&mut self, clocks: Clocks) {
+        if self.failing.is_some() || self.holds > 0 {
+            return;
+        }
+        match self.write_checkpoint(clocks) {
+            Ok(()) => self.stats.checkpoints += 1,
+            // What is there stays good; the next one is tried when as much was written again.
+            Err(error) => {
+                self.since_checkpoint = 0;
+                self.news.push_back(News::CheckpointFailed(error));
+            }
+        }
+        self.collect();
+    }
+
+    fn write_checkpoint(&mut self, clocks: Clocks) -> io::Result<()> {
+        self.copy_old_bodies(clocks)?;
+        let sequence = self.next_sequence - 1;
+        let first = self.writer.as_ref().map_or(self.next_segment, |writer| writer.number);
+        let temporary = "checkpoint.new";
+        let _ = self.disk.remove(temporary);
+        let mut file = self.disk.create(temporary, FILE_HEADER as u64)?;
+        file.write_at(&FileHeader { number: first, first_sequence: sequence }.encode(), 0)?;
+        let time =
+            LastTime { moment: self.timeline.moment(clocks.now), wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
+        let mut end = FILE_HEADER as u64;
+        super::checkpoint::write(&self.image, |payload, counts| {
+            let header = FrameHeader::new(payload, sequence, time, counts).encode();
+            file.write_at(&[&header[..], payload].concat(), end)?;
+            end += (FRAME_HEADER + payload.len()) as u64;
+            Ok(())
+        })?;
+        self.stats.bytes_written += end;
+        if self.durability == Durability::Fsync {
+            file.sync()?;
+        }
+        self.disk.rename(temporary, &checkpoint_name(sequence))?;
+        if self.durability == Durability::Fsync {
+            self.disk.sync_folder()?;
+        }
+        self.checkpointed = (sequence, first);
+        self.checkpoint_bytes = end;
+        self.since_checkpoint = 0;
+        self.copied.clear();
+        for name in self.disk.list()? {
+            if name.starts_with("checkpoint-") && name < checkpoint_name(sequence) {
+                let _ = self.disk.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bodies in segments that are mostly of no use move to the newest one.
+    fn copy_old_bodies(&mut self, clocks: Clocks) -> io::Result<()> {
+        let current = self.writer.as_ref().map(|writer| writer.number);
+        let mut budget = COPIED_MAX;
+        let mut sparse = Vec::new();
+        for (number, segment) in &self.segments {
+            let Some(live) = self.image.live.get(number).filter(|_| Some(*number) != current) else { continue };
+            if live.bytes * 4 < segment.end && live.bytes <= budget {
+                budget -= live.bytes;
+                sparse.push(*number);
+            }
+        }
+        if sparse.is_empty() {
+            return Ok(());
+        }
+        let mut moved = BTreeMap::new();
+        let (mut payload, mut places) = (Vec::new(), Vec::new());
+        let wanted = self.image.places(|segment| sparse.contains(&segment));
+        let mut left = wanted.len();
+        for place in wanted {
+            left -= 1;
+            if let Some(body) = self.read_body_bytes(place, 1024) {
+                let at = record::copied(&mut payload, &body);
+                places.push((place, at));
+            }
+            if payload.len() > FRAME_MAX || (left == 0 && !payload.is_empty()) {
+                let at = self.write_frame(clocks, &payload, Counts::default(), false)?;
+                for (old, offset) in places.drain(..) {
+                    let new = Place { segment: at.segment, offset: (at.payload + offset as u64) as u32 };
+                    moved.insert(old, new);
+                }
+                payload.clear();
+            }
+        }
+        // True from the checkpoint on that follows; until then both places are good.
+        self.image.relocate(&moved);
+        self.copied.extend(sparse);
+        Ok(())
+    }
+
+    /// Removes segments that nobody needs.
+    fn collect(&mut self) {
+        if self.holds > 0 {
+            return;
+        }
+        let current = self.writer.as_ref().map(|writer| writer.number);
+        let below = self.checkpointed.1;
+        let unwanted: Vec<u32> = self
+            .segments
+            .keys()
+            .copied()
+            .take_while(|number| *number < below)
+            .filter(|number| {
+                Some(*number) != current && !self.image.live.contains_key(number) && !self.copied.contains(number)
+            })
+            .collect();
+        for number in unwanted {
+            if self.disk.remove(&segment_name(number)).is_ok() {
+                self.segments.remove(&number);
+            }
+        }
+    }
+
+    /// What a copy of the store has to have, and how much of each file. Nothing is removed until
+    /// [`Engine::release`].
+    pub fn hold(&mut self, clocks: Clocks) -> Vec<(String, u64)> {
+        self.checkpoint(clocks);
+        self.holds += 1;
+        let mut files: Vec<(String, u64)> =
+            self.segments.iter().map(|(number, segment)| (segment_name(*number), segment.end)).collect();
+        if self.checkpointed.0 > 0 || self.checkpoint_bytes > 0 {
+            files.push((checkpoint_name(self.checkpointed.0), self.checkpoint_bytes));
+        }
+        files
+    }
+
+    pub fn release(&mut self) {
+        self.holds = self.holds.saturating_sub(1);
+        self.collect();
+    }
+
+    /// Bodies that are in use.
+    pub fn bodies(&self) -> usize {
+        self.image.places(|_| true).len()
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            sessions: self.image.sessions.values().filter(|kept| kept.facts.is_some()).count(),
+            queued: self.image.queued,
+            retained: self.image.retained.len(),
+            segments: self.segments.len(),
+            disk_bytes: self.segments.values().map(|segment| segment.end).sum::<u64>() + self.checkpoint_bytes,
+            live_bytes: self.image.live.values().map(|live| live.bytes).sum(),
+            is_failing: self.failing.is_some(),
+            ..self.stats
+        }
+    }
+}

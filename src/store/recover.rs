@@ -1,0 +1,361 @@
+//! What is there at start: the newest checkpoint, and the frames behind it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Durability;
+use super::disk::{Disk, DiskFile};
+use super::engine::{Engine, Segment, checkpoint_name, segment_name};
+use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, Frames, VERSION};
+use super::image::{At, Kept};
+use super::record::Records;
+use super::time::{Clocks, LastTime, Timeline};
+use crate::broker::{
+    Message, MessageId, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
+};
+use crate::types::{ClientId, PacketId};
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "{file} was written by a newer Lockgate (format {found}; this one reads up to {VERSION}): start that version, \
+         or restore a backup"
+    )]
+    Newer { file: String, found: u32 },
+    #[error("the store cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What a start found that was not as it should be.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    pub damages: Vec<Damage>,
+    /// Commits that are nowhere.
+    pub commits_missing: u64,
+    pub messages_lost: usize,
+    pub clients_affected: usize,
+    /// The end of a commit that was under way: nobody was told that it was safe.
+    pub torn_bytes: u64,
+    pub took: Duration,
+}
+
+/// A piece of a file that is no good; the piece was set aside.
+#[derive(Debug)]
+pub struct Damage {
+    pub file: String,
+    pub at: u64,
+    pub len: u64,
+    /// As far as it says so itself.
+    pub held: String,
+    pub aside: String,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Damage { file, at, len, held, aside } = self;
+        write!(f, "{file} is damaged at byte {at} ({len} bytes, {held}); that piece is kept as damaged/{aside}")
+    }
+}
+
+/// Opens the store on `disk`: what is sound is kept, what is not is set aside and reported.
+pub(super) fn open<D: Disk>(
+    disk: D,
+    durability: Durability,
+    clocks: Clocks,
+) -> Result<(Engine<D>, Recovery), OpenError> {
+    let mut opening = Opening {
+        engine: Engine::new(disk, durability, Timeline::resume(LastTime::default(), clocks)),
+        recovery: Recovery::default(),
+        last: LastTime::default(),
+    };
+    let names = opening.engine.disk.list()?;
+    for name in ["checkpoint.new", "reserve"] {
+        if names.iter().any(|known| known == name) {
+            let _ = opening.engine.disk.remove(name);
+        }
+    }
+    opening.checkpoint(&names)?;
+    opening.segments(&names)?;
+    opening.lost_bodies();
+    let Opening { mut engine, recovery, last } = opening;
+    engine.timeline = Timeline::resume(last, clocks);
+    engine.stopped = last.moment;
+    Ok((engine, recovery))
+}
+
+struct Opening<D: Disk> {
+    engine: Engine<D>,
+    recovery: Recovery,
+    last: LastTime,
+}
+
+impl<D: Disk> Opening<D> {
+    fn damage(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) {
+        let aside = format!("{file}-{at}");
+        let aside = match self.engine.disk.set_aside(&aside, bytes) {
+            Ok(()) => aside,
+            // Not even that can be written: it stays where it is.
+            Err(_) => format!("{aside} (could not be written)"),
+        };
+        let held = held.map_or_else(|| "what they held is not known".to_owned(), |held| format!("they held {held}"));
+        self.recovery.damages.push(Damage { file: file.to_owned(), at, len: bytes.len() as u64, held, aside });
+    }
+
+    /// The newest checkpoint that can be read, as far as it can.
+    fn checkpoint(&mut self, names: &[String]) -> Result<(), OpenError> {
+        let mut found = names.iter().filter(|name| name.starts_with("checkpoint-")).rev();
+        for name in &mut found {
+            let bytes = self.engine.disk.open(name)?.read_from(0)?;
+            let header = match FileHeader::decode(&bytes) {
+                Ok(header) => header,
+                Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
+                Err(FileHeaderError::Damaged) => {
+                    self.damage(name, 0, &bytes, None);
+                    let _ = self.engine.disk.remove(name);
+                    continue;
+                }
+            };
+            let bytes = Bytes::from(bytes);
+            for found in Frames::new(&bytes, FILE_HEADER) {
+                match found {
+                    Found::Frame { header, payload, .. } => {
+                        self.last = header.time;
+                        let at = At { segment: 0, payload: 0, moment: header.time.moment };
+                        self.apply(bytes.slice_ref(payload), at);
+                    }
+                    Found::Damaged { from, to, held } => self.damage(name, from as u64, &bytes[from..to], held),
+                    Found::End { at, is_torn } => {
+                        if is_torn {
+                            self.damage(name, at as u64, &bytes[at..], None);
+                        }
+                    }
+                }
+            }
+            self.engine.checkpointed = (header.first_sequence, header.number);
+            self.engine.checkpoint_bytes = bytes.len() as u64;
+            self.engine.next_sequence = header.first_sequence + 1;
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, payload: Bytes, at: At) {
+        for record in Records::new(payload) {
+            match record {
+                Ok(record) => self.engine.image.apply(record, at),
+                // Sound and meaningless: there is no format that says so.
+                Err(_) => self.recovery.commits_missing += 1,
+            }
+        }
+    }
+
+    fn segments(&mut self, names: &[String]) -> Result<(), OpenError> {
+        let mut headers = BTreeMap::new();
+        for name in names {
+            let Some(number) = name.strip_prefix("segment-").and_then(|number| number.parse::<u32>().ok()) else {
+                continue;
+            };
+            self.engine.next_segment = self.engine.next_segment.max(number + 1);
+            let file = self.engine.disk.open(name)?;
+            let mut head = [0; FILE_HEADER];
+            file.read_at(&mut head, 0)?;
+            match FileHeader::decode(&head) {
+                Ok(header) => {
+                    headers.insert(number, (header, file));
+                }
+                Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
+                // It was made when the power went, and nothing was written to it.
+                Err(FileHeaderError::Damaged) if head.iter().all(|byte| *byte == 0) => {
+                    let bytes = file.read_from(0)?;
+                    if bytes.iter().any(|byte| *byte != 0) {
+                        self.damage(name, 0, &bytes, None);
+                    }
+                    let _ = self.engine.disk.remove(name);
+                }
+                Err(FileHeaderError::Damaged) => {
+                    // Its frames may be sound all the same.
+                    let header = FileHeader { number, first_sequence: 0 };
+                    self.damage(name, 0, &head, None);
+                    headers.insert(number, (header, file));
+                }
+            }
+        }
+        // What a newer file begins with voids what older ones have from there on.
+        let mut void_from = u64::MAX;
+        let mut limits = BTreeMap::new();
+        for (number, (header, _)) in headers.iter().rev() {
+            limits.insert(*number, void_from);
+            if header.first_sequence > 0 {
+                void_from = void_from.min(header.first_sequence);
+            }
+        }
+        let (_, first) = self.engine.checkpointed;
+        for (number, (_, file)) in headers {
+            if number < first {
+                let end = file.size()?;
+                self.engine.segments.insert(number, Segment { file: None, end });
+            } else {
+                let is_last = limits[&number] == u64::MAX;
+                self.segment(number, file, limits[&number], is_last)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, number: u32, mut file: D::File, void_from: u64, is_last: bool) -> Result<(), OpenError> {
+        let name = segment_name(number);
+        let bytes = Bytes::from(file.read_from(0)?);
+        let mut end = FILE_HEADER as u64;
+        for found in Frames::new(&bytes, FILE_HEADER) {
+            match found {
+                Found::Frame { header, .. } if header.sequence >= void_from => break,
+                Found::Frame { header, payload, payload_at } => {
+                    end = (payload_at + payload.len()) as u64;
+                    if header.sequence < self.engine.next_sequence {
+                        continue;
+                    }
+                    self.recovery.commits_missing += header.sequence - self.engine.next_sequence;
+                    self.engine.next_sequence = header.sequence + 1;
+                    self.last = header.time;
+                    let at = At { segment: number, payload: payload_at as u64, moment: header.time.moment };
+                    self.engine.since_checkpoint += payload.len() as u64;
+                    self.apply(bytes.slice_ref(payload), at);
+                }
+                Found::Damaged { from, to, held } => self.damage(&name, from as u64, &bytes[from..to], held),
+                Found::End { at, is_torn } => {
+                    // A commit that was under way when everything ended; in an older file, one that failed
+                    // and was written again.
+                    if is_torn && is_last {
+                        self.recovery.torn_bytes += (bytes.len() - at) as u64;
+                    } else if is_torn && self.engine.next_sequence < void_from && void_from != u64::MAX {
+                        self.damage(&name, at as u64, &bytes[at..], None);
+                    }
+                }
+            }
+        }
+        if void_from != u64::MAX && self.engine.next_sequence < void_from {
+            self.recovery.commits_missing += void_from - self.engine.next_sequence;
+            self.engine.next_sequence = void_from;
+        }
+        if (end as usize) < bytes.len() {
+            // Room that was kept for more.
+            let _ = file.set_len(end);
+        }
+        self.engine.segments.insert(number, Segment { file: Some(file), end });
+        Ok(())
+    }
+
+    /// Messages whose bodies are not there any more.
+    fn lost_bodies(&mut self) {
+        let ends: BTreeMap<u32, u64> =
+            self.engine.segments.iter().map(|(number, segment)| (*number, segment.end)).collect();
+        let is_lost =
+            |place: super::image::Place| ends.get(&place.segment).is_none_or(|end| u64::from(place.offset) >= *end);
+        let (messages, clients) = self.engine.image.lose(is_lost);
+        self.recovery.messages_lost = messages;
+        self.recovery.clients_affected = clients;
+    }
+}
+
+impl<D: Disk> Engine<D> {
+    /// What the core goes on with. Bodies of queued messages stay where they are.
+    pub fn restored(&mut self, clocks: Clocks) -> Restored {
+        let now = self.timeline.moment(clocks.now);
+        let mut sessions = Vec::new();
+        let mut groups = Vec::new();
+        for (client, kept) in &self.image.sessions {
+            if client.as_str().starts_with('\0') {
+                groups.push(client.clone());
+                continue;
+            }
+            sessions.push(self.restored_session(client, kept, now));
+        }
+        let places: Vec<(Box<str>, super::image::Place, u32)> =
+            self.image.retained.iter().map(|(topic, (place, size))| (topic.clone(), *place, *size)).collect();
+        let mut retained: Vec<Arc<Message>> = Vec::with_capacity(places.len());
+        let mut unreadable = Vec::new();
+        for (topic, place, size) in places {
+            match self.read_body(place, size) {
+                Some(message) => retained.push(message),
+                None => unreadable.push(topic),
+            }
+        }
+        Restored { sessions, groups, retained, unreadable, next_message: self.image.next_message }
+    }
+
+    fn restored_session(&self, client: &ClientId, kept: &Kept, now: u64) -> RestoredSession {
+        let facts = kept.facts.as_ref();
+        // Whoever was connected was so until everything stopped.
+        let since = |facts: &super::image::Facts| if facts.connected { self.stopped } else { facts.since };
+        let since_ms = facts.map_or(0, |facts| now.saturating_sub(since(facts)));
+        let left = |secs: u32| Duration::from_secs(u64::from(secs)).saturating_sub(Duration::from_millis(since_ms));
+        let released = kept.released.iter().map(|(packet_id, id)| RestoredInflight {
+            packet_id: *packet_id,
+            message: *id,
+            sent: None,
+        });
+        let sent = kept.queue.iter().filter_map(|entry| {
+            Some(RestoredInflight {
+                packet_id: entry.packet_id()?,
+                message: MessageId(entry.id),
+                sent: Some(RestoredPosition {
+                    size: entry.size,
+                    published: entry.published(),
+                    to: self.image.queued_for(client, entry),
+                }),
+            })
+        });
+        let waiting = kept.queue.iter().filter(|entry| entry.packet_id().is_none());
+        RestoredSession {
+            client: client.clone(),
+            is_session: facts.is_some(),
+            connected: facts.is_some_and(|facts| facts.connected),
+            identity: facts.and_then(|facts| facts.identity.clone()),
+            expiry_interval_secs: facts.map_or(0, |facts| facts.expiry_interval_secs),
+            expires_in: facts.map_or(Duration::ZERO, |facts| left(facts.expiry_interval_secs)),
+            will: facts.and_then(|facts| facts.will.clone()),
+            will_in: facts
+                .and_then(|facts| facts.will.as_ref())
+                .map_or(Duration::ZERO, |will| left(will.delay_interval_secs)),
+            subscriptions: kept
+                .subscriptions
+                .iter()
+                .map(|(filter, (options, identifier))| RestoredSubscription {
+                    filter: filter.clone(),
+                    options: *options,
+                    identifier: *identifier,
+                })
+                .collect(),
+            received: kept.received.iter().copied().collect::<Vec<PacketId>>(),
+            inflight: released.chain(sent).collect(),
+            waiting: waiting
+                .map(|entry| (entry.size, self.image.extra(entry).and_then(|extra| extra.shared.clone())))
+                .collect(),
+        }
+    }
+
+    /// Looks at every body that is in use; gives the segments with bodies that cannot be read, and how
+    /// many those are.
+    pub fn check_bodies(&mut self, mut progress: impl FnMut(usize, usize)) -> BTreeMap<String, usize> {
+        let places = self.image.places(|_| true);
+        let count = places.len();
+        let mut bad = BTreeMap::new();
+        for (at, place) in places.into_iter().enumerate() {
+            if self.read_body(place, 1024).is_none() {
+                *bad.entry(segment_name(place.segment)).or_insert(0) += 1;
+            }
+            progress(at + 1, count);
+        }
+        bad
+    }
+
+    /// The files' names, newest checkpoint included.
+    pub fn newest_checkpoint(&self) -> String {
+        checkpoint_name(self.checkpointed.0)
+    }
+}
