@@ -88,13 +88,17 @@ pub enum Change {
         messages: Vec<MessageId>,
         stored: bool,
     },
-    /// The first message that waits for a client and that the core does not have at hand is dropped.
-    DroppedFirst {
-        client: ClientId,
-    },
 }
 
 impl Change {
+    /// The message whose body comes with it.
+    pub(super) fn message_id(&self) -> Option<MessageId> {
+        match self {
+            Change::Message { message, .. } => Some(message.id),
+            _ => None,
+        }
+    }
+
     /// Whether a store may answer that it could not keep this: then whoever asked for it is told so. What
     /// only notes that something is over it has to write down when it can.
     pub fn may_fail(&self) -> bool {
@@ -105,7 +109,6 @@ impl Change {
                 | Change::SessionEnded { .. }
                 | Change::Session { connected: false, .. }
                 | Change::GivenUp { .. }
-                | Change::DroppedFirst { .. }
         )
     }
 }
@@ -175,8 +178,8 @@ pub struct RestoredSession {
     pub received: Vec<PacketId>,
     /// First those that are released, in the order of their PUBREC.
     pub inflight: Vec<RestoredInflight>,
-    /// Those that wait: what each counts, and the shared subscription that brought it.
-    pub waiting: Vec<(u32, Option<Arc<str>>)>,
+    /// Those that wait, what each counts, and the shared subscription that brought it.
+    pub waiting: Vec<(MessageId, u32, Option<Arc<str>>)>,
 }
 
 #[derive(Debug)]

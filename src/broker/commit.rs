@@ -10,6 +10,7 @@ use super::connection::{ConnectionId, Held, HeldKind};
 use super::letter::{Content, Move, ShardId};
 use super::message::{Body, Delivery, Message, MessageId, Origin};
 use super::outbox::{Closing, Outbox};
+use super::session::Outgoing;
 use super::timers::Timer;
 use super::violation::Violation;
 use super::{Core, dialect};
@@ -35,7 +36,9 @@ pub(super) enum Waiting {
     /// A copy that waits in a queue without being held: gone if its message could not be kept.
     Queued(ClientId, MessageId),
     /// A message that the store alone has for this session: it can be fetched from now on.
-    Stored { client: ClientId, session: u64, size: u32, share: Option<Arc<str>> },
+    Stored(ClientId, MessageId),
+    /// Copies of retained messages in a client's queue: if they could not be kept they stay in memory.
+    Scanned(ClientId, Vec<MessageId>),
     /// Messages of these shared subscriptions lie in the store without a member.
     Drain(Vec<Arc<str>>),
     /// A copy for a session that the store learns of later than the session: if that is done with it by
@@ -170,8 +173,8 @@ impl Core {
                         self.send_releases(at, out);
                     }
                 }
-                Waiting::Inbound(..) | Waiting::Queued(..) => {}
-                Waiting::Stored { client, .. } => {
+                Waiting::Inbound(..) | Waiting::Queued(..) | Waiting::Scanned(..) => {}
+                Waiting::Stored(client, _) => {
                     if let Some(&session) = self.by_client.get(&client) {
                         self.pump(now, session, out);
                     }
@@ -193,11 +196,12 @@ impl Core {
     fn deferred_committed(&mut self, to: QueuedFor, session: u64, message: MessageId, out: &mut impl Outbox) {
         let at = self.by_client.get(&to.client).map(|at| &self.sessions[*at as usize]);
         let at = at.filter(|at| at.serial == session);
-        if at.is_some_and(|at| !to.at_hand || at.outgoing.holds(message)) {
+        let holds = |outgoing: &Outgoing| outgoing.holds(message) || outgoing.has_stored(message, to.shared.as_ref());
+        if at.is_some_and(|at| holds(&at.outgoing)) {
             return;
         }
         let client = to.client;
-        match to.shared.filter(|_| at.is_none()) {
+        match to.shared.filter(|_| at.is_none() || !to.at_hand) {
             // Others can take it.
             Some(share) => {
                 let change = Change::GivenUp { client, share: share.clone(), messages: vec![message], stored: false };
@@ -313,11 +317,17 @@ impl Core {
                         }
                     }
                 }
-                Waiting::Queued(client, message) => {
+                Waiting::Queued(client, message) | Waiting::Stored(client, message) => {
+                    if let Some(&at) = self.by_client.get(&client) {
+                        let withdrawn = self.sessions[at as usize].outgoing.withdraw_kept(message);
+                        self.counters.dropped.store_failed += withdrawn as u64;
+                    }
+                }
+                Waiting::Scanned(client, messages) => {
                     if let Some(&at) = self.by_client.get(&client) {
                         let outgoing = &mut self.sessions[at as usize].outgoing;
-                        let withdrawn = outgoing.remove_queued(|delivery| delivery.message_id() == message).len();
-                        self.counters.dropped.store_failed += withdrawn as u64;
+                        let lost: usize = messages.iter().map(|message| outgoing.not_kept(*message)).sum();
+                        self.counters.dropped.store_failed += lost as u64;
                     }
                 }
                 Waiting::Deferred { .. } => {}
@@ -335,13 +345,6 @@ impl Core {
                 }
                 // What only notes that something is over does not fail.
                 Waiting::Drain(_) => {}
-                Waiting::Stored { client, session, size, share } => {
-                    let at = self.by_client.get(&client).copied();
-                    if let Some(at) = at.filter(|at| self.sessions[*at as usize].serial == session) {
-                        let gone = self.sessions[at as usize].outgoing.unpush_stored(size, share.as_ref());
-                        self.counters.dropped.store_failed += u64::from(gone);
-                    }
-                }
             }
         }
     }
@@ -435,7 +438,7 @@ impl Core {
         let outgoing = &mut self.sessions[at as usize].outgoing;
         let sent = to.packet_id.and_then(|packet_id| outgoing.find(packet_id));
         if sent.is_none() {
-            outgoing.pop_stored();
+            outgoing.remove_stored(id, to.shared.as_ref());
         }
         let Some(message) = message else {
             // It cannot be read any more.

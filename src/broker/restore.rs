@@ -38,7 +38,7 @@ impl Core {
         }
         // Only now is everybody there who may take what others left.
         for orphan in orphans {
-            let waiting = orphan.waiting.into_iter().filter_map(|(_, share)| share);
+            let waiting = orphan.waiting.into_iter().filter_map(|(.., share)| share);
             let sent = orphan.inflight.into_iter().filter_map(|entry| entry.sent?.to.shared);
             let shares: BTreeSet<Arc<str>> = waiting.chain(sent).collect();
             let ticket = self.persist(vec![Change::SessionEnded { client: orphan.client }], out);
@@ -55,8 +55,8 @@ impl Core {
         self.next_session += 1;
         let mut outgoing = Outgoing::new();
         outgoing.inflight = restored.inflight.into_iter().map(inflight).collect();
-        for (size, share) in &restored.waiting {
-            outgoing.push_stored(*size, share.as_ref());
+        for (message, size, share) in &restored.waiting {
+            outgoing.push_stored(*message, *size, share.as_ref());
         }
         let expires = (restored.expiry_interval_secs != u32::MAX).then(|| now + restored.expires_in);
         let will_due = restored.will.as_ref().map(|_| now + restored.will_in);

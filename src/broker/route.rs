@@ -398,11 +398,9 @@ impl Core {
             let session = &mut self.sessions[target.session as usize];
             if let Some(queued) = queued.as_mut().filter(|_| goes_to_store) {
                 queued.at_hand = false;
-                let (size, share) = (delivery.size, delivery.origin.share().cloned());
-                session.outgoing.push_stored(size, share.as_ref());
-                let session = session.serial;
+                session.outgoing.push_stored(message, delivery.size, delivery.origin.share());
                 if let Some(ticket) = ticket {
-                    self.wait(ticket, Waiting::Stored { client, session, size, share });
+                    self.wait(ticket, Waiting::Stored(client, message));
                 }
             } else {
                 session.outgoing.push_queue(delivery);
@@ -491,14 +489,14 @@ impl Core {
             let mut changes = Vec::new();
             while full(outgoing) {
                 let client = session.client.clone();
-                match outgoing.pop_queue() {
-                    Some(oldest) if oldest.kept => {
-                        changes.push(Change::Done { client, message: oldest.message_id(), packet_id: None });
-                    }
-                    Some(_) => {}
-                    None if outgoing.pop_stored() => changes.push(Change::DroppedFirst { client }),
-                    None => break,
-                }
+                let kept = match outgoing.pop_queue() {
+                    Some(oldest) => oldest.kept.then(|| oldest.message_id()),
+                    None => match outgoing.pop_stored() {
+                        Some(oldest) => Some(oldest),
+                        None => break,
+                    },
+                };
+                changes.extend(kept.map(|message| Change::Done { client, message, packet_id: None }));
                 self.counters.dropped.queue_full += 1;
             }
             if !changes.is_empty() {

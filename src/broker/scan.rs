@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::change::{Change, QueuedFor, Ticket};
+use super::commit::Waiting;
 use super::letter::{Content, ShardId, Slice};
 use super::message::{Body, Delivery, Message, Origin};
 use super::outbox::Outbox;
@@ -252,7 +253,9 @@ impl Core {
             self.deliver_retained(now, at, subscription, since, message, &mut changes, out);
         }
         if !changes.is_empty() {
-            self.persist(changes, out);
+            let kept = changes.iter().filter_map(Change::message_id).collect();
+            let ticket = self.persist(changes, out);
+            self.wait(ticket, Waiting::Scanned(client.clone(), kept));
         }
         let session = &mut self.sessions[at as usize];
         session.scans.asked &= is_mine;

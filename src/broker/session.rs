@@ -274,9 +274,10 @@ impl Outgoing {
     }
 
     /// One more that only the store has.
-    pub(super) fn push_stored(&mut self, size: u32, share: Option<&Arc<str>>) {
+    pub(super) fn push_stored(&mut self, message: MessageId, size: u32, share: Option<&Arc<str>>) {
         self.queue_bytes += size as usize;
-        self.stored.push(size, share);
+        let position = self.stored.position(message, size, share);
+        self.stored.positions.push_back(position);
     }
 
     /// Leaves to the store what it has too: memory is for those who are there. Where something has to stay,
@@ -286,7 +287,8 @@ impl Outgoing {
             return;
         }
         while let Some(delivery) = self.queue.pop_back() {
-            self.stored.push_front(delivery.size, delivery.origin.share());
+            let position = self.stored.position(delivery.message_id(), delivery.size, delivery.origin.share());
+            self.stored.positions.push_front(position);
         }
         (self.scanned, self.returned) = (0, 0);
     }
@@ -453,9 +455,16 @@ pub(super) struct Stored {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Position {
+    message: MessageId,
     size: u32,
     /// In `shares`, plus one; 0: none.
     share: u32,
+}
+
+impl Position {
+    fn share<'s>(&self, shares: &'s [Arc<str>]) -> Option<&'s Arc<str>> {
+        self.share.checked_sub(1).map(|at| &shares[at as usize])
+    }
 }
 
 impl Stored {
@@ -471,23 +480,17 @@ impl Stored {
         &self.shares
     }
 
-    fn position(&mut self, size: u32, share: Option<&Arc<str>>) -> Position {
-        let Some(share) = share else { return Position { size, share: 0 } };
+    fn position(&mut self, message: MessageId, size: u32, share: Option<&Arc<str>>) -> Position {
+        let Some(share) = share else { return Position { message, size, share: 0 } };
         let at = self.shares.iter().position(|known| known == share).unwrap_or_else(|| {
             self.shares.push(share.clone());
             self.shares.len() - 1
         });
-        Position { size, share: at as u32 + 1 }
+        Position { message, size, share: at as u32 + 1 }
     }
 
-    fn push(&mut self, size: u32, share: Option<&Arc<str>>) {
-        let position = self.position(size, share);
-        self.positions.push_back(position);
-    }
-
-    fn push_front(&mut self, size: u32, share: Option<&Arc<str>>) {
-        let position = self.position(size, share);
-        self.positions.push_front(position);
+    fn is_of(&self, position: &Position, share: Option<&Arc<str>>) -> bool {
+        position.share(&self.shares) == share
     }
 
     fn left(&mut self) {
@@ -499,34 +502,59 @@ impl Stored {
 }
 
 impl Outgoing {
-    /// The first that only the store had: it is at hand now, or dropped.
-    pub(super) fn pop_stored(&mut self) -> bool {
-        let Some(first) = self.stored.positions.pop_front() else { return false };
+    /// The first that only the store has is to be dropped.
+    pub(super) fn pop_stored(&mut self) -> Option<MessageId> {
+        let first = self.stored.positions.pop_front()?;
         self.queue_bytes -= first.size as usize;
         self.stored.left();
-        true
+        Some(first.message)
     }
 
-    /// The last like this was not kept after all.
-    pub(super) fn unpush_stored(&mut self, size: u32, share: Option<&Arc<str>>) -> bool {
-        let wanted = self.stored.position(size, share);
-        let found = self.stored.positions.iter().rposition(|position| *position == wanted);
-        if let Some(found) = found {
-            self.stored.positions.remove(found);
-            self.queue_bytes -= size as usize;
-        }
+    /// Not the store alone has this any more: it is at hand. Mostly it is the first.
+    pub(super) fn remove_stored(&mut self, message: MessageId, share: Option<&Arc<str>>) {
+        let is_it = |position: &Position| position.message == message && self.stored.is_of(position, share);
+        let Some(found) = self.stored.positions.iter().position(is_it) else { return };
+        let position = self.stored.positions.remove(found).expect("found just now");
+        self.queue_bytes -= position.size as usize;
         self.stored.left();
-        found.is_some()
+    }
+
+    /// These copies are in memory alone; how many of them are not even there.
+    pub(super) fn not_kept(&mut self, message: MessageId) -> usize {
+        let inflight = self.inflight.iter_mut().map(|entry| &mut entry.delivery);
+        let copies = inflight.chain(&mut self.queue).filter(|delivery| delivery.message_id() == message);
+        copies.for_each(|delivery| delivery.kept &= delivery.origin != Origin::Retained);
+        // An older copy, which came live, is safe.
+        let latest = self.stored.positions.iter().rposition(|position| position.message == message);
+        let lost = latest.and_then(|latest| self.stored.positions.remove(latest));
+        self.queue_bytes -= lost.map_or(0, |position| position.size as usize);
+        usize::from(lost.is_some())
+    }
+
+    /// This could not be kept; how many copies of it are gone.
+    pub(super) fn withdraw_kept(&mut self, message: MessageId) -> usize {
+        let queued = self.remove_queued(|delivery| delivery.message_id() == message).len();
+        queued + self.drop_stored(|position, _| position.message == message)
+    }
+
+    /// Whether this waits where only the store has it; mostly it came lately.
+    pub(super) fn has_stored(&self, message: MessageId, share: Option<&Arc<str>>) -> bool {
+        let mut latest_first = self.stored.positions.iter().rev();
+        latest_first.any(|position| position.message == message && self.stored.is_of(position, share))
     }
 
     /// Takes out all that a shared subscription brought; how many.
     pub(super) fn drop_stored_of(&mut self, share: &Arc<str>) -> usize {
-        let Some(at) = self.stored.shares.iter().position(|known| known == share) else { return 0 };
-        let (before, mut bytes) = (self.stored.len(), 0);
-        self.stored.positions.retain(|position| {
-            let stays = position.share != at as u32 + 1;
-            bytes += if stays { 0 } else { position.size as usize };
-            stays
+        self.drop_stored(|position, shares| position.share(shares) == Some(share))
+    }
+
+    fn drop_stored(&mut self, is_dropped: impl Fn(&Position, &[Arc<str>]) -> bool) -> usize {
+        let Stored { positions, shares } = &mut self.stored;
+        let (before, mut bytes) = (positions.len(), 0);
+        positions.retain(|position| {
+            let goes = is_dropped(position, shares);
+            bytes += if goes { position.size as usize } else { 0 };
+            !goes
         });
         self.queue_bytes -= bytes;
         let count = before - self.stored.len();

@@ -475,7 +475,7 @@ impl Core {
                 size: moved.size,
             });
         } else {
-            outgoing.push_stored(moved.size, Some(&moved.share));
+            outgoing.push_stored(moved.message, moved.size, Some(&moved.share));
         }
         self.pump(now, at, out);
     }

@@ -328,14 +328,6 @@ impl Image {
                         && (ids.contains(&entry.id) || (stored && !entry.is_at_hand() && entry.packet_id == 0))
                 });
             }
-            Record::DroppedFirst(client) => {
-                let Some(kept) = self.sessions.get_mut(&client) else { return };
-                let first = kept.queue.iter().position(|entry| !entry.is_at_hand() && entry.packet_id == 0);
-                if let Some(entry) = first.and_then(|first| kept.queue.remove(first)) {
-                    self.forget(entry);
-                }
-                self.tidy(&client);
-            }
             Record::Released(client, packet_id) => {
                 if let Some(kept) = self.sessions.get_mut(&client) {
                     kept.received.remove(&packet_id);
@@ -405,9 +397,16 @@ impl Image {
     /// None of a client's queue is at hand any more but what is in flight.
     pub(super) fn rewind(&mut self, client: &ClientId, inflight: &[MessageId]) {
         let Some(kept) = self.sessions.get_mut(client) else { return };
-        let inflight: BTreeSet<u64> = inflight.iter().map(|id| id.0).collect();
-        for entry in kept.queue.iter_mut().filter(|entry| !inflight.contains(&entry.id)) {
-            entry.flags &= !AT_HAND;
+        // A message can be there twice, in flight and behind that.
+        let mut left: BTreeMap<u64, usize> = BTreeMap::new();
+        inflight.iter().for_each(|id| *left.entry(id.0).or_default() += 1);
+        for is_sent in [true, false] {
+            for entry in kept.queue.iter_mut().filter(|entry| entry.packet_id().is_some() == is_sent) {
+                match left.get_mut(&entry.id).filter(|left| **left > 0) {
+                    Some(left) => *left -= 1,
+                    None => entry.flags &= !AT_HAND,
+                }
+            }
         }
     }
 

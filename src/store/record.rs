@@ -55,7 +55,6 @@ pub(super) enum Record {
         messages: Vec<MessageId>,
         stored: bool,
     },
-    DroppedFirst(ClientId),
     Released(ClientId, PacketId),
     /// Of a checkpoint: one message in a queue, its body elsewhere.
     Queued {
@@ -115,14 +114,13 @@ const RECEIVED: u8 = 8;
 const DONE: u8 = 9;
 const MOVED: u8 = 10;
 const GIVEN_UP: u8 = 11;
-const DROPPED_FIRST: u8 = 12;
-const RELEASED: u8 = 13;
-const QUEUED: u8 = 14;
-const RELEASED_OUT: u8 = 15;
-const RECEIVED_IN: u8 = 16;
-const RETAINED: u8 = 17;
-const NEXT_MESSAGE: u8 = 18;
-const COPIED: u8 = 19;
+const RELEASED: u8 = 12;
+const QUEUED: u8 = 13;
+const RELEASED_OUT: u8 = 14;
+const RECEIVED_IN: u8 = 15;
+const RETAINED: u8 = 16;
+const NEXT_MESSAGE: u8 = 17;
+const COPIED: u8 = 18;
 
 /// Appends `change` to `out` and counts it.
 pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, counts: &mut Counts) {
@@ -198,10 +196,6 @@ pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, co
             out.put_u8(u8::from(*stored));
             varint(out, messages.len() as u64);
             messages.iter().for_each(|message| varint(out, message.0));
-        }
-        Change::DroppedFirst { client } => {
-            out.put_u8(DROPPED_FIRST);
-            text(out, client.as_str());
         }
         Change::Released { client, packet_id } => numbered(out, RELEASED, client, *packet_id),
     }
@@ -479,7 +473,6 @@ impl Records {
                 let messages = (0..count).map(|_| reader.varint().map(MessageId)).collect::<Result<Vec<_>>>()?;
                 Record::GivenUp { client, share, messages, stored }
             }
-            DROPPED_FIRST => Record::DroppedFirst(reader.client()?),
             RELEASED => Record::Released(reader.client()?, reader.packet_id()?),
             QUEUED => Record::Queued {
                 id: MessageId(reader.varint()?),

@@ -334,7 +334,7 @@ impl<D: Disk> Engine<D> {
             received: kept.received.iter().copied().collect::<Vec<PacketId>>(),
             inflight: released.chain(sent).collect(),
             waiting: waiting
-                .map(|entry| (entry.size, self.image.extra(entry).and_then(|extra| extra.shared.clone())))
+                .map(|entry| (MessageId(entry.id), entry.size, self.image.extra(entry).and_then(|extra| extra.shared.clone())))
                 .collect(),
         }
     }

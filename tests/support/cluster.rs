@@ -95,6 +95,9 @@ impl Cluster {
     /// One answer of the store, or what it fetched; `false` if there is none.
     pub(crate) fn answer(&mut self, now: Instant, out: &mut Recorder) -> bool {
         let Some(answer) = out.store.poll_answer() else { return false };
+        if out.trace {
+            eprintln!("        the store answers {answer:?}");
+        }
         match answer {
             Answer::Committed(ticket) => self.handle(now, Input::Committed(ticket), out),
             Answer::Failed(ticket) => self.handle(now, Input::Failed(ticket), out),
