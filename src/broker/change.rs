@@ -80,13 +80,11 @@ pub enum Change {
         client: ClientId,
         packet_id: PacketId,
     },
-    /// Messages of a shared subscription that a client will not be sent: they go to the group. Those
-    /// named, and, if `stored`, all that the core does not have at hand.
+    /// Messages of a shared subscription that a client will not be sent: they go to the group.
     GivenUp {
         client: ClientId,
         share: Arc<str>,
         messages: Vec<MessageId>,
-        stored: bool,
     },
 }
 
@@ -133,7 +131,8 @@ pub struct QueuedFor {
 pub enum Wanted {
     /// The first so many that the core does not have at hand, and has not sent.
     Next(usize),
-    These(Vec<MessageId>),
+    /// Those that were sent under these identifiers.
+    Sent(Vec<PacketId>),
 }
 
 /// One message of a queue, brought back.

@@ -204,7 +204,7 @@ impl Core {
         match to.shared.filter(|_| at.is_none() || !to.at_hand) {
             // Others can take it.
             Some(share) => {
-                let change = Change::GivenUp { client, share: share.clone(), messages: vec![message], stored: false };
+                let change = Change::GivenUp { client, share: share.clone(), messages: vec![message] };
                 let ticket = self.persist(vec![change], out);
                 self.wait(ticket, Waiting::Drain(vec![share]));
             }
@@ -437,8 +437,9 @@ impl Core {
         let Fetched { id, to, published, message } = fetched;
         let outgoing = &mut self.sessions[at as usize].outgoing;
         let sent = to.packet_id.and_then(|packet_id| outgoing.find(packet_id));
-        if sent.is_none() {
-            outgoing.remove_stored(id, to.shared.as_ref());
+        // Given to others, or dropped, meanwhile.
+        if sent.is_none() && !outgoing.remove_stored(id, to.shared.as_ref()) {
+            return;
         }
         let Some(message) = message else {
             // It cannot be read any more.

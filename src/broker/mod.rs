@@ -184,14 +184,21 @@ impl Core {
         match input {
             Input::Received(id, packet) => self.receive(now, id, packet, out),
             Input::Drained(id) => self.drained(now, id, out),
-            Input::Connected(id, admission) => self.connect(now, id, &admission, out),
+            Input::Connected(id, admission) => {
+                // A session or a will whose time is up is not saved by who comes a moment too late.
+                self.run_due(now, out);
+                self.connect(now, id, &admission, out);
+            }
             Input::Malformed(id, error) => self.violate(now, id, Violation::Undecodable(error), out),
             Input::Lost(id) => self.disconnected(now, id, Closing::Lost, out),
             Input::Timer => self.timer(now, out),
             Input::Committed(ticket) => self.committed(now, ticket, out),
             Input::Failed(ticket) => self.failed(now, ticket, out),
             Input::Fetched(client, number, messages) => self.fetched(now, &client, number, messages, out),
-            Input::Restored(restored) => self.restore(now, restored, out),
+            Input::Restored(restored) => {
+                self.restore(now, restored, out);
+                self.run_due(now, out);
+            }
             Input::Command(command) => self.command(now, command, out),
             Input::Heard(from, letter) => self.heard(now, from, letter.0, out),
         }
@@ -221,7 +228,7 @@ impl Core {
         &self.options.limits
     }
 
-    fn timer(&mut self, now: Instant, out: &mut impl Outbox) {
+    fn run_due(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::KeepAlive(index) => self.keep_alive_due(now, index, out),
@@ -230,6 +237,10 @@ impl Core {
                 Timer::Retry(session) => self.retry(now, session, out),
             }
         }
+    }
+
+    fn timer(&mut self, now: Instant, out: &mut impl Outbox) {
+        self.run_due(now, out);
         for _ in 0..self.options.limits.slice {
             let Some(message) = self.retained.expire_one(now) else { break };
             self.counters.dropped.expired += 1;

@@ -18,8 +18,7 @@ use super::timers::Timer;
 use crate::types::{Filter, QoS};
 
 impl Core {
-    /// Goes on where the store says that everything ended: before anybody connects. Wills and sessions
-    /// whose time ran out meanwhile go with the first timer.
+    /// Goes on where the store says that everything ended: before anybody connects.
     pub(super) fn restore(&mut self, now: Instant, restored: Restored, out: &mut impl Outbox) {
         self.next_message = self.next_message.max(restored.next_message);
         for message in restored.retained {

@@ -78,11 +78,11 @@ impl Core {
                     if outgoing.fetching == 0 {
                         let unsent = outgoing.inflight.iter().skip(outgoing.sent);
                         let bodiless = unsent.filter_map(|entry| match entry.delivery.body {
-                            Body::Stored(id) if entry.state == State::Published => Some(id),
+                            Body::Stored(_) if entry.state == State::Published => Some(entry.packet_id),
                             _ => None,
                         });
                         let wanted = bodiless.take(self.options.limits.slice).collect();
-                        self.fetch(at, Wanted::These(wanted), out);
+                        self.fetch(at, Wanted::Sent(wanted), out);
                     }
                     return false;
                 }

@@ -511,12 +511,13 @@ impl Outgoing {
     }
 
     /// Not the store alone has this any more: it is at hand. Mostly it is the first.
-    pub(super) fn remove_stored(&mut self, message: MessageId, share: Option<&Arc<str>>) {
+    pub(super) fn remove_stored(&mut self, message: MessageId, share: Option<&Arc<str>>) -> bool {
         let is_it = |position: &Position| position.message == message && self.stored.is_of(position, share);
-        let Some(found) = self.stored.positions.iter().position(is_it) else { return };
+        let Some(found) = self.stored.positions.iter().position(is_it) else { return false };
         let position = self.stored.positions.remove(found).expect("found just now");
         self.queue_bytes -= position.size as usize;
         self.stored.left();
+        true
     }
 
     /// These copies are in memory alone; how many of them are not even there.
@@ -543,9 +544,13 @@ impl Outgoing {
         latest_first.any(|position| position.message == message && self.stored.is_of(position, share))
     }
 
-    /// Takes out all that a shared subscription brought; how many.
-    pub(super) fn drop_stored_of(&mut self, share: &Arc<str>) -> usize {
-        self.drop_stored(|position, shares| position.share(shares) == Some(share))
+    /// Takes out all that a shared subscription brought.
+    pub(super) fn drop_stored_of(&mut self, share: &Arc<str>) -> Vec<MessageId> {
+        let Stored { positions, shares } = &self.stored;
+        let is_of_it = |position: &&Position| position.share(shares) == Some(share);
+        let dropped = positions.iter().filter(is_of_it).map(|position| position.message).collect();
+        self.drop_stored(|position, shares| position.share(shares) == Some(share));
+        dropped
     }
 
     fn drop_stored(&mut self, is_dropped: impl Fn(&Position, &[Arc<str>]) -> bool) -> usize {

@@ -231,18 +231,16 @@ impl Core {
         out: &mut impl Outbox,
     ) {
         let of_this = given_up.iter().filter(|delivery| delivery.origin.share() == Some(share));
-        let messages: Vec<MessageId> = of_this.map(Delivery::message_id).collect();
+        let mut messages: Vec<MessageId> = of_this.map(Delivery::message_id).collect();
         let session = &mut self.sessions[at as usize];
-        if departure == Departure::Unsubscribed && std::mem::take(&mut session.outgoing.fetching) != 0 {
-            // What is on its way from the store is not at hand after all.
-            out.rewind(&session.client, session.outgoing.at_hand());
+        if departure != Departure::Ended {
+            messages.extend(session.outgoing.drop_stored_of(share));
         }
-        let stored = departure != Departure::Ended && session.outgoing.drop_stored_of(share) > 0;
-        if messages.is_empty() && !stored {
+        if messages.is_empty() {
             return;
         }
         let client = session.client.clone();
-        let change = Change::GivenUp { client, share: share.clone(), messages, stored };
+        let change = Change::GivenUp { client, share: share.clone(), messages };
         let ticket = self.persist(vec![change], out);
         self.wait(ticket, Waiting::Drain(vec![share.clone()]));
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::recover::{OpenError, Recovery, open};
-use super::{Answer, Clocks, Durability, Engine, Folder, News, Stats, Store};
+use super::{Answer, Clocks, Durability, Engine, Folder, News, Sizes, Stats, Store};
 use crate::broker::{Change, MessageId, Restored, Ticket, Wanted};
 use crate::types::ClientId;
 
@@ -54,7 +54,7 @@ impl DurableStore {
     /// Opens the store in `folder`; `commit_delay` is how long a commit may wait for more to share it.
     pub fn open(folder: &Path, durability: Durability, commit_delay: Duration) -> Result<Opened, OpenError> {
         let clocks = Clocks::look();
-        let (mut engine, mut recovery) = open(Folder::new(folder)?, durability, clocks)?;
+        let (mut engine, mut recovery) = open(Folder::new(folder)?, durability, Sizes::default(), clocks)?;
         let restored = engine.restored(clocks);
         recovery.took = Clocks::look().now.saturating_duration_since(clocks.now);
         let (commands, inbox) = channel();
@@ -190,7 +190,7 @@ impl Committer {
             }
             Command::Rewind(client, inflight) => {
                 self.commit();
-                self.engine.rewind(&client, &inflight);
+                self.engine.rewind(&client, inflight);
             }
             Command::Stats(answer) => drop(answer.send(self.engine.stats())),
             Command::Hold(answer) => {

@@ -22,23 +22,42 @@ use super::record::{self, Records};
 use super::time::{Clocks, LastTime, Timeline};
 use super::{Answer, Durability};
 use crate::broker::{Change, Fetched, Message, MessageId, Ticket, Wanted};
-use crate::types::ClientId;
+use crate::types::{ClientId, PacketId};
 
-/// Bytes of a segment; one frame that needs more gets its own.
-const SEGMENT: u64 = 16 * 1024 * 1024;
-/// Room on the disk that is kept for acknowledgements when it is full.
-const RESERVE: u64 = 4 * 1024 * 1024;
 const RESERVE_NAME: &str = "reserve";
-/// Bytes of one frame, if several changes share it.
-const FRAME_MAX: usize = 4 * 1024 * 1024;
-/// Bytes written since the last checkpoint that call for the next, at least.
-const CHECKPOINT_EVERY: u64 = 64 * 1024 * 1024;
-/// Bytes of old bodies that one checkpoint copies.
-const COPIED_MAX: u64 = 16 * 1024 * 1024;
 /// How long a disk may fail before whoever waits is told so.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a failing disk is tried.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How much goes where, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Of a segment; one frame that needs more gets its own.
+    pub segment: u64,
+    /// Room on the disk that is kept for acknowledgements when it is full.
+    pub reserve: u64,
+    /// Of one frame, if several changes share it.
+    pub frame_max: usize,
+    /// Written since the last checkpoint that call for the next, at least.
+    pub checkpoint_every: u64,
+    /// Of old bodies that one checkpoint copies.
+    pub copied_max: u64,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes {
+            segment: 16 * MIB,
+            reserve: 4 * MIB,
+            frame_max: 4 * MIB as usize,
+            checkpoint_every: 64 * MIB,
+            copied_max: 16 * MIB,
+        }
+    }
+}
 
 pub(super) fn segment_name(number: u32) -> String {
     format!("segment-{number:08}")
@@ -74,6 +93,8 @@ struct Pending {
     /// It has to be written down sooner or later.
     must: bool,
     since: Instant,
+    /// What is to be rewound when this is done with.
+    rewinds: Vec<(ClientId, Vec<MessageId>)>,
 }
 
 /// What the store has done, and how full it is.
@@ -101,6 +122,7 @@ pub struct Stats {
 pub struct Engine<D: Disk> {
     pub(super) disk: D,
     durability: Durability,
+    sizes: Sizes,
     pub(super) timeline: Timeline,
     pub(super) image: Image,
     pub(super) segments: BTreeMap<u32, Segment<D::File>>,
@@ -144,10 +166,11 @@ struct Failing {
 }
 
 impl<D: Disk> Engine<D> {
-    pub(super) fn new(disk: D, durability: Durability, timeline: Timeline) -> Engine<D> {
+    pub(super) fn new(disk: D, durability: Durability, sizes: Sizes, timeline: Timeline) -> Engine<D> {
         Engine {
             disk,
             durability,
+            sizes,
             timeline,
             image: Image::default(),
             segments: BTreeMap::new(),
@@ -175,7 +198,7 @@ impl<D: Disk> Engine<D> {
         let mut counts = Counts::default();
         changes.iter().for_each(|change| record::encode(change, &self.timeline, &mut bytes, &mut counts));
         let must = !changes.iter().any(Change::may_fail);
-        self.pending.push_back(Pending { ticket, bytes, counts, must, since: now });
+        self.pending.push_back(Pending { ticket, bytes, counts, must, since: now, rewinds: Vec::new() });
     }
 
     pub fn has_pending(&self) -> bool {
@@ -221,11 +244,15 @@ impl<D: Disk> Engine<D> {
         let mut count = 0;
         let mut len = 0;
         for pending in &self.pending {
-            if count > 0 && len + pending.bytes.len() > FRAME_MAX {
+            if count > 0 && len + pending.bytes.len() > self.sizes.frame_max {
                 break;
             }
             len += pending.bytes.len();
             count += 1;
+            // What comes later is not to be rewound.
+            if !pending.rewinds.is_empty() {
+                break;
+            }
         }
         let mut payload = Vec::with_capacity(len);
         let mut counts = Counts::default();
@@ -236,10 +263,16 @@ impl<D: Disk> Engine<D> {
         let at = self.write_frame(clocks, &payload, counts, false)?;
         self.stats.messages += u64::from(counts.messages);
         self.apply(Bytes::from(payload), at);
+        self.committed(count);
+        Ok(())
+    }
+
+    /// The first `count` of what is pending are done.
+    fn committed(&mut self, count: usize) {
         for pending in self.pending.drain(..count) {
             self.answers.push_back(Answer::Committed(pending.ticket));
+            pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight));
         }
-        Ok(())
     }
 
     fn apply(&mut self, payload: Bytes, at: At) {
@@ -284,7 +317,7 @@ impl<D: Disk> Engine<D> {
         let number = self.next_segment;
         let name = segment_name(number);
         let needed = whole + FILE_HEADER as u64;
-        let capacity = if reserve { RESERVE } else { SEGMENT.max(needed) };
+        let capacity = if reserve { self.sizes.reserve } else { self.sizes.segment.max(needed) };
         let header = FileHeader { number, first_sequence: self.next_sequence }.encode();
         // What a failed attempt left under this name.
         let _ = self.disk.remove(&name);
@@ -297,7 +330,8 @@ impl<D: Disk> Engine<D> {
         let made = made.and_then(|mut file| {
             file.write_at(&header, 0)?;
             if self.durability == Durability::Fsync {
-                // The name is to survive as the frames do.
+                // The name is to survive as the frames do, and the header before any of them.
+                file.sync()?;
                 self.disk.sync_folder()?;
             }
             Ok(file)
@@ -325,7 +359,7 @@ impl<D: Disk> Engine<D> {
     fn keep_reserve(&mut self) {
         if !self.has_reserve {
             let _ = self.disk.remove(RESERVE_NAME);
-            self.has_reserve = self.disk.create(RESERVE_NAME, RESERVE).is_ok();
+            self.has_reserve = self.disk.create(RESERVE_NAME, self.sizes.reserve).is_ok();
         }
     }
 
@@ -350,14 +384,17 @@ impl<D: Disk> Engine<D> {
             return;
         }
         // Whoever can be told is told; what is left is written to the room that was kept for it.
-        let answers = &mut self.answers;
-        self.pending.retain(|pending| {
-            let waits_on = pending.must || clocks.now.saturating_duration_since(pending.since) < RETRY;
-            if !waits_on {
-                answers.push_back(Answer::Failed(pending.ticket));
+        for mut pending in std::mem::take(&mut self.pending) {
+            if pending.must || clocks.now.saturating_duration_since(pending.since) < RETRY {
+                self.pending.push_back(pending);
+                continue;
             }
-            waits_on
-        });
+            self.answers.push_back(Answer::Failed(pending.ticket));
+            match self.pending.back_mut() {
+                Some(before) => before.rewinds.append(&mut pending.rewinds),
+                None => pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight)),
+            }
+        }
         let front = self.pending.iter().take_while(|pending| pending.must).count();
         if front > 0 && (self.has_reserve || self.writer.is_some()) {
             self.commit_reserved(clocks, front);
@@ -369,25 +406,33 @@ impl<D: Disk> Engine<D> {
         let mut counts = Counts::default();
         let mut taken = 0;
         for pending in self.pending.iter().take(count) {
-            if payload.len() + pending.bytes.len() + FRAME_HEADER + FILE_HEADER > RESERVE as usize {
+            if payload.len() + pending.bytes.len() + FRAME_HEADER + FILE_HEADER > self.sizes.reserve as usize {
                 break;
             }
             payload.extend_from_slice(&pending.bytes);
             counts.add(pending.counts);
             taken += 1;
+            if !pending.rewinds.is_empty() {
+                break;
+            }
+        }
+        if taken == 0 {
+            return;
         }
         if let Ok(at) = self.write_frame(clocks, &payload, counts, true) {
             self.apply(Bytes::from(payload), at);
-            for pending in self.pending.drain(..taken) {
-                self.answers.push_back(Answer::Committed(pending.ticket));
-            }
+            self.committed(taken);
             self.collect();
         }
     }
 
-    /// None of a client's queue is at hand any more but what is in flight.
-    pub fn rewind(&mut self, client: &ClientId, inflight: &[MessageId]) {
-        self.image.rewind(client, inflight);
+    /// None of a client's queue is at hand any more but what is in flight, as soon as what was appended
+    /// before is done with.
+    pub fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
+        match self.pending.back_mut() {
+            Some(last) => last.rewinds.push((client.clone(), inflight)),
+            None => self.image.rewind(client, &inflight),
+        }
     }
 
     /// Brings messages back.
@@ -397,13 +442,13 @@ impl<D: Disk> Engine<D> {
                 let entries = self.image.next(client, *most);
                 entries.iter().map(|entry| self.fetch_one(client, entry)).collect()
             }
-            Wanted::These(ids) => ids.iter().filter_map(|id| self.fetch_by_id(client, *id)).collect(),
+            Wanted::Sent(ids) => ids.iter().filter_map(|id| self.fetch_sent(client, *id)).collect(),
         }
     }
 
-    fn fetch_by_id(&mut self, client: &ClientId, id: MessageId) -> Option<Fetched> {
+    fn fetch_sent(&mut self, client: &ClientId, packet_id: PacketId) -> Option<Fetched> {
         let kept = self.image.sessions.get(client)?;
-        let entry = *kept.queue.iter().find(|entry| entry.id == id.0)?;
+        let entry = *kept.queue.iter().find(|entry| entry.packet_id() == Some(packet_id))?;
         Some(self.fetch_one(client, &entry))
     }
 
@@ -449,7 +494,7 @@ impl<D: Disk> Engine<D> {
     }
 
     fn checkpoint_if_due(&mut self, clocks: Clocks) {
-        if self.since_checkpoint > CHECKPOINT_EVERY.max(4 * self.checkpoint_bytes) {
+        if self.since_checkpoint > self.sizes.checkpoint_every.max(4 * self.checkpoint_bytes) {
             self.checkpoint(clocks);
         }
     }
@@ -521,7 +566,7 @@ impl<D: Disk> Engine<D> {
     /// Bodies in segments that are mostly of no use move to the newest one.
     fn copy_old_bodies(&mut self, clocks: Clocks) -> io::Result<()> {
         let current = self.writer.as_ref().map(|writer| writer.number);
-        let mut budget = COPIED_MAX;
+        let mut budget = self.sizes.copied_max;
         let mut sparse = Vec::new();
         for (number, segment) in &self.segments {
             let Some(live) = self.image.live.get(number).filter(|_| Some(*number) != current) else { continue };
@@ -543,7 +588,7 @@ impl<D: Disk> Engine<D> {
                 let at = record::copied(&mut payload, &body);
                 places.push((place, at));
             }
-            if payload.len() > FRAME_MAX || (left == 0 && !payload.is_empty()) {
+            if payload.len() > self.sizes.frame_max || (left == 0 && !payload.is_empty()) {
                 let at = self.write_frame(clocks, &payload, Counts::default(), false)?;
                 for (old, offset) in places.drain(..) {
                     let new = Place { segment: at.segment, offset: (at.payload + offset as u64) as u32 };

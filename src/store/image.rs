@@ -321,12 +321,9 @@ impl Image {
                     self.tidy(&from);
                 }
             }
-            Record::GivenUp { client, share, messages, stored } => {
+            Record::GivenUp { client, share, messages } => {
                 let ids: BTreeSet<u64> = messages.iter().map(|id| id.0).collect();
-                self.give_to_groups(&client, |entry, shared| {
-                    **shared == *share
-                        && (ids.contains(&entry.id) || (stored && !entry.is_at_hand() && entry.packet_id == 0))
-                });
+                self.give_to_groups(&client, |entry, shared| **shared == *share && ids.contains(&entry.id));
             }
             Record::Released(client, packet_id) => {
                 if let Some(kept) = self.sessions.get_mut(&client) {
@@ -392,6 +389,13 @@ impl Image {
         self.give_to_groups(client, |entry, _| entry.packet_id == 0 || entry.qos() != QoS::ExactlyOnce);
         let Some(kept) = self.sessions.remove(client) else { return };
         kept.queue.into_iter().for_each(|entry| self.forget(entry));
+    }
+
+    /// Nothing is at hand: whoever had it is gone.
+    pub(super) fn rewind_all(&mut self) {
+        for entry in self.sessions.values_mut().flat_map(|kept| &mut kept.queue) {
+            entry.flags &= !AT_HAND;
+        }
     }
 
     /// None of a client's queue is at hand any more but what is in flight.

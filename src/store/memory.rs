@@ -1,20 +1,23 @@
 use std::collections::VecDeque;
 
 use super::recover::open;
-use super::{Answer, Clocks, Durability, Engine, RamDisk, Store};
-use crate::broker::{Change, MessageId, Ticket, Wanted};
+use super::{Answer, Clocks, Durability, Engine, OpenError, RamDisk, Recovery, Sizes, Store};
+use crate::broker::{Change, MessageId, Restored, Ticket, Wanted};
 use crate::types::ClientId;
 
 /// The store over files in memory: nothing survives the process. Its answers can be held back, and
-/// made to fail.
+/// made to fail; the files can be made to fail, and lose their power.
 #[derive(Debug)]
 pub struct MemoryStore {
     engine: Engine<RamDisk>,
     disk: RamDisk,
+    sizes: Sizes,
     waiting: VecDeque<(Ticket, bool)>,
     ready: VecDeque<Answer>,
     /// Answer only when told to.
     held: bool,
+    /// Write only when told to.
+    lazy: bool,
     /// Tickets appended from now on fail.
     failing: bool,
     clocks: Clocks,
@@ -22,27 +25,39 @@ pub struct MemoryStore {
 
 impl Default for MemoryStore {
     fn default() -> MemoryStore {
-        MemoryStore::new(Clocks::look())
+        MemoryStore::new(Clocks::look(), Sizes::default())
     }
 }
 
 impl MemoryStore {
-    pub fn new(clocks: Clocks) -> MemoryStore {
-        MemoryStore::on(RamDisk::default(), clocks)
+    pub fn new(clocks: Clocks, sizes: Sizes) -> MemoryStore {
+        let (store, ..) = MemoryStore::open(RamDisk::default(), sizes, clocks).expect("an empty disk");
+        store
     }
 
     /// Goes on with what `disk` has.
-    pub fn on(disk: RamDisk, clocks: Clocks) -> MemoryStore {
-        let (engine, _) = open(disk.clone(), Durability::Fsync, clocks).expect("files in memory can be read");
-        MemoryStore {
+    pub fn open(disk: RamDisk, sizes: Sizes, clocks: Clocks) -> Result<(MemoryStore, Restored, Recovery), OpenError> {
+        let (mut engine, recovery) = open(disk.clone(), Durability::Fsync, sizes, clocks)?;
+        let restored = engine.restored(clocks);
+        let store = MemoryStore {
             engine,
             disk,
+            sizes,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             held: false,
+            lazy: false,
             failing: false,
             clocks,
-        }
+        };
+        Ok((store, restored, recovery))
+    }
+
+    /// Goes on with what its own disk has, as another process would.
+    pub fn reopen(&mut self) -> Result<(Restored, Recovery), OpenError> {
+        let (store, restored, recovery) = MemoryStore::open(self.disk.clone(), self.sizes, self.clocks)?;
+        *self = MemoryStore { held: self.held, lazy: self.lazy, ..store };
+        Ok((restored, recovery))
     }
 
     pub fn engine(&mut self) -> &mut Engine<RamDisk> {
@@ -61,6 +76,19 @@ impl MemoryStore {
     /// From now on answers wait for [`MemoryStore::release`].
     pub fn hold(&mut self) {
         self.held = true;
+    }
+
+    /// From now on nothing is written before [`MemoryStore::work`].
+    pub fn be_lazy(&mut self) {
+        self.lazy = true;
+    }
+
+    /// Writes down what is pending.
+    pub fn work(&mut self) {
+        self.engine.commit(self.clocks);
+        while let Some(answer) = self.engine.poll_answer() {
+            self.ready.push_back(answer);
+        }
     }
 
     /// Whether what is appended from now on fails.
@@ -94,6 +122,9 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
+        if self.lazy {
+            return self.engine.append(self.clocks.now, ticket, &changes);
+        }
         let kept = !self.failing || !changes.iter().any(Change::may_fail);
         if kept {
             self.engine.append(self.clocks.now, ticket, &changes);
@@ -107,12 +138,18 @@ impl Store for MemoryStore {
     }
 
     fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
+        if self.lazy {
+            self.work();
+        }
         let found = self.engine.fetch(client, &wanted);
         self.ready.push_back(Answer::Fetched(client.clone(), number, found));
     }
 
     fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
-        self.engine.rewind(client, &inflight);
+        if self.lazy {
+            self.work();
+        }
+        self.engine.rewind(client, inflight);
     }
 
     fn poll_answer(&mut self) -> Option<Answer> {

@@ -20,7 +20,7 @@ mod time;
 
 pub use disk::{Disk, DiskFile, Folder};
 pub use durable::{DurableStore, Opened, StoreHandle};
-pub use engine::{Engine, News, Stats};
+pub use engine::{Engine, News, Sizes, Stats};
 pub use memory::MemoryStore;
 pub use ram::{RamDisk, RamHandle};
 pub use recover::{OpenError, Recovery};

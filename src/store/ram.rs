@@ -57,10 +57,11 @@ impl RamDisk {
     }
 
     /// The power goes: what was not synced is gone, or kept where `keep` says so of a sector. Open
-    /// files are of no use any more.
+    /// files are of no use any more; calls that were to fail do not.
     pub fn cut_power(&self, mut keep: impl FnMut() -> bool) {
         let mut inner = self.lock();
         inner.cuts += 1;
+        inner.fails = None;
         for file in inner.files.values_mut() {
             let mut left = std::mem::take(&mut file.synced);
             for (at, bytes) in std::mem::take(&mut file.writes) {

@@ -53,7 +53,6 @@ pub(super) enum Record {
         client: ClientId,
         share: Arc<str>,
         messages: Vec<MessageId>,
-        stored: bool,
     },
     Released(ClientId, PacketId),
     /// Of a checkpoint: one message in a queue, its body elsewhere.
@@ -189,11 +188,10 @@ pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, co
                 body(out, message, timeline);
             }
         }
-        Change::GivenUp { client, share, messages, stored } => {
+        Change::GivenUp { client, share, messages } => {
             out.put_u8(GIVEN_UP);
             text(out, client.as_str());
             text(out, share);
-            out.put_u8(u8::from(*stored));
             varint(out, messages.len() as u64);
             messages.iter().for_each(|message| varint(out, message.0));
         }
@@ -468,10 +466,9 @@ impl Records {
             GIVEN_UP => {
                 let client = reader.client()?;
                 let share = reader.text()?.into();
-                let stored = reader.u8()? != 0;
                 let count = reader.varint()?;
                 let messages = (0..count).map(|_| reader.varint().map(MessageId)).collect::<Result<Vec<_>>>()?;
-                Record::GivenUp { client, share, messages, stored }
+                Record::GivenUp { client, share, messages }
             }
             RELEASED => Record::Released(reader.client()?, reader.packet_id()?),
             QUEUED => Record::Queued {

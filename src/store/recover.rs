@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Durability;
 use super::disk::{Disk, DiskFile};
-use super::engine::{Engine, Segment, checkpoint_name, segment_name};
+use super::engine::{Engine, Segment, Sizes, checkpoint_name, segment_name};
 use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, Frames, VERSION};
 use super::image::{At, Kept};
 use super::record::Records;
@@ -66,10 +66,11 @@ impl std::fmt::Display for Damage {
 pub(super) fn open<D: Disk>(
     disk: D,
     durability: Durability,
+    sizes: Sizes,
     clocks: Clocks,
 ) -> Result<(Engine<D>, Recovery), OpenError> {
     let mut opening = Opening {
-        engine: Engine::new(disk, durability, Timeline::resume(LastTime::default(), clocks)),
+        engine: Engine::new(disk, durability, sizes, Timeline::resume(LastTime::default(), clocks)),
         recovery: Recovery::default(),
         last: LastTime::default(),
     };
@@ -82,6 +83,7 @@ pub(super) fn open<D: Disk>(
     opening.checkpoint(&names)?;
     opening.segments(&names)?;
     opening.lost_bodies();
+    opening.engine.image.rewind_all();
     let Opening { mut engine, recovery, last } = opening;
     engine.timeline = Timeline::resume(last, clocks);
     engine.stopped = last.moment;
@@ -334,7 +336,9 @@ impl<D: Disk> Engine<D> {
             received: kept.received.iter().copied().collect::<Vec<PacketId>>(),
             inflight: released.chain(sent).collect(),
             waiting: waiting
-                .map(|entry| (MessageId(entry.id), entry.size, self.image.extra(entry).and_then(|extra| extra.shared.clone())))
+                .map(|entry| {
+                    (MessageId(entry.id), entry.size, self.image.extra(entry).and_then(|extra| extra.shared.clone()))
+                })
                 .collect(),
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{Admission, Closing, ConnectionId, Input, Limits};
 use lockgate::codec::{self, Connect, ConnectProperties, Packet, Version, Will, WillProperties};
+use lockgate::store::{Clocks, MemoryStore, Sizes};
 use lockgate::types::{ClientId, Filter, Identity, QoS, Topic};
 
 use crate::cluster::Cluster;
@@ -21,6 +22,17 @@ pub(crate) struct Options {
     pub(crate) failing: bool,
     /// Queues are short and messages expire, so that limits are met.
     pub(crate) tight: bool,
+    /// The power goes and comes back.
+    pub(crate) crashing: Option<Syncs>,
+    /// Calls to the store's disk fail.
+    pub(crate) disk_fails: bool,
+}
+
+/// What the disk does when it is told to sync.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Syncs {
+    Honest,
+    Lies,
 }
 
 /// SplitMix64: small, and the same everywhere.
@@ -76,6 +88,12 @@ struct Client {
     answers: VecDeque<[u8; 4]>,
 }
 
+/// So small that a run makes segments and checkpoints, copies bodies and removes files.
+const SIZES: Sizes =
+    Sizes { segment: 8 * 1024, reserve: 2 * 1024, frame_max: 1024, checkpoint_every: 4 * 1024, copied_max: 16 * 1024 };
+
+/// Some time in 2026.
+const WALL_SECS: u64 = 1_780_000_000;
 const TOPICS: usize = 4;
 const STEPS: usize = 400;
 const SHARED: &str = "$share/g/s/+";
@@ -89,7 +107,9 @@ pub(crate) struct World {
     core: Cluster,
     wire: Recorder,
     now: Instant,
+    began: Instant,
     limits: Limits,
+    acl: Arc<Acl>,
     next_epoch: u32,
     /// Connections that the core has not closed.
     living: Vec<ConnectionId>,
@@ -101,6 +121,7 @@ pub(crate) struct World {
     sent_to_the_gone: BTreeSet<Key>,
     next_will: u32,
     wills_due: BTreeSet<u32>,
+    wills_possible: BTreeSet<u32>,
     trace: bool,
 }
 
@@ -133,14 +154,17 @@ impl World {
                 answers: VecDeque::new(),
             })
             .collect();
+        let clocks = Clocks::new(Instant::now(), WALL_SECS, None);
         let (shared_qos, retained_qos) = (random.qos(1), random.qos(1));
         World {
             options,
             random,
             core,
-            wire: Recorder { trace: trace(), ..Recorder::default() },
-            now: Instant::now(),
+            wire: Recorder { trace: trace(), store: MemoryStore::new(clocks, SIZES), ..Recorder::default() },
+            now: clocks.now,
+            began: clocks.now,
             limits,
+            acl,
             next_epoch: 1,
             living: Vec::new(),
             clients,
@@ -151,6 +175,7 @@ impl World {
             sent_to_the_gone: BTreeSet::new(),
             next_will: 1,
             wills_due: BTreeSet::new(),
+            wills_possible: BTreeSet::new(),
             trace: trace(),
         }
     }
@@ -177,6 +202,12 @@ impl World {
         if self.options.late {
             self.wire.store.hold();
         }
+        if self.options.crashing.is_some() || self.options.disk_fails {
+            self.wire.store.be_lazy();
+        }
+        if self.options.crashing == Some(Syncs::Lies) {
+            self.wire.store.disk().lie_about_syncing();
+        }
         for _ in 0..STEPS {
             self.step();
         }
@@ -187,10 +218,12 @@ impl World {
             fates: &self.fates,
             sent_to_the_gone: &self.sent_to_the_gone,
             wills_due: &self.wills_due,
+            wills_possible: &self.wills_possible,
             retained,
             shared_qos: self.shared_qos,
             failing: self.options.failing,
             tight: self.options.tight,
+            crashing: self.options.crashing.is_some(),
         }
         .check();
     }
@@ -205,6 +238,10 @@ impl World {
             14 => self.stall(at),
             15 => self.drain(at),
             16 | 17 if !self.clients[at].seen.steady => self.change_subscriptions(at),
+            18 if self.options.disk_fails => {
+                let (from, count) = (self.random.below(8) as u64, 1 + self.random.below(40) as u64);
+                self.wire.store.disk().fail(from, count);
+            }
             18 if self.options.failing => {
                 let failing = self.random.one_in(3);
                 self.wire.store.set_failing(failing);
@@ -214,7 +251,9 @@ impl World {
                 self.advance(by);
             }
             20 if !self.clients[at].seen.steady => self.leave(at),
+            21 if self.options.crashing.is_some() && self.random.one_in(4) => self.crash(),
             _ => {
+                self.wire.store.work();
                 let count = 1 + self.random.below(4);
                 let random = &mut self.random;
                 self.wire.store.release(count, |waiting| if random.one_in(4) { random.below(waiting) } else { 0 });
@@ -251,10 +290,18 @@ impl World {
         for _ in 0..10_000 {
             let Some(at) = self.core.next_deadline(self.now).filter(|at| *at <= until) else { break };
             self.now = self.now.max(at);
+            self.tick();
             self.handle(Input::Timer);
             self.settle(true);
         }
         self.now = until;
+        self.tick();
+    }
+
+    /// The store's clocks go with the world's.
+    fn tick(&mut self) {
+        let since = self.now.saturating_duration_since(self.began);
+        self.wire.store.set_clocks(Clocks::new(self.now, WALL_SECS + since.as_secs(), None));
     }
 
     /// Letters and the store's answers to the shards, packets to the clients, until all rest.
@@ -420,7 +467,9 @@ impl World {
     /// Connects, which takes over a connection that there is.
     fn connect(&mut self, at: usize) {
         let steady = self.clients[at].seen.steady;
-        let clean_start = !steady && self.random.one_in(3);
+        // A session that ends with its connection promises nothing beyond.
+        let may_end = self.options.crashing.is_none() || self.clients[at].version == Version::V5;
+        let clean_start = !steady && may_end && self.random.one_in(3);
         self.owe_will(at);
         if let Some(old) = self.clients[at].connection.take() {
             // What is under way to the old connection never arrives.
@@ -436,8 +485,11 @@ impl World {
         if clean_start {
             // Its messages are its own affair; what was sent to the broker may be lost now.
             client.outgoing.clear();
-            client.received.clear();
-            client.filters.clear();
+            // Where the power can go, the old session is over when CONNACK says so.
+            if self.options.crashing.is_none() {
+                client.received.clear();
+                client.filters.clear();
+            }
         }
         let expiry = if steady || self.random.one_in(2) { 1_000_000 } else { 1 };
         client.connected = false;
@@ -492,6 +544,9 @@ impl World {
         let alive = client.connection.is_some_and(|id| !self.wire.closed.contains_key(&id));
         if alive && client.connected && client.will > 0 {
             self.wills_due.insert(client.will);
+        } else if self.options.crashing.is_some() {
+            // Written down, perhaps, and not acknowledged.
+            self.wills_possible.insert(client.will);
         }
     }
 
@@ -523,9 +578,38 @@ impl World {
         }
     }
 
+    /// The power goes, perhaps in the middle of a commit, and comes back; of what was not synced the disk
+    /// keeps nothing, all or any part.
+    fn crash(&mut self) {
+        self.trace(|| "the power goes".to_owned());
+        let store = &mut self.wire.store;
+        if self.random.one_in(2) {
+            let from = self.random.below(6) as u64;
+            store.disk().fail(from, u64::MAX);
+            store.work();
+        }
+        for at in 0..self.clients.len() {
+            self.owe_will(at);
+            self.gone(at);
+        }
+        let random = &mut self.random;
+        let kept = random.below(3);
+        self.wire.store.disk().cut_power(|| match kept {
+            0 => false,
+            1 => true,
+            _ => random.one_in(2),
+        });
+        self.core.restart(self.now, &self.limits, &self.acl, &mut self.wire);
+        self.living.clear();
+    }
+
     /// Says goodbye: its will is not published.
     fn leave(&mut self, at: usize) {
         if self.clients[at].connected {
+            if self.options.crashing.is_some() {
+                // If it is not written down in time, it was not said.
+                self.wills_possible.insert(self.clients[at].will);
+            }
             self.send(at, &[0xE0, 0]);
             if let Some(id) = self.clients[at].connection {
                 self.lose_bytes(at, id);
@@ -637,7 +721,9 @@ impl World {
     /// Everybody comes back, reads and answers, and the store works.
     fn finish(&mut self) {
         self.wire.store.set_failing(false);
+        self.wire.store.disk().fail(0, 0);
         for _ in 0..2_000 {
+            self.wire.store.work();
             self.wire.store.release(100, |_| 0);
             self.settle(true);
             for at in 0..self.clients.len() {
@@ -665,12 +751,14 @@ impl World {
         self.clients[at].version = Version::V311;
         self.connect(at);
         for _ in 0..20 {
+            self.wire.store.work();
             self.wire.store.release(100, |_| 0);
             self.settle(true);
         }
         let before = self.clients[at].seen.got.len();
         self.subscribe(at, "r/+", QoS::AtMostOnce);
         for _ in 0..100 {
+            self.wire.store.work();
             self.wire.store.release(100, |_| 0);
             self.advance(Duration::from_millis(1));
             self.settle(true);

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{
-    Command, ConnectionId, Core, Counters, Gauges, Input, Limits, Options, SessionSnapshot, ShardId,
+    Closing, Command, ConnectionId, Core, Counters, Gauges, Input, Limits, Options, SessionSnapshot, ShardId,
 };
 use lockgate::store::{Answer, Store};
 
@@ -17,6 +17,8 @@ const SEED: [u64; 4] = [1, 2, 3, 4];
 
 pub(crate) struct Cluster {
     cores: Vec<Core>,
+    durable: bool,
+    methods: Methods,
     seed: [u64; 4],
     homes: BTreeMap<ConnectionId, usize>,
 }
@@ -37,7 +39,27 @@ impl Cluster {
                 Core::new(options, acl.clone())
             })
             .collect();
-        Cluster { cores, seed, homes: BTreeMap::new() }
+        Cluster { cores, durable, methods: methods.clone(), seed, homes: BTreeMap::new() }
+    }
+
+    /// As a process that starts where another ended: of connections nothing is left.
+    pub(crate) fn restart(&mut self, now: Instant, limits: &Limits, acl: &Arc<Acl>, out: &mut Recorder) {
+        let homes = std::mem::take(&mut self.homes);
+        for id in homes.into_keys() {
+            out.closed.entry(id).or_insert(Closing::Lost);
+        }
+        out.written.clear();
+        out.stalled.clear();
+        out.inboxes.clear();
+        out.asked.clear();
+        *self = Cluster::new(self.cores.len() as u16, limits, acl, self.durable, &self.methods);
+        let (restored, recovery) = out.store.reopen().expect("it was written by this version");
+        if out.trace {
+            eprintln!("restarts: {recovery:?}\n    {restored:?}");
+        }
+        let lost = (recovery.damages.len(), recovery.commits_missing, recovery.messages_lost);
+        assert_eq!(lost, (0, 0, 0), "{recovery:?}");
+        self.handle(now, Input::Restored(restored), out);
     }
 
     /// Gives the input to whom it concerns.
