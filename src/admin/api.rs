@@ -28,6 +28,9 @@ pub struct Status {
     pub sent_per_sec: f64,
     pub dropped: u64,
     pub refused: u64,
+    /// Nothing is kept with `durability: off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<Store>,
     pub certificates: Vec<CertificateStatus>,
     pub findings: Vec<String>,
 }
@@ -124,6 +127,66 @@ pub struct Health {
     pub alive: bool,
     /// Listeners accept.
     pub ready: bool,
+}
+
+/// What is kept on disk, and what keeping it has cost since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Store {
+    pub durability: String,
+    pub sessions: usize,
+    pub queued_messages: u64,
+    pub retained_messages: usize,
+    pub segments: usize,
+    pub disk_bytes: u64,
+    /// Of them, messages that somebody waits for or that are retained.
+    pub live_bytes: u64,
+    pub bytes_written: u64,
+    pub commits: u64,
+    pub messages: u64,
+    pub checkpoints: u64,
+    pub failures: u64,
+    /// It cannot be written now.
+    pub failing: bool,
+}
+
+impl Store {
+    pub fn of(durability: &str, stats: &crate::store::Stats) -> Store {
+        Store {
+            durability: durability.to_owned(),
+            sessions: stats.sessions,
+            queued_messages: stats.queued,
+            retained_messages: stats.retained,
+            segments: stats.segments,
+            disk_bytes: stats.disk_bytes,
+            live_bytes: stats.live_bytes,
+            bytes_written: stats.bytes_written,
+            commits: stats.commits,
+            messages: stats.messages,
+            checkpoints: stats.checkpoints,
+            failures: stats.failures,
+            failing: stats.is_failing,
+        }
+    }
+
+    /// Bytes written for each message that was kept, everything counted.
+    pub fn bytes_per_message(&self) -> f64 {
+        self.bytes_written as f64 / self.messages.max(1) as f64
+    }
+}
+
+/// Files of the store, and how much of each, that stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Held {
+    pub files: Vec<(String, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Released {
+    /// Until now.
+    pub was_held: bool,
 }
 
 /// A refusal.

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use time::OffsetDateTime;
 
+use super::api;
 use super::server::Site;
 use crate::gate::Stats;
 use crate::shard::{ClientRow, ShardReport};
@@ -23,10 +24,11 @@ pub(super) fn render(
     rows: &[ClientRow],
     stats: &Stats,
     site: &Site,
+    store: Option<&api::Store>,
     now: OffsetDateTime,
 ) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot::new(report, rows, stats, site, now)));
+    registry.register_collector(Box::new(Snapshot::new(report, rows, stats, site, store, now)));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).expect("writing to a text");
     text
@@ -45,7 +47,14 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn new(report: &ShardReport, rows: &[ClientRow], stats: &Stats, site: &Site, now: OffsetDateTime) -> Snapshot {
+    fn new(
+        report: &ShardReport,
+        rows: &[ClientRow],
+        stats: &Stats,
+        site: &Site,
+        store: Option<&api::Store>,
+        now: OffsetDateTime,
+    ) -> Snapshot {
         let counters = &report.counters;
         let dropped = counters.dropped;
         let mut refused: BTreeMap<&'static str, u64> = stats.refused();
@@ -73,7 +82,7 @@ impl Snapshot {
         let queued: usize = rows.iter().map(|row| row.queued_messages).sum();
         let queued_bytes: usize = rows.iter().map(|row| row.queued_bytes).sum();
         let inflight: usize = rows.iter().map(|row| row.inflight_messages).sum();
-        Snapshot {
+        let mut snapshot = Snapshot {
             counters: vec![
                 (
                     "lockgate_connections_accepted",
@@ -147,7 +156,27 @@ impl Snapshot {
                 ("lockgate_handshake_seconds", "Duration of TLS handshakes", stats.handshakes.read()),
                 ("lockgate_commit_seconds", "Time until the store had committed", report.commits.read()),
             ],
+        };
+        if let Some(store) = store {
+            snapshot.counters.extend([
+                ("lockgate_store_written_bytes", "Bytes written to the store", one(store.bytes_written)),
+                ("lockgate_store_commits", "Commits of the store", one(store.commits)),
+                ("lockgate_store_messages", "Messages written to the store", one(store.messages)),
+                ("lockgate_store_checkpoints", "Checkpoints of the store", one(store.checkpoints)),
+                ("lockgate_store_failures", "Writes and syncs of the store that failed", one(store.failures)),
+            ]);
+            snapshot.gauges.extend([
+                (
+                    "lockgate_store_bytes_per_message",
+                    "Bytes written to the store for each message since the start",
+                    vec![(Vec::new(), store.bytes_per_message())],
+                ),
+                ("lockgate_store_disk_bytes", "Bytes of the store's files", one(store.disk_bytes)),
+                ("lockgate_store_live_bytes", "Bytes of stored messages that are still wanted", one(store.live_bytes)),
+                ("lockgate_store_failing", "1 while the store cannot be written", one(u64::from(store.failing))),
+            ]);
         }
+        snapshot
     }
 }
 

@@ -23,6 +23,7 @@ use super::{DataLock, api, metrics, socket};
 use crate::gate::Gate;
 use crate::pki::CertificateInfo;
 use crate::shard::{ClientRow, Handle, ShardReport};
+use crate::store::{Durability, StoreHandle};
 
 /// What is to be read anew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +44,8 @@ pub struct Admin {
     pub reload: Reload,
     /// Swapped by a reload.
     pub site: Arc<ArcSwap<Site>>,
+    /// What is kept, and how; none with `durability: off`.
+    pub store: Option<(Durability, StoreHandle)>,
     started: Instant,
     /// Messages received and sent at points in time, for rates.
     samples: Mutex<VecDeque<(Instant, u64, u64)>>,
@@ -62,10 +65,16 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const SAMPLES: usize = 13;
 
 impl Admin {
-    pub fn new(shard: Handle, gate: Arc<Gate>, reload: Reload, site: Arc<ArcSwap<Site>>) -> Arc<Admin> {
+    pub fn new(
+        shard: Handle,
+        gate: Arc<Gate>,
+        reload: Reload,
+        site: Arc<ArcSwap<Site>>,
+        store: Option<(Durability, StoreHandle)>,
+    ) -> Arc<Admin> {
         let started = Instant::now();
         let samples = Mutex::new(VecDeque::from([(started, 0, 0)]));
-        Arc::new(Admin { shard, gate, reload, site, started, samples })
+        Arc::new(Admin { shard, gate, reload, site, store, started, samples })
     }
 
     /// Takes samples for the rates until the engine stops.
@@ -86,6 +95,13 @@ impl Admin {
         let Some(&(since, was_received, was_sent)) = samples.front() else { return (0.0, 0.0) };
         let secs = since.elapsed().as_secs_f64().max(0.001);
         ((received(report) - was_received) as f64 / secs, (sent(report) - was_sent) as f64 / secs)
+    }
+
+    /// What the store says of itself; none if it does not answer soon.
+    async fn store(&self) -> Option<api::Store> {
+        let (durability, handle) = self.store.clone()?;
+        let stats = tokio::task::spawn_blocking(move || handle.stats()).await.ok()??;
+        Some(api::Store::of(&durability.to_string(), &stats))
     }
 
     /// Alive and ready told apart.
@@ -138,6 +154,7 @@ impl Admin {
                     fingerprint: info.fingerprint.clone(),
                 })
                 .collect(),
+            store: self.store().await,
             findings: site.findings.clone(),
         })
     }
@@ -171,6 +188,9 @@ fn local(admin: Arc<Admin>) -> Router {
         .route("/status", get(async |State(admin): State<Arc<Admin>>| admin.status().await.map(Json)))
         .route("/clients", get(clients))
         .route("/kick", post(kick))
+        .route("/store", get(store))
+        .route("/store/hold", post(hold))
+        .route("/store/release", post(release))
         .route("/reload", post(async |State(admin): State<Arc<Admin>>| reload(&admin, Anew::Everything).await))
         .route("/reload/clients", post(async |State(admin): State<Arc<Admin>>| reload(&admin, Anew::Clients).await))
         .merge(observer())
@@ -231,6 +251,35 @@ async fn kick(State(admin): State<Arc<Admin>>, Json(kick): Json<api::Kick>) -> R
     Ok(Json(api::Kicked { connections: admin.shard.kick(kick.name).await? }))
 }
 
+async fn store(State(admin): State<Arc<Admin>>) -> Result<Json<api::Store>, Refused> {
+    admin.store().await.map(Json).ok_or_else(no_store)
+}
+
+/// Asked of a store that is not there, or is stuck.
+fn no_store() -> Refused {
+    Refused(
+        StatusCode::CONFLICT,
+        "this broker keeps nothing (`durability: off`), or its disk does not answer".to_owned(),
+    )
+}
+
+async fn ask_store<T: Send + 'static>(
+    admin: &Admin,
+    ask: impl FnOnce(&StoreHandle) -> Option<T> + Send + 'static,
+) -> Result<T, Refused> {
+    let (_, handle) = admin.store.clone().ok_or_else(no_store)?;
+    let answer = tokio::task::spawn_blocking(move || ask(&handle)).await.ok().flatten();
+    answer.ok_or_else(no_store)
+}
+
+async fn hold(State(admin): State<Arc<Admin>>) -> Result<Json<api::Held>, Refused> {
+    ask_store(&admin, StoreHandle::hold).await.map(|files| Json(api::Held { files }))
+}
+
+async fn release(State(admin): State<Arc<Admin>>) -> Result<Json<api::Released>, Refused> {
+    ask_store(&admin, |handle| Some(handle.release())).await.map(|was_held| Json(api::Released { was_held }))
+}
+
 async fn reload(admin: &Admin, what: Anew) -> Result<Json<api::Reloaded>, Refused> {
     (admin.reload)(what).await.map(Json).map_err(|error| Refused(StatusCode::CONFLICT, error))
 }
@@ -238,7 +287,15 @@ async fn reload(admin: &Admin, what: Anew) -> Result<Json<api::Reloaded>, Refuse
 async fn show_metrics(State(admin): State<Arc<Admin>>) -> Result<Response, Refused> {
     let report = admin.shard.report().await?;
     let rows = admin.shard.clients().await?;
-    let text = metrics::render(&report, &rows, &admin.gate.stats, &admin.site.load(), OffsetDateTime::now_utc());
+    let store = admin.store().await;
+    let text = metrics::render(
+        &report,
+        &rows,
+        &admin.gate.stats,
+        &admin.site.load(),
+        store.as_ref(),
+        OffsetDateTime::now_utc(),
+    );
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

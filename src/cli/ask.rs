@@ -54,6 +54,22 @@ pub(super) fn new_password(name: &str) -> Result<Option<Zeroizing<String>>, Fail
     Ok((!password.is_empty()).then(|| Zeroizing::new(password)))
 }
 
+/// A passphrase: a new one twice.
+pub(super) fn passphrase(is_new: bool) -> Result<Zeroizing<String>, Failure> {
+    let prompt = inquire::Password::new("Passphrase:");
+    let prompt = match is_new {
+        true => {
+            prompt.with_custom_confirmation_message("Again:").with_help_message("without it nobody opens the backup")
+        }
+        false => prompt.without_confirmation(),
+    };
+    let passphrase = Zeroizing::new(prompt.prompt().map_err(aborted)?);
+    match passphrase.is_empty() {
+        true => Err(Failure::new("nothing was changed: an empty passphrase protects nothing")),
+        false => Ok(passphrase),
+    }
+}
+
 /// Passwords by line, from standard input or a file.
 pub(super) fn password_lines(file: Option<&Path>) -> Result<Vec<Zeroizing<String>>, Failure> {
     let text = match file {

@@ -19,9 +19,11 @@ mod log;
 mod make;
 mod passwd;
 mod report;
+mod sealed;
 mod serve;
 mod site;
 mod status;
+mod store;
 mod up;
 
 use std::fmt;
@@ -62,6 +64,8 @@ enum Command {
     Passwd(passwd::Arguments),
     /// Ask the ACL a question
     Acl(acl::Arguments),
+    /// Look at what the broker keeps, copy it, and put it back
+    Store(store::Arguments),
     /// Show what a running broker does
     Status(status::Arguments),
     /// Make a running broker read its configuration, passwords, ACL and certificates anew
@@ -116,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Client(arguments) => client::run(arguments),
         Command::Passwd(arguments) => passwd::run(arguments),
         Command::Acl(arguments) => acl::run(arguments),
+        Command::Store(arguments) => store::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => status::reload(arguments),
         Command::Health(arguments) => status::health(arguments),

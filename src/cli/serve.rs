@@ -114,7 +114,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let bound = bind_all(&settings.listeners)?;
     let metrics = bind_metrics(&settings)?;
     raise_file_limit(settings.admission.connections_max);
-    let (stores, restored, _store) = open_store(&settings)?;
+    let (stores, restored, store) = open_store(&settings)?;
     let start = shard::Start {
         limits: settings.limits.clone(),
         acl: material.acl.clone(),
@@ -161,7 +161,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
             })
         })
     };
-    let door = Admin::new(shard.clone(), gate, reload, site.clone());
+    let door = Admin::new(shard.clone(), gate, reload, site.clone(), store.map(|store| (settings.durability, store)));
     let local = admin::serve_local(&settings.data, &data_lock, door.clone())
         .await
         .map_err(|error| Failure::new(format!("cannot open the local door in {}: {error}", settings.data.display())))?;

@@ -76,6 +76,16 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     );
     say!("  retained:      {} messages ({} bytes)", status.retained_messages, status.retained_bytes);
     say!("  refused:       {} connections", status.refused);
+    match &status.store {
+        Some(store) => say!(
+            "  kept on disk:  {} in {} commits since the start (durability: {}){}",
+            super::store::bytes(store.bytes_written),
+            store.commits,
+            store.durability,
+            if store.failing { "; IT CANNOT BE WRITTEN NOW: see the log" } else { "" }
+        ),
+        None => say!("  kept on disk:  nothing (durability: off)"),
+    }
     for certificate in &status.certificates {
         say!(
             "  certificate:   {}: {} days left ({}), {}",

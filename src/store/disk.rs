@@ -56,7 +56,7 @@ impl Folder {
         Ok(Folder { path: path.to_owned() })
     }
 
-    fn options() -> OpenOptions {
+    pub(super) fn options() -> OpenOptions {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         options

@@ -25,7 +25,8 @@ enum Command {
     Stats(Sender<Stats>),
     /// The files that a copy has to have; they stay until `Release`.
     Hold(Sender<Vec<(String, u64)>>),
-    Release,
+    /// Whether all was there until now.
+    Release(Sender<bool>),
     Stop,
 }
 
@@ -115,13 +116,15 @@ impl StoreHandle {
         self.ask(Command::Stats)
     }
 
-    /// The files to copy, and how much of each; nothing is removed until [`StoreHandle::release`].
+    /// The files to copy, and how much of each; nothing is removed until [`StoreHandle::release`], or for
+    /// an hour.
     pub fn hold(&self) -> Option<Vec<(String, u64)>> {
         self.ask(Command::Hold)
     }
 
-    pub fn release(&self) {
-        let _ = self.commands.send(Command::Release);
+    /// Whether what was held was there until now.
+    pub fn release(&self) -> bool {
+        self.ask(Command::Release).unwrap_or(false)
     }
 }
 
@@ -197,7 +200,7 @@ impl Committer {
                 self.commit();
                 drop(answer.send(self.engine.hold(Clocks::look())));
             }
-            Command::Release => self.engine.release(),
+            Command::Release(answer) => drop(answer.send(self.engine.release(Clocks::look()))),
             Command::Waker(wake) => self.wake = wake,
             Command::Stop => {}
         }

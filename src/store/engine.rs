@@ -27,6 +27,8 @@ use crate::types::{ClientId, PacketId};
 const RESERVE_NAME: &str = "reserve";
 /// How long a disk may fail before whoever waits is told so.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long files are kept for somebody who copies them and does not come back.
+const HOLD: Duration = Duration::from_secs(3600);
 /// How often a failing disk is tried.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -138,7 +140,7 @@ pub struct Engine<D: Disk> {
     failing: Option<Failing>,
     has_reserve: bool,
     /// Nothing is removed while somebody copies the files.
-    holds: usize,
+    holds: Vec<Instant>,
     /// Segments whose bodies were copied, while the newest checkpoint does not know it.
     copied: Vec<u32>,
     pub(super) stats: Stats,
@@ -184,7 +186,7 @@ impl<D: Disk> Engine<D> {
             answers: VecDeque::new(),
             failing: None,
             has_reserve: false,
-            holds: 0,
+            holds: Vec::new(),
             copied: Vec::new(),
             stats: Stats::default(),
             stopped: 0,
@@ -512,7 +514,8 @@ impl<D: Disk> Engine<D> {
 
     /// Writes the whole state down, so that older frames are not needed any more.
     pub fn checkpoint(&mut self, clocks: Clocks) {
-        if self.failing.is_some() || self.holds > 0 {
+        self.holds.retain(|until| *until > clocks.now);
+        if self.failing.is_some() || !self.holds.is_empty() {
             return;
         }
         match self.write_checkpoint(clocks) {
@@ -605,7 +608,7 @@ impl<D: Disk> Engine<D> {
 
     /// Removes segments that nobody needs.
     fn collect(&mut self) {
-        if self.holds > 0 {
+        if !self.holds.is_empty() {
             return;
         }
         let current = self.writer.as_ref().map(|writer| writer.number);
@@ -627,10 +630,15 @@ impl<D: Disk> Engine<D> {
     }
 
     /// What a copy of the store has to have, and how much of each file. Nothing is removed until
-    /// [`Engine::release`].
+    /// [`Engine::release`], or for an hour.
     pub fn hold(&mut self, clocks: Clocks) -> Vec<(String, u64)> {
         self.checkpoint(clocks);
-        self.holds += 1;
+        self.holds.push(clocks.now + HOLD);
+        self.files()
+    }
+
+    /// The files, and how much of each.
+    pub fn files(&self) -> Vec<(String, u64)> {
         let mut files: Vec<(String, u64)> =
             self.segments.iter().map(|(number, segment)| (segment_name(*number), segment.end)).collect();
         if self.checkpointed.0 > 0 || self.checkpoint_bytes > 0 {
@@ -639,9 +647,12 @@ impl<D: Disk> Engine<D> {
         files
     }
 
-    pub fn release(&mut self) {
-        self.holds = self.holds.saturating_sub(1);
+    /// Says whether all was still there that was held first.
+    pub fn release(&mut self, clocks: Clocks) -> bool {
+        let first = self.holds.iter().copied().min();
+        self.holds.retain(|until| Some(*until) != first);
         self.collect();
+        first.is_some_and(|until| until > clocks.now)
     }
 
     /// Bodies that are in use.

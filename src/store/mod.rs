@@ -6,11 +6,13 @@
 //! memory, with answers that can be held back and made to fail, so that the core's waiting can be
 //! tested.
 
+mod backup;
 mod checkpoint;
 mod disk;
 mod durable;
 mod engine;
 mod frame;
+mod frozen;
 mod image;
 mod memory;
 mod ram;
@@ -18,12 +20,14 @@ mod record;
 mod recover;
 mod time;
 
+pub use backup::{BackupError, Copied, Manifest, copy, copy_file, look, read_manifest, restore, write_manifest};
 pub use disk::{Disk, DiskFile, Folder};
 pub use durable::{DurableStore, Opened, StoreHandle};
 pub use engine::{Engine, News, Sizes, Stats};
+pub use frozen::{Frozen, FrozenFile};
 pub use memory::MemoryStore;
 pub use ram::{RamDisk, RamHandle};
-pub use recover::{OpenError, Recovery};
+pub use recover::{Damage, OpenError, Recovery};
 pub use time::Clocks;
 
 use crate::broker::{Change, Fetched, MessageId, Ticket, Wanted};
@@ -39,6 +43,16 @@ pub enum Durability {
     Process,
     /// Nothing: state is in memory.
     Off,
+}
+
+impl std::fmt::Display for Durability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Durability::Fsync => "fsync",
+            Durability::Process => "process",
+            Durability::Off => "off",
+        })
+    }
 }
 
 /// What the store has to say.

@@ -44,7 +44,7 @@ pub struct Recovery {
     pub took: Duration,
 }
 
-/// A piece of a file that is no good; the piece was set aside.
+/// A piece of a file that is no good.
 #[derive(Debug)]
 pub struct Damage {
     pub file: String,
@@ -52,13 +52,15 @@ pub struct Damage {
     pub len: u64,
     /// As far as it says so itself.
     pub held: String,
-    pub aside: String,
+    /// The piece's name under `damaged/`, if it was kept there.
+    pub aside: Option<String>,
 }
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Damage { file, at, len, held, aside } = self;
-        write!(f, "{file} is damaged at byte {at} ({len} bytes, {held}); that piece is kept as damaged/{aside}")
+        write!(f, "{file} is damaged at byte {at} ({len} bytes, {held})")?;
+        aside.as_ref().map_or(Ok(()), |aside| write!(f, "; that piece is kept as damaged/{aside}"))
     }
 }
 
@@ -99,11 +101,7 @@ struct Opening<D: Disk> {
 impl<D: Disk> Opening<D> {
     fn damage(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) {
         let aside = format!("{file}-{at}");
-        let aside = match self.engine.disk.set_aside(&aside, bytes) {
-            Ok(()) => aside,
-            // Not even that can be written: it stays where it is.
-            Err(_) => format!("{aside} (could not be written)"),
-        };
+        let aside = self.engine.disk.set_aside(&aside, bytes).is_ok().then_some(aside);
         let held = held.map_or_else(|| "what they held is not known".to_owned(), |held| format!("they held {held}"));
         self.recovery.damages.push(Damage { file: file.to_owned(), at, len: bytes.len() as u64, held, aside });
     }
