@@ -6,6 +6,8 @@ pub mod auth;
 pub mod broker;
 #[expect(clippy::disallowed_methods, reason = "commands read files, clocks and randomness for all below them")]
 pub mod cli;
+#[expect(clippy::disallowed_methods, reason = "it waits for answers")]
+pub mod client;
 pub mod codec;
 #[expect(clippy::disallowed_methods, reason = "it reads the configuration file")]
 pub mod config;

@@ -24,6 +24,7 @@ mod serve;
 mod site;
 mod status;
 mod store;
+mod torture;
 mod up;
 
 use std::fmt;
@@ -66,6 +67,8 @@ enum Command {
     Acl(acl::Arguments),
     /// Look at what the broker keeps, copy it, and put it back
     Store(store::Arguments),
+    /// Kill a broker of its own again and again, and account for every acknowledged message
+    Torture(torture::Arguments),
     /// Show what a running broker does
     Status(status::Arguments),
     /// Make a running broker read its configuration, passwords, ACL and certificates anew
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::Passwd(arguments) => passwd::run(arguments),
         Command::Acl(arguments) => acl::run(arguments),
         Command::Store(arguments) => store::run(arguments),
+        Command::Torture(arguments) => torture::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => status::reload(arguments),
         Command::Health(arguments) => status::health(arguments),

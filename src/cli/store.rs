@@ -1,9 +1,9 @@
 //! `lockgate store`: what the broker keeps, looked at, copied and put back.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
@@ -160,9 +160,9 @@ fn check(arguments: &Look) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let still = Still::of(&settings)?;
     let (mut engine, recovery) = look(&settings, &still)?;
-    let progress = Progress::new("messages");
-    let unreadable = engine.check_bodies(|done, all| progress.show(done as u64, all as u64));
-    progress.end();
+    let progress = ProgressBar::no_length();
+    let unreadable = engine.check_bodies(|done, all| show(&progress, done as u64, all as u64));
+    progress.finish_and_clear();
     still.release()?;
     let stats = engine.stats();
     let damages: Vec<String> = recovery.damages.iter().map(ToString::to_string).collect();
@@ -260,6 +260,11 @@ fn stats(arguments: &Look) -> Result<(), Failure> {
     Ok(())
 }
 
+fn show(progress: &ProgressBar, done: u64, all: u64) {
+    progress.set_length(all);
+    progress.set_position(done);
+}
+
 /// For people: with a unit.
 pub(super) fn bytes(count: u64) -> String {
     match count {
@@ -314,9 +319,9 @@ fn make_backup(settings: &Settings, to: &Path, passphrase: Option<&str>) -> Resu
         .map_err(|error| Failure::new(format!("{}: {error}", to.display())))?;
     let now = OffsetDateTime::now_utc();
     let made = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
-    let progress = Progress::new("bytes");
-    let copied = store::copy(&settings.store(), still.held(), to, made, |done, all| progress.show(done, all));
-    progress.end();
+    let progress = ProgressBar::no_length();
+    let copied = store::copy(&settings.store(), still.held(), to, made, |done, all| show(&progress, done, all));
+    progress.finish_and_clear();
     let released = still.release();
     let mut manifest = copied.map_err(Failure::new)?;
     released?;
@@ -427,31 +432,4 @@ fn unpack(plain: &[u8], temporary: &Path, folder: &Path) -> std::io::Result<()> 
         }
     }
     std::fs::File::open(folder)?.sync_all()
-}
-
-/// How far something is, on a terminal; nothing elsewhere.
-struct Progress {
-    of: &'static str,
-    shows: bool,
-}
-
-impl Progress {
-    fn new(of: &'static str) -> Progress {
-        Progress { of, shows: std::io::stderr().is_terminal() }
-    }
-
-    fn show(&self, done: u64, all: u64) {
-        // A line for every hundredth.
-        let step = (all / 100).max(1);
-        if self.shows && (done.is_multiple_of(step) || done == all) {
-            eprint!("\r\x1b[K{} % ({done} of {all} {})", done * 100 / all.max(1), self.of);
-            let _ = std::io::stderr().flush();
-        }
-    }
-
-    fn end(&self) {
-        if self.shows {
-            eprint!("\r\x1b[K");
-        }
-    }
 }

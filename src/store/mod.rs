@@ -34,7 +34,8 @@ use crate::broker::{Change, Fetched, MessageId, Ticket, Wanted};
 use crate::types::ClientId;
 
 /// What is to survive.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Durability {
     /// A power cut: every commit is synced.
     #[default]
