@@ -67,7 +67,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> BackupError + '_ {
 
 /// Looks at a store without changing it: `held` are the files of one that runs.
 pub fn look(folder: &Path, held: Option<Vec<(String, u64)>>) -> Result<(Engine<Frozen>, Recovery), OpenError> {
-    open(Frozen::new(folder, held), Durability::Off, Sizes::default(), Clocks::look())
+    open(Frozen::new(folder, held), Durability::Off, Sizes::default(), *b"none", Clocks::look())
 }
 
 /// Copies the store in `folder` to the folder `to`, which is there and empty, and looks whether the copy

@@ -55,7 +55,7 @@ impl DurableStore {
     /// Opens the store in `folder`; `commit_delay` is how long a commit may wait for more to share it.
     pub fn open(folder: &Path, durability: Durability, commit_delay: Duration) -> Result<Opened, OpenError> {
         let clocks = Clocks::look();
-        let (mut engine, mut recovery) = open(Folder::new(folder)?, durability, Sizes::default(), clocks)?;
+        let (mut engine, mut recovery) = open(Folder::new(folder)?, durability, Sizes::default(), new_tag(), clocks)?;
         let restored = engine.restored(clocks);
         recovery.took = Clocks::look().now.saturating_duration_since(clocks.now);
         let (commands, inbox) = channel();
@@ -126,6 +126,15 @@ impl StoreHandle {
     pub fn release(&self) -> bool {
         self.ask(Command::Release).unwrap_or(false)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "nobody is to guess it")]
+fn new_tag() -> [u8; 4] {
+    let mut tag = [0; 4];
+    getrandom::fill(&mut tag).expect("the kernel's random generator");
+    // Not what unused room is filled with.
+    tag[0] |= 1;
+    tag
 }
 
 /// The thread.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
-use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader};
+use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Tag};
 use super::image::{At, Entry, Image, Place};
 use super::record::{self, Records};
 use super::time::{Clocks, LastTime, Timeline};
@@ -85,6 +85,8 @@ struct Writer<F> {
     /// Synced up to here.
     end: u64,
     capacity: u64,
+    /// It is the room that was kept: for what has to be written down alone.
+    is_reserve: bool,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,7 @@ pub struct Engine<D: Disk> {
     pub(super) disk: D,
     durability: Durability,
     sizes: Sizes,
+    tag: Tag,
     pub(super) timeline: Timeline,
     pub(super) image: Image,
     pub(super) segments: BTreeMap<u32, Segment<D::File>>,
@@ -168,11 +171,12 @@ struct Failing {
 }
 
 impl<D: Disk> Engine<D> {
-    pub(super) fn new(disk: D, durability: Durability, sizes: Sizes, timeline: Timeline) -> Engine<D> {
+    pub(super) fn new(disk: D, durability: Durability, sizes: Sizes, tag: Tag, timeline: Timeline) -> Engine<D> {
         Engine {
             disk,
             durability,
             sizes,
+            tag,
             timeline,
             image: Image::default(),
             segments: BTreeMap::new(),
@@ -201,6 +205,10 @@ impl<D: Disk> Engine<D> {
         changes.iter().for_each(|change| record::encode(change, &self.timeline, &mut bytes, &mut counts));
         let must = !changes.iter().any(Change::may_fail);
         self.pending.push_back(Pending { ticket, bytes, counts, must, since: now, rewinds: Vec::new() });
+    }
+
+    pub(super) fn tag(&self) -> Tag {
+        self.tag
     }
 
     pub fn has_pending(&self) -> bool {
@@ -289,7 +297,9 @@ impl<D: Disk> Engine<D> {
     /// Writes a frame behind the last one and syncs it; says where its payload lies.
     fn write_frame(&mut self, clocks: Clocks, payload: &[u8], counts: Counts, reserve: bool) -> io::Result<At> {
         let whole = (FRAME_HEADER + payload.len()) as u64;
-        if self.writer.as_ref().is_none_or(|writer| writer.end + whole > writer.capacity) {
+        let has_room =
+            |writer: &Writer<D::File>| writer.end + whole <= writer.capacity && (reserve || !writer.is_reserve);
+        if !self.writer.as_ref().is_some_and(has_room) {
             self.roll(whole, reserve)?;
         }
         let writer = self.writer.as_mut().expect("there after rolling");
@@ -297,11 +307,15 @@ impl<D: Disk> Engine<D> {
         let time = LastTime { moment, wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
         let header = FrameHeader::new(payload, self.next_sequence, time, counts);
         let mut bytes = Vec::with_capacity(whole as usize);
-        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(&header.encode(self.tag));
         bytes.extend_from_slice(payload);
-        writer.file.write_at(&bytes, writer.end)?;
+        let mut written = writer.file.write_at(&bytes, writer.end);
         if self.durability == Durability::Fsync {
-            writer.file.sync()?;
+            written = written.and_then(|()| writer.file.sync());
+        }
+        if let Err(error) = written {
+            self.seal();
+            return Err(error);
         }
         let payload_at = writer.end + FRAME_HEADER as u64;
         writer.end += whole;
@@ -320,7 +334,7 @@ impl<D: Disk> Engine<D> {
         let name = segment_name(number);
         let needed = whole + FILE_HEADER as u64;
         let capacity = if reserve { self.sizes.reserve } else { self.sizes.segment.max(needed) };
-        let header = FileHeader { number, first_sequence: self.next_sequence }.encode();
+        let header = FileHeader { number, first_sequence: self.next_sequence, tag: self.tag }.encode();
         // What a failed attempt left under this name.
         let _ = self.disk.remove(&name);
         let made = if reserve {
@@ -350,7 +364,7 @@ impl<D: Disk> Engine<D> {
         self.next_segment += 1;
         let reader = self.disk.open(&name).ok();
         self.segments.insert(number, Segment { file: reader, end: FILE_HEADER as u64 });
-        self.writer = Some(Writer { number, file, end: FILE_HEADER as u64, capacity });
+        self.writer = Some(Writer { number, file, end: FILE_HEADER as u64, capacity, is_reserve: reserve });
         if !reserve {
             self.keep_reserve();
         }
@@ -374,7 +388,6 @@ impl<D: Disk> Engine<D> {
     }
 
     fn failed(&mut self, clocks: Clocks, error: io::Error) {
-        self.seal();
         self.stats.failures += 1;
         if self.failing.is_none() {
             self.news.push_back(News::Failing(error));
@@ -536,12 +549,12 @@ impl<D: Disk> Engine<D> {
         let temporary = "checkpoint.new";
         let _ = self.disk.remove(temporary);
         let mut file = self.disk.create(temporary, FILE_HEADER as u64)?;
-        file.write_at(&FileHeader { number: first, first_sequence: sequence }.encode(), 0)?;
+        file.write_at(&FileHeader { number: first, first_sequence: sequence, tag: self.tag }.encode(), 0)?;
         let time =
             LastTime { moment: self.timeline.moment(clocks.now), wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
         let mut end = FILE_HEADER as u64;
         super::checkpoint::write(&self.image, |payload, counts| {
-            let header = FrameHeader::new(payload, sequence, time, counts).encode();
+            let header = FrameHeader::new(payload, sequence, time, counts).encode(self.tag);
             file.write_at(&[&header[..], payload].concat(), end)?;
             end += (FRAME_HEADER + payload.len()) as u64;
             Ok(())

@@ -2,6 +2,9 @@
 //!
 //! A segment is a file header and frames one behind the other; behind the last one are zeros. A
 //! checkpoint is the same. Numbers are little-endian.
+//!
+//! A frame begins with its file's tag, four bytes of chance that no client knows: where a reader has to
+//! look for the next sound frame, nothing in a message can pose as one.
 
 use super::time::{LastTime, Moment};
 
@@ -10,10 +13,12 @@ pub(super) const FRAME_HEADER: usize = 48;
 /// Bytes of a file's header.
 pub(super) const FILE_HEADER: usize = 32;
 
-const FRAME_MAGIC: [u8; 4] = *b"LgF1";
 const FILE_MAGIC: [u8; 8] = *b"LOCKGATE";
 /// The format that this version writes, and the newest that it reads.
 pub(super) const VERSION: u32 = 1;
+
+/// What the frames of a file begin with.
+pub(super) type Tag = [u8; 4];
 
 /// What a frame holds, for a person who has to hear of its loss.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -54,9 +59,9 @@ impl FrameHeader {
         FrameHeader { len: payload.len(), sequence, time, counts, payload_crc: crc32fast::hash(payload) }
     }
 
-    pub(super) fn encode(&self) -> [u8; FRAME_HEADER] {
+    pub(super) fn encode(&self, tag: Tag) -> [u8; FRAME_HEADER] {
         let mut bytes = [0; FRAME_HEADER];
-        bytes[0..4].copy_from_slice(&FRAME_MAGIC);
+        bytes[0..4].copy_from_slice(&tag);
         bytes[4..8].copy_from_slice(&(self.len as u32).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.time.moment.to_le_bytes());
@@ -72,12 +77,12 @@ impl FrameHeader {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<FrameHeader> {
+    fn decode(bytes: &[u8], tag: Tag) -> Option<FrameHeader> {
         let bytes: &[u8; FRAME_HEADER] = bytes.get(..FRAME_HEADER)?.try_into().ok()?;
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        if bytes[0..4] != FRAME_MAGIC || u32_at(44) != crc32fast::hash(&bytes[..44]) {
+        if bytes[0..4] != tag || u32_at(44) != crc32fast::hash(&bytes[..44]) {
             return None;
         }
         let wall = u64_at(24);
@@ -106,17 +111,19 @@ pub(super) enum Found<'a> {
 #[derive(Debug)]
 pub(super) struct Frames<'a> {
     bytes: &'a [u8],
+    tag: Tag,
     at: usize,
     is_over: bool,
 }
 
 impl<'a> Frames<'a> {
-    pub(super) fn new(bytes: &'a [u8], at: usize) -> Frames<'a> {
-        Frames { bytes, at, is_over: false }
+    /// All frames of a file.
+    pub(super) fn new(bytes: &'a [u8], tag: Tag) -> Frames<'a> {
+        Frames { bytes, tag, at: FILE_HEADER, is_over: false }
     }
 
     fn frame_at(&self, at: usize) -> Option<(FrameHeader, &'a [u8])> {
-        let header = FrameHeader::decode(self.bytes.get(at..)?)?;
+        let header = FrameHeader::decode(self.bytes.get(at..)?, self.tag)?;
         let payload = self.bytes.get(at + FRAME_HEADER..at + FRAME_HEADER + header.len)?;
         (crc32fast::hash(payload) == header.payload_crc).then_some((header, payload))
     }
@@ -136,13 +143,13 @@ impl<'a> Iterator for Frames<'a> {
         }
         let rest = self.bytes.get(from..).unwrap_or_default();
         // The next sound frame, wherever it is: lengths cannot be trusted any more.
-        let next = memchr::memmem::find_iter(rest, &FRAME_MAGIC)
+        let next = memchr::memmem::find_iter(rest, &self.tag)
             .map(|at| from + at)
             .find(|at| *at > from && self.frame_at(*at).is_some());
         match next {
             Some(to) => {
                 self.at = to;
-                Some(Found::Damaged { from, to, held: FrameHeader::decode(rest).map(|header| header.counts) })
+                Some(Found::Damaged { from, to, held: FrameHeader::decode(rest, self.tag).map(|header| header.counts) })
             }
             None => {
                 self.is_over = true;
@@ -158,6 +165,7 @@ pub(super) struct FileHeader {
     pub(super) number: u32,
     /// Of the first frame in it: frames of that number and above in older files are void.
     pub(super) first_sequence: u64,
+    pub(super) tag: Tag,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -173,6 +181,7 @@ impl FileHeader {
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.number.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.first_sequence.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.tag);
         let crc = crc32fast::hash(&bytes[..28]);
         bytes[28..32].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -189,6 +198,13 @@ impl FileHeader {
             return Err(FileHeaderError::Newer(u32_at(8)));
         }
         let first_sequence = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
-        Ok(FileHeader { number: u32_at(12), first_sequence })
+        let tag = bytes[24..28].try_into().expect("four bytes");
+        Ok(FileHeader { number: u32_at(12), first_sequence, tag })
+    }
+
+    /// The tag of a file whose header is damaged, by its first frame.
+    pub(super) fn tag_of(bytes: &[u8]) -> Option<Tag> {
+        let tag = bytes.get(FILE_HEADER..FILE_HEADER + 4)?.try_into().ok()?;
+        FrameHeader::decode(&bytes[FILE_HEADER..], tag).map(|_| tag)
     }
 }

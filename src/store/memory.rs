@@ -37,7 +37,7 @@ impl MemoryStore {
 
     /// Goes on with what `disk` has.
     pub fn open(disk: RamDisk, sizes: Sizes, clocks: Clocks) -> Result<(MemoryStore, Restored, Recovery), OpenError> {
-        let (mut engine, recovery) = open(disk.clone(), Durability::Fsync, sizes, clocks)?;
+        let (mut engine, recovery) = open(disk.clone(), Durability::Fsync, sizes, *b"LgF1", clocks)?;
         let restored = engine.restored(clocks);
         let store = MemoryStore {
             engine,

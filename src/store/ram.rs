@@ -56,6 +56,20 @@ impl RamDisk {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Another disk with the same files.
+    pub fn copy(&self) -> RamDisk {
+        let inner = self.lock();
+        let copy = Inner {
+            files: inner.files.clone(),
+            names: inner.names.clone(),
+            synced_names: inner.synced_names.clone(),
+            next: inner.next,
+            aside: inner.aside.clone(),
+            ..Inner::default()
+        };
+        RamDisk { inner: Arc::new(Mutex::new(copy)) }
+    }
+
     /// The power goes: what was not synced is gone, or kept where `keep` says so of a sector. Open
     /// files are of no use any more; calls that were to fail do not.
     pub fn cut_power(&self, mut keep: impl FnMut() -> bool) {

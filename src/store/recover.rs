@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::Durability;
 use super::disk::{Disk, DiskFile};
 use super::engine::{Engine, Segment, Sizes, checkpoint_name, segment_name};
-use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, Frames, VERSION};
+use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, Frames, Tag, VERSION};
 use super::image::{At, Kept};
 use super::record::Records;
 use super::time::{Clocks, LastTime, Timeline};
@@ -69,10 +69,11 @@ pub(super) fn open<D: Disk>(
     disk: D,
     durability: Durability,
     sizes: Sizes,
+    tag: Tag,
     clocks: Clocks,
 ) -> Result<(Engine<D>, Recovery), OpenError> {
     let mut opening = Opening {
-        engine: Engine::new(disk, durability, sizes, Timeline::resume(LastTime::default(), clocks)),
+        engine: Engine::new(disk, durability, sizes, tag, Timeline::resume(LastTime::default(), clocks)),
         recovery: Recovery::default(),
         last: LastTime::default(),
     };
@@ -115,13 +116,19 @@ impl<D: Disk> Opening<D> {
                 Ok(header) => header,
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
                 Err(FileHeaderError::Damaged) => {
-                    self.damage(name, 0, &bytes, None);
-                    let _ = self.engine.disk.remove(name);
-                    continue;
+                    let sequence = name.strip_prefix("checkpoint-").and_then(|sequence| sequence.parse().ok());
+                    let Some((tag, first_sequence)) = FileHeader::tag_of(&bytes).zip(sequence) else {
+                        self.damage(name, 0, &bytes, None);
+                        let _ = self.engine.disk.remove(name);
+                        continue;
+                    };
+                    // Its frames may be sound all the same; every segment is looked at then.
+                    self.damage(name, 0, &bytes[..FILE_HEADER], None);
+                    FileHeader { number: 0, first_sequence, tag }
                 }
             };
             let bytes = Bytes::from(bytes);
-            for found in Frames::new(&bytes, FILE_HEADER) {
+            for found in Frames::new(&bytes, header.tag) {
                 match found {
                     Found::Frame { header, payload, .. } => {
                         self.last = header.time;
@@ -178,9 +185,12 @@ impl<D: Disk> Opening<D> {
                     let _ = self.engine.disk.remove(name);
                 }
                 Err(FileHeaderError::Damaged) => {
+                    let bytes = file.read_from(0)?;
+                    let tag = FileHeader::tag_of(&bytes);
                     // Its frames may be sound all the same.
-                    let header = FileHeader { number, first_sequence: 0 };
-                    self.damage(name, 0, &head, None);
+                    let len = if tag.is_some() { FILE_HEADER } else { bytes.len() };
+                    self.damage(name, 0, &bytes[..len], None);
+                    let header = FileHeader { number, first_sequence: 0, tag: tag.unwrap_or(self.engine.tag()) };
                     headers.insert(number, (header, file));
                 }
             }
@@ -195,23 +205,30 @@ impl<D: Disk> Opening<D> {
             }
         }
         let (_, first) = self.engine.checkpointed;
-        for (number, (_, file)) in headers {
+        for (number, (header, file)) in headers {
             if number < first {
                 let end = file.size()?;
                 self.engine.segments.insert(number, Segment { file: None, end });
             } else {
                 let is_last = limits[&number] == u64::MAX;
-                self.segment(number, file, limits[&number], is_last)?;
+                self.segment(number, file, header.tag, limits[&number], is_last)?;
             }
         }
         Ok(())
     }
 
-    fn segment(&mut self, number: u32, mut file: D::File, void_from: u64, is_last: bool) -> Result<(), OpenError> {
+    fn segment(
+        &mut self,
+        number: u32,
+        mut file: D::File,
+        tag: Tag,
+        void_from: u64,
+        is_last: bool,
+    ) -> Result<(), OpenError> {
         let name = segment_name(number);
         let bytes = Bytes::from(file.read_from(0)?);
         let mut end = FILE_HEADER as u64;
-        for found in Frames::new(&bytes, FILE_HEADER) {
+        for found in Frames::new(&bytes, tag) {
             match found {
                 Found::Frame { header, .. } if header.sequence >= void_from => break,
                 Found::Frame { header, payload, payload_at } => {

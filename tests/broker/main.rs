@@ -21,6 +21,7 @@ mod border;
 mod delivery;
 mod durability;
 mod limits;
+mod restart;
 mod retained;
 mod sessions;
 mod subscriptions;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{Admission, Closing, Command, ConnectionId, Input, Limits};
 use lockgate::codec::{self, Connect, ConnectProperties, Packet, Version, Will};
+use lockgate::store::Clocks;
 use lockgate::types::{ClientId, Identity};
 
 use crate::cluster::Cluster;
@@ -334,6 +335,18 @@ impl Rig {
     pub(crate) fn drain(&mut self, id: ConnectionId) {
         self.out.stalled.remove(&id);
         self.handle(Input::Drained(id));
+    }
+
+    /// What the clocks say from now on: the wall, in seconds since 1970, and what the system says of it.
+    pub(crate) fn set_wall(&mut self, wall_secs: u64, synchronised: Option<bool>) {
+        self.out.store.set_clocks(Clocks::new(self.now, wall_secs, synchronised));
+    }
+
+    /// The process ends at once, and another goes on with what the store has.
+    pub(crate) fn restart(&mut self) {
+        let (limits, acl) = (Limits::default(), Arc::new(Acl::open()));
+        self.core.restart(self.now, &limits, &acl, &mut self.out);
+        self.settle();
     }
 
     pub(crate) fn command(&mut self, command: Command) {
