@@ -333,27 +333,27 @@ impl<D: Disk> Engine<D> {
         let number = self.next_segment;
         let name = segment_name(number);
         let needed = whole + FILE_HEADER as u64;
-        let capacity = if reserve { self.sizes.reserve } else { self.sizes.segment.max(needed) };
         let header = FileHeader { number, first_sequence: self.next_sequence, tag: self.tag }.encode();
         // What a failed attempt left under this name.
         let _ = self.disk.remove(&name);
         let made = if reserve {
             self.has_reserve = false;
-            self.disk.rename(RESERVE_NAME, &name).and_then(|()| self.disk.open(&name))
+            let renamed = self.disk.rename(RESERVE_NAME, &name).and_then(|()| self.disk.open(&name));
+            renamed.map(|file| (file, self.sizes.reserve))
         } else {
-            self.disk.create(&name, capacity)
+            self.keep_reserve().and_then(|()| self.create_segment(&name, needed))
         };
-        let made = made.and_then(|mut file| {
+        let made = made.and_then(|(mut file, capacity)| {
             file.write_at(&header, 0)?;
             if self.durability == Durability::Fsync {
                 // The name is to survive as the frames do, and the header before any of them.
                 file.sync()?;
                 self.disk.sync_folder()?;
             }
-            Ok(file)
+            Ok((file, capacity))
         });
-        let file = match made {
-            Ok(file) => file,
+        let (file, capacity) = match made {
+            Ok(made) => made,
             Err(error) => {
                 let _ = self.disk.remove(&name);
                 return Err(error);
@@ -365,18 +365,31 @@ impl<D: Disk> Engine<D> {
         let reader = self.disk.open(&name).ok();
         self.segments.insert(number, Segment { file: reader, end: FILE_HEADER as u64 });
         self.writer = Some(Writer { number, file, end: FILE_HEADER as u64, capacity, is_reserve: reserve });
-        if !reserve {
-            self.keep_reserve();
-        }
         Ok(())
     }
 
-    /// Room for acknowledgements on a full disk.
-    fn keep_reserve(&mut self) {
+    /// A segment's file, smaller than usual where there is no room for more; and its size.
+    fn create_segment(&mut self, name: &str, needed: u64) -> io::Result<(D::File, u64)> {
+        let mut size = self.sizes.segment;
+        loop {
+            let wanted = size.max(needed);
+            let is_full =
+                |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            match self.disk.create(name, wanted) {
+                Err(error) if is_full(&error) && wanted > needed && size > self.sizes.segment / 16 => size /= 4,
+                other => return other.map(|file| (file, wanted)),
+            }
+        }
+    }
+
+    /// Room for acknowledgements on a full disk. It comes before room for messages.
+    fn keep_reserve(&mut self) -> io::Result<()> {
         if !self.has_reserve {
             let _ = self.disk.remove(RESERVE_NAME);
-            self.has_reserve = self.disk.create(RESERVE_NAME, self.sizes.reserve).is_ok();
+            self.disk.create(RESERVE_NAME, self.sizes.reserve)?;
+            self.has_reserve = true;
         }
+        Ok(())
     }
 
     /// The segment that was written to is not written to again.

@@ -24,6 +24,11 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// A folder with nothing in it.
+    pub(crate) fn empty() -> Site {
+        Site { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
     /// `init` with kernel-chosen ports and more arguments.
     pub(crate) fn new(arguments: &[&str]) -> Site {
         let site = Site { folder: tempfile::tempdir().expect("a temporary folder") };
