@@ -175,10 +175,18 @@ impl Store {
     }
 }
 
+/// Which hold is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Release {
+    pub number: u64,
+}
+
 /// Files of the store, and how much of each, that stay as they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Held {
+    pub number: u64,
     pub files: Vec<(String, u64)>,
 }
 

@@ -273,11 +273,16 @@ async fn ask_store<T: Send + 'static>(
 }
 
 async fn hold(State(admin): State<Arc<Admin>>) -> Result<Json<api::Held>, Refused> {
-    ask_store(&admin, StoreHandle::hold).await.map(|files| Json(api::Held { files }))
+    ask_store(&admin, StoreHandle::hold).await.map(|(number, files)| Json(api::Held { number, files }))
 }
 
-async fn release(State(admin): State<Arc<Admin>>) -> Result<Json<api::Released>, Refused> {
-    ask_store(&admin, |handle| Some(handle.release())).await.map(|was_held| Json(api::Released { was_held }))
+async fn release(
+    State(admin): State<Arc<Admin>>,
+    Json(release): Json<api::Release>,
+) -> Result<Json<api::Released>, Refused> {
+    ask_store(&admin, move |handle| Some(handle.release(release.number)))
+        .await
+        .map(|was_held| Json(api::Released { was_held }))
 }
 
 async fn reload(admin: &Admin, what: Anew) -> Result<Json<api::Reloaded>, Refused> {

@@ -486,6 +486,7 @@ impl Core {
             publisher: ELSEWHERE,
             connection: None,
             received: None,
+            with: None,
         };
         let mut answer = Answer::default();
         let mut scratch = std::mem::take(&mut self.scratch);

@@ -21,6 +21,8 @@ pub enum Change {
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,
         connected: bool,
+        /// It was not there before: it need not be.
+        is_new: bool,
     },
     /// A session is gone with everything in it. Messages of shared subscriptions that others can take
     /// [MQTT-4.8.2-5] go to their group: a client named U+0000 and the shared filter.
@@ -44,6 +46,11 @@ pub enum Change {
         received: Option<(ClientId, PacketId)>,
         queued: Vec<QueuedFor>,
         retained: bool,
+    },
+    /// What is retained waits for a session too: its body is there.
+    QueuedRetained {
+        message: Arc<Message>,
+        to: QueuedFor,
     },
     RetainedCleared {
         topic: Box<str>,
@@ -92,21 +99,23 @@ impl Change {
     /// The message whose body comes with it.
     pub(super) fn message_id(&self) -> Option<MessageId> {
         match self {
-            Change::Message { message, .. } => Some(message.id),
+            Change::Message { message, .. } | Change::QueuedRetained { message, .. } => Some(message.id),
             _ => None,
         }
     }
 
-    /// Whether a store may answer that it could not keep this: then whoever asked for it is told so. What
-    /// only notes that something is over it has to write down when it can.
-    pub fn may_fail(&self) -> bool {
-        !matches!(
+    /// What only notes that something is over: a store has to write it down when it can, with all that
+    /// comes with it. Of other changes it may answer that it could not keep them: whoever asked for that is
+    /// told so.
+    pub fn must_be_kept(&self) -> bool {
+        matches!(
             self,
             Change::Done { .. }
                 | Change::Moved { .. }
                 | Change::SessionEnded { .. }
-                | Change::Session { connected: false, .. }
+                | Change::Session { is_new: false, .. }
                 | Change::GivenUp { .. }
+                | Change::Released { .. }
         )
     }
 }
@@ -132,7 +141,7 @@ pub enum Wanted {
     /// The first so many that the core does not have at hand, and has not sent.
     Next(usize),
     /// Those that were sent under these identifiers.
-    Sent(Vec<PacketId>),
+    Sent(Vec<(PacketId, MessageId)>),
 }
 
 /// One message of a queue, brought back.
@@ -144,6 +153,22 @@ pub struct Fetched {
     pub published: QoS,
     /// `None`: it cannot be read any more.
     pub message: Option<Arc<Message>>,
+}
+
+impl Fetched {
+    /// What the store does not have.
+    pub fn missing(client: &ClientId, packet_id: PacketId, id: MessageId) -> Fetched {
+        let to = QueuedFor {
+            client: client.clone(),
+            qos: QoS::AtLeastOnce,
+            packet_id: Some(packet_id),
+            retain: false,
+            subscription_identifiers: Vec::new(),
+            shared: None,
+            at_hand: true,
+        };
+        Fetched { id, to, published: QoS::AtLeastOnce, message: None }
+    }
 }
 
 /// What a store gives back at start.

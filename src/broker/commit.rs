@@ -301,7 +301,8 @@ impl Core {
                             let found = outgoing.find(packet_id).expect("found just now");
                             let mut entry = outgoing.remove(found);
                             entry.delivery.hold = None;
-                            outgoing.push_front(entry.delivery);
+                            // Behind those of which it was so before.
+                            outgoing.give_back(vec![entry.delivery]);
                             self.retry_later(now, at);
                         }
                     }
@@ -423,14 +424,23 @@ impl Core {
         if self.sessions[at as usize].outgoing.fetching != number {
             return;
         }
-        self.sessions[at as usize].outgoing.fetching = 0;
-        let is_over = messages.is_empty();
+        let outgoing = &mut self.sessions[at as usize].outgoing;
+        outgoing.fetching = 0;
+        if messages.is_empty() {
+            // Something else has to move the session before it is asked again; but what is to be repeated may
+            // have waited for this question.
+            match (outgoing.waits_for_a_body(), outgoing.fetches_next) {
+                (true, true) => self.fetch_bodies(at, out),
+                // It has not been written down yet that it was kept, or was not.
+                (true, false) => self.retry_later(now, at),
+                (false, _) => {}
+            }
+            return;
+        }
         for fetched in messages {
             self.fetched_one(at, fetched, out);
         }
-        if !is_over {
-            self.pump(now, at, out);
-        }
+        self.pump(now, at, out);
     }
 
     fn fetched_one(&mut self, at: u32, fetched: Fetched, out: &mut impl Outbox) {

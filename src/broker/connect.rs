@@ -274,6 +274,7 @@ impl Core {
                 expiry_interval_secs: expiry_secs,
                 will,
                 connected: true,
+                is_new: !session_present,
             };
             let ticket = self.persist(vec![change], out);
             self.sessions[session_at as usize].stored = true;
@@ -379,7 +380,7 @@ impl Core {
         }
         match delay_secs {
             None => {}
-            Some(0) => self.publish_will(now, at, out),
+            Some(0) => return self.publish_will(now, at, out),
             Some(secs) => {
                 let due = now + Duration::from_secs(u64::from(secs));
                 self.sessions[at as usize].will_due = Some(due);
@@ -394,7 +395,8 @@ impl Core {
         let session = &mut self.sessions[at as usize];
         session.outgoing.drop_qos_0();
         if self.options.durable && session.is_durable() {
-            session.outgoing.unload();
+            let waiting = &self.waiting;
+            session.outgoing.unload(|ticket| !waiting.contains_key(&ticket));
             out.rewind(&session.client, session.outgoing.at_hand());
         }
     }
@@ -467,16 +469,19 @@ impl Core {
         }
     }
 
+    /// Publishes a session's will, if it has one, and writes down that nobody is connected and that there is
+    /// no will any more: with the message, so that it comes once, and comes.
     fn publish_will(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
-        let Some(will) = self.sessions[at as usize].will.take() else { return };
+        let will = self.sessions[at as usize].will.take();
+        let Some(will) = will else { return self.persist_session(at, false, out) };
         let topic = Topic::from_parsed(&will.topic);
         // The ACL may have changed since CONNECT.
         if !self.allows(at, Operation::Write, topic) {
             self.counters.acl_denied_publish += 1;
-            return;
+            return self.persist_session(at, false, out);
         }
         self.counters.wills_published += 1;
-        self.route(
+        let (_, ticket) = self.route(
             now,
             &super::route::Incoming {
                 topic,
@@ -488,31 +493,37 @@ impl Core {
                 publisher: at,
                 connection: None,
                 received: None,
+                with: self.session_change(at, false),
             },
             out,
         );
+        if ticket.is_none() {
+            self.persist_session(at, false, out);
+        }
     }
 
     pub(super) fn will_due(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         self.sessions[at as usize].will_due = None;
         self.publish_will(now, at, out);
-        self.persist_session(at, false, out);
     }
 
     /// Writes down how a session stands, where it is written down at all.
     pub(super) fn persist_session(&mut self, at: u32, connected: bool, out: &mut impl Outbox) {
-        let session = &self.sessions[at as usize];
-        if !self.options.durable || !session.is_durable() {
-            return;
+        if let Some(change) = self.session_change(at, connected) {
+            self.persist(vec![change], out);
         }
-        let change = Change::Session {
+    }
+
+    fn session_change(&self, at: u32, connected: bool) -> Option<Change> {
+        let session = &self.sessions[at as usize];
+        (self.options.durable && session.is_durable()).then(|| Change::Session {
             client: session.client.clone(),
             identity: session.identity.clone(),
             expiry_interval_secs: session.expiry_secs,
             will: session.will.clone(),
             connected,
-        };
-        self.persist(vec![change], out);
+            is_new: false,
+        })
     }
 
     pub(super) fn session_expired(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {

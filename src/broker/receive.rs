@@ -247,6 +247,7 @@ impl Core {
                 publisher: session,
                 connection: Some(id),
                 received: packet_id.filter(|_| publish.qos == QoS::ExactlyOnce),
+                with: None,
             },
             out,
         );

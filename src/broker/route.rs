@@ -36,6 +36,8 @@ pub(super) struct Incoming<'a> {
     pub(super) connection: Option<ConnectionId>,
     /// Its QoS 2 identifier, to be written down with it.
     pub(super) received: Option<PacketId>,
+    /// What is true from then on, of a will: written down with it, or not at all.
+    pub(super) with: Option<Change>,
 }
 
 /// Room that is used again and again.
@@ -139,7 +141,9 @@ impl Core {
         let received =
             incoming.received.map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id));
         let mut changes = vec![Change::Message { message, received, queued, retained }];
-        if incoming.retain && incoming.payload.is_empty() {
+        changes.extend(incoming.with.clone());
+        // Cleared, or no room for it: what was retained before is not current any more.
+        if incoming.retain && !retained && self.is_home(incoming.topic.as_str()) {
             changes.push(Change::RetainedCleared { topic: incoming.topic.as_str().into() });
         }
         changes

@@ -95,9 +95,8 @@ impl Core {
             for (subscription, since) in bringing {
                 self.deliver_retained(now, at, subscription, since, message.clone(), &mut changes, out);
             }
-            if !changes.is_empty() {
-                self.persist(changes, out);
-            }
+            let client = self.sessions[at as usize].client.clone();
+            self.persist_scanned(client, changes, out);
         }
         self.needs_no_scan(at, topic);
     }
@@ -252,11 +251,7 @@ impl Core {
         for message in slice.found {
             self.deliver_retained(now, at, subscription, since, message, &mut changes, out);
         }
-        if !changes.is_empty() {
-            let kept = changes.iter().filter_map(Change::message_id).collect();
-            let ticket = self.persist(changes, out);
-            self.wait(ticket, Waiting::Scanned(client.clone(), kept));
-        }
+        self.persist_scanned(client.clone(), changes, out);
         let session = &mut self.sessions[at as usize];
         session.scans.asked &= is_mine;
         let current = session.scans.get_mut(serial).expect("found above");
@@ -274,6 +269,15 @@ impl Core {
             }
         }
         self.pump(now, at, out);
+    }
+
+    /// Copies of retained messages are written down.
+    fn persist_scanned(&mut self, client: ClientId, changes: Vec<Change>, out: &mut impl Outbox) {
+        if !changes.is_empty() {
+            let kept = changes.iter().filter_map(Change::message_id).collect();
+            let ticket = self.persist(changes, out);
+            self.wait(ticket, Waiting::Scanned(client, kept));
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one of a slice, by its two readers")]
@@ -312,19 +316,22 @@ impl Core {
         let qos = message.qos.min(subscription.options.qos);
         let kept = qos != QoS::AtMostOnce && self.options.durable && session.is_durable();
         if kept {
-            changes.push(Change::Message {
-                message: message.clone(),
-                received: None,
-                queued: vec![QueuedFor {
-                    client: session.client.clone(),
-                    qos,
-                    packet_id: None,
-                    retain: true,
-                    subscription_identifiers: subscription.identifier.into_iter().collect(),
-                    shared: None,
-                    at_hand: true,
-                }],
-                retained: false,
+            let to = QueuedFor {
+                client: session.client.clone(),
+                qos,
+                packet_id: None,
+                retain: true,
+                subscription_identifiers: subscription.identifier.into_iter().collect(),
+                shared: None,
+                at_hand: true,
+            };
+            // The store has its body, unless that is about to be replaced.
+            let is_there = self.options.shards == 1 && !self.retained_pending.contains_key(&*message.topic);
+            changes.push(match is_there {
+                true => Change::QueuedRetained { message: message.clone(), to },
+                false => {
+                    Change::Message { message: message.clone(), received: None, queued: vec![to], retained: false }
+                }
             });
         }
         // [MQTT-3.3.1-8] of 3.1.1, section 3.3.1.3: RETAIN is set on what a new subscription brings.

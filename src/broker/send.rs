@@ -47,7 +47,20 @@ impl Core {
         self.next_fetch += 1;
         let session = &mut self.sessions[at as usize];
         session.outgoing.fetching = self.next_fetch;
+        session.outgoing.fetches_next = matches!(wanted, Wanted::Next(_));
         out.fetch(&session.client, self.next_fetch, wanted);
+    }
+
+    /// Asks the store for the bodies of what is to be repeated.
+    pub(super) fn fetch_bodies(&mut self, at: u32, out: &mut impl Outbox) {
+        let outgoing = &self.sessions[at as usize].outgoing;
+        let unsent = outgoing.inflight.iter().skip(outgoing.sent);
+        let bodiless = unsent.filter_map(|entry| match entry.delivery.body {
+            Body::Stored(id) if entry.state == State::Published => Some((entry.packet_id, id)),
+            _ => None,
+        });
+        let wanted = bodiless.take(self.options.limits.slice).collect();
+        self.fetch(at, Wanted::Sent(wanted), out);
     }
 
     /// One step of [`Core::pump`]; `false` when there is nothing more to do now.
@@ -76,13 +89,7 @@ impl Core {
                 _ if outgoing.sent >= window || !committed => return false,
                 (State::Published, Body::Stored(_)) => {
                     if outgoing.fetching == 0 {
-                        let unsent = outgoing.inflight.iter().skip(outgoing.sent);
-                        let bodiless = unsent.filter_map(|entry| match entry.delivery.body {
-                            Body::Stored(_) if entry.state == State::Published => Some(entry.packet_id),
-                            _ => None,
-                        });
-                        let wanted = bodiless.take(self.options.limits.slice).collect();
-                        self.fetch(at, Wanted::Sent(wanted), out);
+                        self.fetch_bodies(at, out);
                     }
                     return false;
                 }

@@ -221,6 +221,8 @@ pub(super) struct Outgoing {
     next_id: PacketId,
     /// The store has been asked under this number; 0: it has not.
     pub(super) fetching: u64,
+    /// That was for what comes next, not for what was sent before.
+    pub(super) fetches_next: bool,
     /// Deliveries in the queue that a retained scan put there.
     pub(super) scanned: usize,
     /// How many at the queue's front came back from others.
@@ -258,6 +260,7 @@ impl Outgoing {
             queue_bytes: 0,
             next_id: PacketId::FIRST,
             fetching: 0,
+            fetches_next: false,
             scanned: 0,
             returned: 0,
         }
@@ -280,10 +283,16 @@ impl Outgoing {
         self.stored.positions.push_back(position);
     }
 
-    /// Leaves to the store what it has too: memory is for those who are there. Where something has to stay,
-    /// all does, and in its order.
-    pub(super) fn unload(&mut self) {
-        if self.queue.iter().any(|delivery| !delivery.kept || delivery.hold.is_some()) {
+    /// Leaves to the store what it has too: memory is for those who are there. Where something that waits has
+    /// to stay, all of that does, and in its order.
+    pub(super) fn unload(&mut self, is_answered: impl Fn(Ticket) -> bool) {
+        let is_safe = |delivery: &Delivery| delivery.kept && delivery.hold.is_none_or(&is_answered);
+        for entry in &mut self.inflight {
+            if entry.state == State::Published && is_safe(&entry.delivery) {
+                entry.delivery.body = Body::Stored(entry.delivery.message_id());
+            }
+        }
+        if !self.queue.iter().all(is_safe) {
             return;
         }
         while let Some(delivery) = self.queue.pop_back() {
@@ -291,6 +300,12 @@ impl Outgoing {
             self.stored.positions.push_front(position);
         }
         (self.scanned, self.returned) = (0, 0);
+    }
+
+    /// The next that is to be repeated is not in memory.
+    pub(super) fn waits_for_a_body(&self) -> bool {
+        let next = self.inflight.get(self.sent);
+        next.is_some_and(|next| next.state == State::Published && matches!(next.delivery.body, Body::Stored(_)))
     }
 
     /// What is in memory of what the store has.
@@ -342,14 +357,6 @@ impl Outgoing {
             self.push_queue(delivery);
         }
         self.queue.extend(rest);
-    }
-
-    /// Back to where it came from.
-    pub(super) fn push_front(&mut self, delivery: Delivery) {
-        self.returned += usize::from(self.returned > 0);
-        self.queue_bytes += delivery.size as usize;
-        self.scanned += usize::from(delivery.origin == Origin::Retained);
-        self.queue.push_front(delivery);
     }
 
     pub(super) fn pop_queue(&mut self) -> Option<Delivery> {
@@ -532,10 +539,18 @@ impl Outgoing {
         usize::from(lost.is_some())
     }
 
-    /// This could not be kept; how many copies of it are gone.
+    /// This could not be kept; how many copies of it are gone. Mostly it came lately.
     pub(super) fn withdraw_kept(&mut self, message: MessageId) -> usize {
-        let queued = self.remove_queued(|delivery| delivery.message_id() == message).len();
-        queued + self.drop_stored(|position, _| position.message == message)
+        let latest = self.stored.positions.iter().rposition(|position| position.message == message);
+        if let Some(position) = latest.and_then(|latest| self.stored.positions.remove(latest)) {
+            self.queue_bytes -= position.size as usize;
+            self.stored.left();
+            return 1;
+        }
+        match self.queue.iter().rev().any(|delivery| delivery.message_id() == message) {
+            true => self.remove_queued(|delivery| delivery.message_id() == message).len(),
+            false => 0,
+        }
     }
 
     /// Whether this waits where only the store has it; mostly it came lately.

@@ -286,7 +286,7 @@ impl Core {
         out: &mut impl Outbox,
     ) {
         let Some((share, again)) = self.draining.remove_entry(share) else { return };
-        let again = again || messages.len() >= self.options.limits.slice;
+        let again = again || !messages.is_empty();
         for Fetched { id, published, message, .. } in messages {
             let done = Change::Done { client: group.clone(), message: id, packet_id: None };
             let Some(message) = message else {

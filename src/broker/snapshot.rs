@@ -41,6 +41,11 @@ impl Core {
         self.connection(id).is_some_and(waits) || self.waits_for_shards(id)
     }
 
+    /// Whether anything that a connection asked for waits for the store.
+    pub fn awaits_commit(&self, id: ConnectionId) -> bool {
+        self.connection(id).is_some_and(|connection| !connection.held.is_empty())
+    }
+
     /// Up to `most` sessions from `cursor` on, and where to go on; `None` at the end. A session
     /// that comes or goes meanwhile may be missing, none is there twice.
     pub fn sessions(&self, cursor: usize, most: usize) -> (Vec<SessionSnapshot>, Option<usize>) {

@@ -220,6 +220,13 @@ fn open_store(settings: &Settings) -> Result<(Stores, Option<Restored>, Option<S
     for damage in &recovery.damages {
         error!("{}: {damage}", folder.display());
     }
+    if let Some(torn) = &recovery.torn {
+        warn!(
+            "{}: {torn}: a commit was cut short, as it seems, and nobody was told that it was safe; if nothing was killed \
+             and no power was cut, the disk has lost it",
+            folder.display()
+        );
+    }
     if recovery.commits_missing > 0 {
         error!("{}: {} commits are missing", folder.display(), recovery.commits_missing);
     }

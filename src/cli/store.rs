@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
+use super::site::Files;
 use super::{Failure, SiteArguments, ask, sealed, site};
 use crate::admin::{self, CallError, DataLock, api};
 use crate::config::Settings;
@@ -111,16 +112,38 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// The files of a store that stay as they are while this lives.
 enum Still {
-    /// A broker runs on them and keeps these as they are.
-    Held(Vec<(String, u64)>, Box<Settings>),
+    /// A broker runs on them and keeps these as they are, until it is told that nobody looks any more.
+    Held(Box<Hold>),
     /// Nobody runs on them.
     Stopped { _lock: DataLock },
+}
+
+/// What a running broker keeps for us.
+struct Hold {
+    held: api::Held,
+    settings: Settings,
+    is_over: bool,
+}
+
+impl Hold {
+    fn release(&mut self) -> Result<api::Released, CallError> {
+        self.is_over = true;
+        site::ask(&self.settings, "/store/release", Some(&api::Release { number: self.held.number }))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let _ = self.release();
+        }
+    }
 }
 
 impl Still {
     fn of(settings: &Settings) -> Result<Still, Failure> {
         match site::ask::<api::Held>(settings, "/store/hold", Some(&())) {
-            Ok(held) => Ok(Still::Held(held.files, Box::new(settings.clone()))),
+            Ok(held) => Ok(Still::Held(Box::new(Hold { held, settings: settings.clone(), is_over: false }))),
             Err(CallError::NotRunning(_)) => {
                 if !settings.store().is_dir() {
                     return Err(Failure::new(format!("nothing is kept in {}", settings.store().display())));
@@ -133,16 +156,15 @@ impl Still {
 
     fn held(&self) -> Option<Vec<(String, u64)>> {
         match self {
-            Still::Held(files, _) => Some(files.clone()),
+            Still::Held(hold) => Some(hold.held.files.clone()),
             Still::Stopped { .. } => None,
         }
     }
 
     /// Lets go of them; an error if they could not be kept as they were for so long.
     fn release(self) -> Result<(), Failure> {
-        let Still::Held(_, settings) = &self else { return Ok(()) };
-        let released: api::Released = site::ask(settings, "/store/release", Some(&())).map_err(Failure::new)?;
-        match released.was_held {
+        let Still::Held(mut hold) = self else { return Ok(()) };
+        match hold.release().map_err(Failure::new)?.was_held {
             true => Ok(()),
             false => Err(Failure::new("it took so long that the broker could not wait: try again")),
         }
@@ -177,7 +199,7 @@ fn check(arguments: &Look) -> Result<(), Failure> {
             "unreadable-messages": unreadable,
             "commits-missing": recovery.commits_missing,
             "messages-lost": recovery.messages_lost,
-            "torn-bytes": recovery.torn_bytes,
+            "torn": recovery.torn.as_ref().map(ToString::to_string),
         });
         say!("{found:#}");
     } else {
@@ -198,11 +220,8 @@ fn check(arguments: &Look) -> Result<(), Failure> {
         if recovery.commits_missing > 0 {
             say!("  missing: {} commits, and with them {} messages", recovery.commits_missing, recovery.messages_lost);
         }
-        if recovery.torn_bytes > 0 {
-            say!(
-                "  note: the last commit was cut short ({} bytes): nobody was told that it was safe",
-                recovery.torn_bytes
-            );
+        if let Some(torn) = &recovery.torn {
+            say!("  note: the last commit was cut short, as it seems ({torn}): nobody was told that it was safe");
         }
     }
     match is_sound {
@@ -303,7 +322,12 @@ fn backup(arguments: &Backup) -> Result<(), Failure> {
         bytes(size)
     );
     match manifest.site {
-        Some(_) => say!("  with configuration and keys, sealed: without the passphrase they cannot be had back"),
+        Some(_) => {
+            say!("  with configuration and keys, sealed: without the passphrase they cannot be had back");
+            for path in elsewhere(&settings) {
+                say!("  note: {} lies outside and is not in it", path.display());
+            }
+        }
         None => say!("  without configuration and keys (--site takes them along)"),
     }
     Ok(())
@@ -337,15 +361,13 @@ const SEALED: &str = "site.sealed";
 /// Configuration and keys, as one sealed archive.
 fn seal_site(settings: &Settings, to: &Path, passphrase: &str) -> Result<Copied, Failure> {
     let mut archive = tar::Builder::new(Vec::new());
-    archive.follow_symlinks(false);
     let folder = match settings.folder() {
         folder if folder.as_os_str().is_empty() => PathBuf::from("."),
         folder => folder,
     };
     for (name, folder) in [("config", &folder), ("pki", &settings.pki)] {
         if folder.is_dir() {
-            archive
-                .append_dir_all(name, folder)
+            append(&mut archive, Path::new(name), folder, &[&settings.data, to])
                 .map_err(|error| Failure::new(format!("cannot read {}: {error}", folder.display())))?;
         }
     }
@@ -359,6 +381,36 @@ fn seal_site(settings: &Settings, to: &Path, passphrase: &str) -> Result<Copied,
     let copied = store::copy_file(&temporary, &path, sealed.len() as u64).map_err(Failure::new)?;
     std::fs::remove_file(&temporary).map_err(Failure::new)?;
     Ok(copied)
+}
+
+/// Appends the files of a folder, and what links of it point to; not what is `without`, nor sockets.
+fn append(archive: &mut tar::Builder<Vec<u8>>, name: &Path, folder: &Path, without: &[&Path]) -> std::io::Result<()> {
+    archive.append_dir(name, folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let (path, name) = {
+            let entry = entry?;
+            (entry.path(), name.join(entry.file_name()))
+        };
+        let is_left_out = |left_out: &&Path| {
+            let same = left_out.canonicalize().ok().zip(path.canonicalize().ok());
+            same.is_some_and(|(left_out, path)| left_out == path)
+        };
+        let metadata = std::fs::metadata(&path)?;
+        if metadata.is_dir() && !without.iter().any(is_left_out) {
+            append(archive, &name, &path, without)?;
+        } else if metadata.is_file() && !name.ends_with(".lockgate-lock") {
+            archive.append_path_with_name(&path, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Files of the site that lie elsewhere, and are not in a backup of it.
+fn elsewhere(settings: &Settings) -> Vec<PathBuf> {
+    let folder = settings.folder();
+    let named = [&settings.passwords, &settings.acl, &settings.identities].into_iter().flatten();
+    let is_elsewhere = |path: &&PathBuf| !path.starts_with(&folder) && !path.starts_with(&settings.pki);
+    named.filter(is_elsewhere).cloned().collect()
 }
 
 fn restore(arguments: &Restore) -> Result<(), Failure> {
@@ -379,6 +431,7 @@ fn restore(arguments: &Restore) -> Result<(), Failure> {
         )));
     }
     store::restore(from, &manifest, &folder).map_err(Failure::new)?;
+    give_away(&folder, &settings);
     say!(
         "{}: {} sessions, {} queued and {} retained messages, as of {}",
         folder.display(),
@@ -387,8 +440,19 @@ fn restore(arguments: &Restore) -> Result<(), Failure> {
         manifest.retained_messages,
         manifest.made
     );
-    say!("  start the broker: lockgate serve");
+    say!("  start the broker: lockgate serve --config {}", settings.file.display());
     Ok(())
+}
+
+/// Made by root, a store belongs to whom the site belongs to.
+fn give_away(folder: &Path, settings: &Settings) {
+    let Some(owner) = Files::of(settings).owner() else { return };
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in files.chain([folder.to_owned(), settings.data.clone()]) {
+        if let Err(error) = std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid)) {
+            say!("  note: {} stays root's: {error}", path.display());
+        }
+    }
 }
 
 fn restore_site(arguments: &Restore, manifest: &Manifest) -> Result<(), Failure> {
@@ -426,10 +490,13 @@ fn unpack(plain: &[u8], temporary: &Path, folder: &Path) -> std::io::Result<()> 
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
     archive.unpack(temporary)?;
-    for name in ["pki", "config"] {
-        if temporary.join(name).exists() {
-            std::fs::rename(temporary.join(name), folder.join(name))?;
-        }
+    if temporary.join("pki").exists() {
+        std::fs::rename(temporary.join("pki"), folder.join("pki"))?;
+    }
+    if let Err(error) = std::fs::rename(temporary.join("config"), folder.join("config")) {
+        // Half a site is none.
+        let _ = std::fs::rename(folder.join("pki"), temporary.join("pki"));
+        return Err(error);
     }
     std::fs::File::open(folder)?.sync_all()
 }

@@ -233,7 +233,8 @@ impl Shard {
         let connection = &self.wire.connections[key];
         connection.output.len() >= 2 * self.core.limits().backlog_bytes_max.max(64 * 1024)
             || self.core.must_wait(connection.id)
-            || self.wire.is_store_busy()
+            // What needs no commit runs on.
+            || (self.wire.is_store_busy() && self.core.awaits_commit(connection.id))
     }
 
     /// Reads again from those that have caught up, first what was read of them before.

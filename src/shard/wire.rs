@@ -74,6 +74,10 @@ pub(super) struct Wire {
 fn size_of(change: &Change) -> usize {
     match change {
         Change::Message { message, queued, .. } => 64 + message.size() + 64 * queued.len(),
+        Change::Moved { body: Some(message), .. } => 64 + message.size(),
+        Change::Session { will: Some(will), .. } => 128 + will.topic.len() + will.payload.len(),
+        Change::Subscribed { filter, .. } => 64 + filter.len(),
+        Change::GivenUp { messages, .. } => 64 + 8 * messages.len(),
         _ => 64,
     }
 }

@@ -51,5 +51,6 @@ pub(super) fn write(image: &Image, mut write: impl FnMut(&[u8], Counts) -> io::R
         record::retained(&mut out, topic, place.segment, place.offset, *size);
         flush(&mut out, &mut counts, FRAME)?;
     }
+    record::checkpoint_end(&mut out);
     flush(&mut out, &mut counts, 0)
 }

@@ -30,14 +30,25 @@ pub trait DiskFile: Send {
     fn sync(&mut self) -> io::Result<()>;
     fn set_len(&mut self, len: u64) -> io::Result<()>;
 
-    /// Everything from `at` on.
-    fn read_from(&self, at: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.size()?.saturating_sub(at) as usize];
-        let count = self.read_at(&mut bytes, at)?;
-        bytes.truncate(count);
+    /// Everything. What the disk cannot read any more is zeros: the checks of frames find it.
+    fn read_all(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.size()? as usize];
+        match self.read_at(&mut bytes, 0) {
+            Ok(count) => bytes.truncate(count),
+            Err(_) => {
+                for (number, piece) in bytes.chunks_mut(PIECE).enumerate() {
+                    if self.read_at(piece, (number * PIECE) as u64).is_err() {
+                        piece.fill(0);
+                    }
+                }
+            }
+        }
         Ok(bytes)
     }
 }
+
+/// What of a file is tried apart when not all of it can be read.
+const PIECE: usize = 4096;
 
 /// A folder of the file system; 0700, its files 0600.
 #[derive(Debug)]

@@ -24,11 +24,14 @@ enum Command {
     Waker(Box<dyn Fn() + Send>),
     Stats(Sender<Stats>),
     /// The files that a copy has to have; they stay until `Release`.
-    Hold(Sender<Vec<(String, u64)>>),
+    Hold(Sender<Held>),
     /// Whether all was there until now.
-    Release(Sender<bool>),
+    Release(u64, Sender<bool>),
     Stop,
 }
+
+/// The number of a hold, and the files with how much of each.
+pub type Held = (u64, Vec<(String, u64)>);
 
 /// The store of one shard; dropped, it writes down what is pending and ends.
 pub struct DurableStore {
@@ -61,8 +64,16 @@ impl DurableStore {
         let (commands, inbox) = channel();
         let (answers, outbox) = channel();
         let handle = StoreHandle { commands: commands.clone() };
-        let mut committer = Committer { engine, inbox, answers, wake: Box::new(|| ()), commit_delay, first: None };
-        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || committer.run())?;
+        let mut committer =
+            Committer { engine, inbox, answers, wake: Box::new(|| ()), commit_delay, first: None, fetches: Vec::new() };
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| committer.run()));
+            if ran.is_err() {
+                // Nobody would be acknowledged any more: better gone, and started anew with what is safe.
+                error!("the store's thread has broken down: the broker ends");
+                std::process::exit(101);
+            }
+        })?;
         let store = DurableStore { commands, answers: outbox, thread: Some(thread) };
         Ok(Opened { store, handle, restored, recovery })
     }
@@ -118,13 +129,13 @@ impl StoreHandle {
 
     /// The files to copy, and how much of each; nothing is removed until [`StoreHandle::release`], or for
     /// an hour.
-    pub fn hold(&self) -> Option<Vec<(String, u64)>> {
+    pub fn hold(&self) -> Option<Held> {
         self.ask(Command::Hold)
     }
 
     /// Whether what was held was there until now.
-    pub fn release(&self) -> bool {
-        self.ask(Command::Release).unwrap_or(false)
+    pub fn release(&self, number: u64) -> bool {
+        self.ask(|answer| Command::Release(number, answer)).unwrap_or(false)
     }
 }
 
@@ -146,36 +157,50 @@ struct Committer {
     commit_delay: Duration,
     /// When the first of what is pending came.
     first: Option<Instant>,
+    /// Asked for, and answered after the commit.
+    fetches: Vec<(ClientId, u64, Wanted)>,
 }
 
 impl Committer {
     fn run(&mut self) {
         loop {
-            let clocks = Clocks::look();
+            let now = Clocks::monotonic();
             let due = [self.engine.retry_at(), self.first.map(|first| first + self.commit_delay)];
             let due = due.into_iter().flatten().max();
-            let wait = due.map_or(IDLE, |due| due.saturating_duration_since(clocks.now));
+            let wait = due.map_or(IDLE, |due| due.saturating_duration_since(now));
             match self.inbox.recv_timeout(wait) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return self.stop(),
                 Ok(command) => {
-                    self.take(command);
+                    let now = Clocks::monotonic();
+                    self.take(now, command);
                     // All that waits shares the commit.
                     for _ in 0..BATCH_MAX {
                         match self.inbox.try_recv() {
                             Ok(Command::Stop) => return self.stop(),
-                            Ok(command) => self.take(command),
+                            Ok(command) => self.take(now, command),
                             Err(_) => break,
                         }
                     }
-                    let waited = self.first.map(|first| Clocks::look().now.saturating_duration_since(first));
-                    if waited.is_some_and(|waited| waited >= self.commit_delay) {
+                    let waited = self.first.map(|first| Clocks::monotonic().saturating_duration_since(first));
+                    if waited.is_some_and(|waited| waited >= self.commit_delay) || !self.fetches.is_empty() {
                         self.commit();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) if due.is_some() => self.commit(),
-                Err(RecvTimeoutError::Timeout) => self.engine.tidy(clocks),
+                Err(RecvTimeoutError::Timeout) => self.engine.note_time(Clocks::look()),
             }
+            self.fetch();
+            self.engine.maintain(Clocks::look());
             self.tell();
+        }
+    }
+
+    /// Brings back what was asked for since the last commit, and sees it.
+    fn fetch(&mut self) {
+        for (client, number, wanted) in std::mem::take(&mut self.fetches) {
+            let found = self.engine.fetch(&client, &wanted);
+            let _ = self.answers.send(Answer::Fetched(client, number, found));
+            (self.wake)();
         }
     }
 
@@ -186,22 +211,17 @@ impl Committer {
         self.tell();
     }
 
-    fn take(&mut self, command: Command) {
+    fn take(&mut self, now: Instant, command: Command) {
         match command {
             Command::Append(ticket, changes) => {
-                let now = Clocks::look().now;
                 self.first.get_or_insert(now);
                 self.engine.append(now, ticket, &changes);
             }
-            Command::Fetch(client, number, wanted) => {
-                // What was appended before is to be seen.
-                self.commit();
-                let found = self.engine.fetch(&client, &wanted);
-                let _ = self.answers.send(Answer::Fetched(client, number, found));
-                (self.wake)();
-            }
+            // What was appended before is to be seen.
+            Command::Fetch(client, number, wanted) => self.fetches.push((client, number, wanted)),
             Command::Rewind(client, inflight) => {
-                self.commit();
+                // Who asked before does not want it any more.
+                self.fetches.retain(|(asked, ..)| *asked != client);
                 self.engine.rewind(&client, inflight);
             }
             Command::Stats(answer) => drop(answer.send(self.engine.stats())),
@@ -209,7 +229,7 @@ impl Committer {
                 self.commit();
                 drop(answer.send(self.engine.hold(Clocks::look())));
             }
-            Command::Release(answer) => drop(answer.send(self.engine.release(Clocks::look()))),
+            Command::Release(number, answer) => drop(answer.send(self.engine.release(number, Clocks::look()))),
             Command::Waker(wake) => self.wake = wake,
             Command::Stop => {}
         }

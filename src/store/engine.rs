@@ -19,7 +19,7 @@ use super::disk::{Disk, DiskFile};
 use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Tag};
 use super::image::{At, Entry, Image, Place};
 use super::record::{self, Records};
-use super::time::{Clocks, LastTime, Timeline};
+use super::time::{Clocks, LastTime, Moment, Timeline};
 use super::{Answer, Durability};
 use crate::broker::{Change, Fetched, Message, MessageId, Ticket, Wanted};
 use crate::types::{ClientId, PacketId};
@@ -29,6 +29,14 @@ const RESERVE_NAME: &str = "reserve";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long files are kept for somebody who copies them and does not come back.
 const HOLD: Duration = Duration::from_secs(3600);
+/// Bytes of bodies that are brought back at once, but for the last.
+const FETCHED_MAX: usize = 256 * 1024;
+/// About what a body takes beside topic, payload and properties.
+const BODY_OVERHEAD: u64 = 64;
+/// How often it is looked for room that could be given back.
+const TIDY_EVERY: Duration = Duration::from_secs(2);
+/// How late the newest frame may be, while that matters; of the store's time.
+pub(super) const NOTED_EVERY_MS: u64 = 60_000;
 /// How often a failing disk is tried.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -67,6 +75,18 @@ pub(super) fn segment_name(number: u32) -> String {
 
 pub(super) fn checkpoint_name(sequence: u64) -> String {
     format!("checkpoint-{sequence:016}")
+}
+
+/// The number of a segment's file; `None` for a name that no segment has.
+pub(super) fn segment_number(name: &str) -> Option<u32> {
+    let number = name.strip_prefix("segment-")?.parse().ok()?;
+    (segment_name(number) == name && number < u32::MAX).then_some(number)
+}
+
+/// The same of a checkpoint's.
+pub(super) fn checkpoint_number(name: &str) -> Option<u64> {
+    let number = name.strip_prefix("checkpoint-")?.parse().ok()?;
+    (checkpoint_name(number) == name).then_some(number)
 }
 
 #[derive(Debug)]
@@ -143,12 +163,17 @@ pub struct Engine<D: Disk> {
     failing: Option<Failing>,
     has_reserve: bool,
     /// Nothing is removed while somebody copies the files.
-    holds: Vec<Instant>,
+    holds: Vec<(u64, Instant)>,
+    next_hold: u64,
+    /// When it was last looked for room to be given back.
+    tidied: Option<Instant>,
+    /// The store's time in the newest frame.
+    last_frame: Moment,
     /// Segments whose bodies were copied, while the newest checkpoint does not know it.
     copied: Vec<u32>,
     pub(super) stats: Stats,
     /// When what ran before stopped, as far as is known.
-    pub(super) stopped: super::time::Moment,
+    pub(super) stopped: Moment,
     /// What a person should hear.
     pub(super) news: VecDeque<News>,
 }
@@ -191,6 +216,9 @@ impl<D: Disk> Engine<D> {
             failing: None,
             has_reserve: false,
             holds: Vec::new(),
+            next_hold: 1,
+            tidied: None,
+            last_frame: 0,
             copied: Vec::new(),
             stats: Stats::default(),
             stopped: 0,
@@ -203,8 +231,13 @@ impl<D: Disk> Engine<D> {
         let mut bytes = Vec::new();
         let mut counts = Counts::default();
         changes.iter().for_each(|change| record::encode(change, &self.timeline, &mut bytes, &mut counts));
-        let must = !changes.iter().any(Change::may_fail);
+        let must = changes.iter().any(Change::must_be_kept);
         self.pending.push_back(Pending { ticket, bytes, counts, must, since: now, rewinds: Vec::new() });
+    }
+
+    /// Whether what is acted upon has to survive a power cut.
+    pub(super) fn syncs(&self) -> bool {
+        self.durability == Durability::Fsync
     }
 
     pub(super) fn tag(&self) -> Tag {
@@ -243,9 +276,31 @@ impl<D: Disk> Engine<D> {
                 Err(error) => return self.failed(clocks, error),
             }
         }
-        self.checkpoint_if_due(clocks);
+    }
+
+    /// What can wait until the answers are told: checkpoints, and removing what is of no use any more.
+    pub fn maintain(&mut self, clocks: Clocks) {
+        if self.since_checkpoint > self.sizes.checkpoint_every.max(4 * self.checkpoint_bytes) {
+            self.checkpoint(clocks);
+        }
         if std::mem::take(&mut self.image.has_dead) {
             self.collect();
+        }
+        if self.tidied.is_none_or(|at| clocks.now.saturating_duration_since(at) >= TIDY_EVERY) {
+            self.tidied = Some(clocks.now);
+            self.tidy(clocks);
+        }
+    }
+
+    /// Says what time it is, once a minute, while somebody is connected whose session is kept: a start after
+    /// a crash has to know until when they were there.
+    pub fn note_time(&mut self, clocks: Clocks) {
+        let is_due = self.timeline.moment(clocks.now).saturating_sub(self.last_frame) >= NOTED_EVERY_MS;
+        let is_asked =
+            self.image.sessions.values().any(|kept| kept.facts.as_ref().is_some_and(|facts| facts.connected));
+        if is_due && is_asked && self.failing.is_none() && self.pending.is_empty() {
+            // What fails here fails again where it matters.
+            let _ = self.write_frame(clocks, &[], Counts::default(), false);
         }
     }
 
@@ -259,10 +314,6 @@ impl<D: Disk> Engine<D> {
             }
             len += pending.bytes.len();
             count += 1;
-            // What comes later is not to be rewound.
-            if !pending.rewinds.is_empty() {
-                break;
-            }
         }
         let mut payload = Vec::with_capacity(len);
         let mut counts = Counts::default();
@@ -272,14 +323,17 @@ impl<D: Disk> Engine<D> {
         }
         let at = self.write_frame(clocks, &payload, counts, false)?;
         self.stats.messages += u64::from(counts.messages);
-        self.apply(Bytes::from(payload), at);
-        self.committed(count);
+        self.committed(count, &Bytes::from(payload), at);
         Ok(())
     }
 
-    /// The first `count` of what is pending are done.
-    fn committed(&mut self, count: usize) {
-        for pending in self.pending.drain(..count) {
+    /// The first `count` of what is pending are done: one behind the other they are the payload.
+    fn committed(&mut self, count: usize, payload: &Bytes, at: At) {
+        let mut from = 0;
+        for pending in self.pending.drain(..count).collect::<Vec<_>>() {
+            let to = from + pending.bytes.len();
+            self.apply(payload.slice(from..to), At { payload: at.payload + from as u64, ..at });
+            from = to;
             self.answers.push_back(Answer::Committed(pending.ticket));
             pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight));
         }
@@ -323,6 +377,7 @@ impl<D: Disk> Engine<D> {
         self.segments.get_mut(&number).expect("made with its writer").end = end;
         self.next_sequence += 1;
         self.since_checkpoint += whole;
+        self.last_frame = moment;
         self.stats.bytes_written += whole;
         self.stats.commits += 1;
         Ok(At { segment: number, payload: payload_at, moment })
@@ -343,28 +398,34 @@ impl<D: Disk> Engine<D> {
         } else {
             self.keep_reserve().and_then(|()| self.create_segment(&name, needed))
         };
-        let made = made.and_then(|(mut file, capacity)| {
-            file.write_at(&header, 0)?;
-            if self.durability == Durability::Fsync {
-                // The name is to survive as the frames do, and the header before any of them.
-                file.sync()?;
-                self.disk.sync_folder()?;
-            }
-            Ok((file, capacity))
-        });
-        let (file, capacity) = match made {
+        let (mut file, capacity) = match made {
             Ok(made) => made,
             Err(error) => {
                 let _ = self.disk.remove(&name);
                 return Err(error);
             }
         };
-        self.stats.bytes_written += FILE_HEADER as u64;
+        // From here on it may be there after a power cut, and void what others would write under its number.
         self.seal();
         self.next_segment += 1;
+        if let Err(error) = self.begin_segment(&mut file, &header) {
+            let _ = self.disk.remove(&name);
+            return Err(error);
+        }
+        self.stats.bytes_written += FILE_HEADER as u64;
         let reader = self.disk.open(&name).ok();
         self.segments.insert(number, Segment { file: reader, end: FILE_HEADER as u64 });
         self.writer = Some(Writer { number, file, end: FILE_HEADER as u64, capacity, is_reserve: reserve });
+        Ok(())
+    }
+
+    /// The name is to survive as the frames do, and the header before any of them.
+    fn begin_segment(&mut self, file: &mut D::File, header: &[u8]) -> io::Result<()> {
+        file.write_at(header, 0)?;
+        if self.durability == Durability::Fsync {
+            file.sync()?;
+            self.disk.sync_folder()?;
+        }
         Ok(())
     }
 
@@ -427,29 +488,41 @@ impl<D: Disk> Engine<D> {
         if front > 0 && (self.has_reserve || self.writer.is_some()) {
             self.commit_reserved(clocks, front);
         }
+        // Perhaps it is this store that has filled the disk.
+        if self.has_room_to_give() {
+            self.replace_checkpoint(clocks, false);
+        }
+    }
+
+    /// Whether a checkpoint would let go of a segment.
+    fn has_room_to_give(&self) -> bool {
+        let current = self.writer.as_ref().map(|writer| writer.number);
+        let is_unwanted = |number: &u32| Some(*number) != current && !self.image.live.contains_key(number);
+        self.since_checkpoint > 0
+            && self.segments.keys().any(|number| *number >= self.checkpointed.1 && is_unwanted(number))
     }
 
     fn commit_reserved(&mut self, clocks: Clocks, count: usize) {
         let mut payload = Vec::new();
         let mut counts = Counts::default();
         let mut taken = 0;
+        let left = match self.writer.as_ref().filter(|writer| writer.is_reserve) {
+            Some(writer) => writer.capacity - writer.end,
+            None => self.sizes.reserve - FILE_HEADER as u64,
+        };
         for pending in self.pending.iter().take(count) {
-            if payload.len() + pending.bytes.len() + FRAME_HEADER + FILE_HEADER > self.sizes.reserve as usize {
+            if (payload.len() + pending.bytes.len() + FRAME_HEADER) as u64 > left {
                 break;
             }
             payload.extend_from_slice(&pending.bytes);
             counts.add(pending.counts);
             taken += 1;
-            if !pending.rewinds.is_empty() {
-                break;
-            }
         }
         if taken == 0 {
             return;
         }
         if let Ok(at) = self.write_frame(clocks, &payload, counts, true) {
-            self.apply(Bytes::from(payload), at);
-            self.committed(taken);
+            self.committed(taken, &Bytes::from(payload), at);
             self.collect();
         }
     }
@@ -467,17 +540,42 @@ impl<D: Disk> Engine<D> {
     pub fn fetch(&mut self, client: &ClientId, wanted: &Wanted) -> Vec<Fetched> {
         match wanted {
             Wanted::Next(most) => {
-                let entries = self.image.next(client, *most);
+                // What it had at hand is to come again first.
+                let is_parked = |pending: &Pending| pending.rewinds.iter().any(|(parked, _)| parked == client);
+                if self.pending.iter().any(is_parked) {
+                    return Vec::new();
+                }
+                let entries = self.image.next(client, *most, FETCHED_MAX);
                 entries.iter().map(|entry| self.fetch_one(client, entry)).collect()
             }
-            Wanted::Sent(ids) => ids.iter().filter_map(|id| self.fetch_sent(client, *id)).collect(),
+            Wanted::Sent(wanted) => {
+                let mut bytes = 0;
+                let mut found = Vec::new();
+                for (packet_id, id) in wanted {
+                    let Some(fetched) = self.fetch_sent(client, *packet_id, *id) else { continue };
+                    bytes += fetched.message.as_ref().map_or(0, |message| message.size());
+                    found.push(fetched);
+                    if bytes >= FETCHED_MAX {
+                        break;
+                    }
+                }
+                found
+            }
         }
     }
 
-    fn fetch_sent(&mut self, client: &ClientId, packet_id: PacketId) -> Option<Fetched> {
-        let kept = self.image.sessions.get(client)?;
-        let entry = *kept.queue.iter().find(|entry| entry.packet_id() == Some(packet_id))?;
-        Some(self.fetch_one(client, &entry))
+    fn fetch_sent(&mut self, client: &ClientId, packet_id: PacketId, id: MessageId) -> Option<Fetched> {
+        let queue = self.image.sessions.get(client).map(|kept| &kept.queue);
+        let find = |packet_id: Option<PacketId>| {
+            queue?.iter().find(|entry| entry.id == id.0 && entry.packet_id() == packet_id).copied()
+        };
+        // That it was sent could not be written down, perhaps.
+        let Some(entry) = find(Some(packet_id)).or_else(|| find(None)) else {
+            return self.pending.is_empty().then(|| Fetched::missing(client, packet_id, id));
+        };
+        let mut fetched = self.fetch_one(client, &entry);
+        fetched.to.packet_id = Some(packet_id);
+        Some(fetched)
     }
 
     fn fetch_one(&mut self, client: &ClientId, entry: &Entry) -> Fetched {
@@ -521,30 +619,26 @@ impl<D: Disk> Engine<D> {
         Some(bytes)
     }
 
-    fn checkpoint_if_due(&mut self, clocks: Clocks) {
-        if self.since_checkpoint > self.sizes.checkpoint_every.max(4 * self.checkpoint_bytes) {
-            self.checkpoint(clocks);
-        }
-    }
-
-    /// Nothing is to do: a checkpoint now would give room back.
+    /// A checkpoint, if it would give room back.
     pub fn tidy(&mut self, clocks: Clocks) {
-        let current = self.writer.as_ref().map(|writer| writer.number);
-        let unwanted = self.segments.keys().filter(|number| {
-            Some(**number) != current && **number >= self.checkpointed.1 && !self.image.live.contains_key(number)
-        });
-        if unwanted.count() > 0 && self.since_checkpoint > 0 {
+        if self.has_room_to_give() {
             self.checkpoint(clocks);
         }
     }
 
     /// Writes the whole state down, so that older frames are not needed any more.
     pub fn checkpoint(&mut self, clocks: Clocks) {
-        self.holds.retain(|until| *until > clocks.now);
-        if self.failing.is_some() || !self.holds.is_empty() {
+        if self.failing.is_none() {
+            self.replace_checkpoint(clocks, true);
+        }
+    }
+
+    fn replace_checkpoint(&mut self, clocks: Clocks, copies: bool) {
+        self.holds.retain(|(_, until)| *until > clocks.now);
+        if !self.holds.is_empty() {
             return;
         }
-        match self.write_checkpoint(clocks) {
+        match self.write_checkpoint(clocks, copies) {
             Ok(()) => self.stats.checkpoints += 1,
             // What is there stays good; the next one is tried when as much was written again.
             Err(error) => {
@@ -555,8 +649,10 @@ impl<D: Disk> Engine<D> {
         self.collect();
     }
 
-    fn write_checkpoint(&mut self, clocks: Clocks) -> io::Result<()> {
-        self.copy_old_bodies(clocks)?;
+    fn write_checkpoint(&mut self, clocks: Clocks, copies: bool) -> io::Result<()> {
+        if copies {
+            self.copy_old_bodies(clocks)?;
+        }
         let sequence = self.next_sequence - 1;
         let first = self.writer.as_ref().map_or(self.next_segment, |writer| writer.number);
         let temporary = "checkpoint.new";
@@ -573,19 +669,16 @@ impl<D: Disk> Engine<D> {
             Ok(())
         })?;
         self.stats.bytes_written += end;
-        if self.durability == Durability::Fsync {
-            file.sync()?;
-        }
+        // Whatever the durability: what it replaces is removed.
+        file.sync()?;
         self.disk.rename(temporary, &checkpoint_name(sequence))?;
-        if self.durability == Durability::Fsync {
-            self.disk.sync_folder()?;
-        }
+        self.disk.sync_folder()?;
         self.checkpointed = (sequence, first);
         self.checkpoint_bytes = end;
         self.since_checkpoint = 0;
         self.copied.clear();
         for name in self.disk.list()? {
-            if name.starts_with("checkpoint-") && name < checkpoint_name(sequence) {
+            if checkpoint_number(&name).is_some_and(|number| number < sequence) {
                 let _ = self.disk.remove(&name);
             }
         }
@@ -599,8 +692,10 @@ impl<D: Disk> Engine<D> {
         let mut sparse = Vec::new();
         for (number, segment) in &self.segments {
             let Some(live) = self.image.live.get(number).filter(|_| Some(*number) != current) else { continue };
-            if live.bytes * 4 < segment.end && live.bytes <= budget {
-                budget -= live.bytes;
+            // With what comes with each.
+            let bytes = live.bytes + BODY_OVERHEAD * live.bodies;
+            if bytes * 4 < segment.end && bytes <= budget {
+                budget -= bytes;
                 sparse.push(*number);
             }
         }
@@ -656,11 +751,13 @@ impl<D: Disk> Engine<D> {
     }
 
     /// What a copy of the store has to have, and how much of each file. Nothing is removed until
-    /// [`Engine::release`], or for an hour.
-    pub fn hold(&mut self, clocks: Clocks) -> Vec<(String, u64)> {
+    /// [`Engine::release`] of this number, or for an hour.
+    pub fn hold(&mut self, clocks: Clocks) -> (u64, Vec<(String, u64)>) {
         self.checkpoint(clocks);
-        self.holds.push(clocks.now + HOLD);
-        self.files()
+        let number = self.next_hold;
+        self.next_hold += 1;
+        self.holds.push((number, clocks.now + HOLD));
+        (number, self.files())
     }
 
     /// The files, and how much of each.
@@ -673,12 +770,12 @@ impl<D: Disk> Engine<D> {
         files
     }
 
-    /// Says whether all was still there that was held first.
-    pub fn release(&mut self, clocks: Clocks) -> bool {
-        let first = self.holds.iter().copied().min();
-        self.holds.retain(|until| Some(*until) != first);
+    /// Says whether all that was held under this number was there until now.
+    pub fn release(&mut self, number: u64, clocks: Clocks) -> bool {
+        let found = self.holds.iter().position(|(held, _)| *held == number);
+        let was_held = found.map(|found| self.holds.remove(found)).is_some_and(|(_, until)| until > clocks.now);
         self.collect();
-        first.is_some_and(|until| until > clocks.now)
+        was_held
     }
 
     /// Bodies that are in use.

@@ -77,7 +77,7 @@ impl FrameHeader {
         bytes
     }
 
-    fn decode(bytes: &[u8], tag: Tag) -> Option<FrameHeader> {
+    pub(super) fn decode(bytes: &[u8], tag: Tag) -> Option<FrameHeader> {
         let bytes: &[u8; FRAME_HEADER] = bytes.get(..FRAME_HEADER)?.try_into().ok()?;
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -202,9 +202,9 @@ impl FileHeader {
         Ok(FileHeader { number: u32_at(12), first_sequence, tag })
     }
 
-    /// The tag of a file whose header is damaged, by its first frame.
-    pub(super) fn tag_of(bytes: &[u8]) -> Option<Tag> {
+    /// The tag and the first sequence number of a file whose header is damaged, by its first frame.
+    pub(super) fn guess(bytes: &[u8]) -> Option<(Tag, u64)> {
         let tag = bytes.get(FILE_HEADER..FILE_HEADER + 4)?.try_into().ok()?;
-        FrameHeader::decode(&bytes[FILE_HEADER..], tag).map(|_| tag)
+        FrameHeader::decode(&bytes[FILE_HEADER..], tag).map(|header| (tag, header.sequence))
     }
 }

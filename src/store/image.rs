@@ -298,10 +298,10 @@ impl Image {
                 }
             }
             Record::Done(client, id, packet_id) => {
-                if let Some(entry) = self.take(&client, id, packet_id) {
+                if !packet_id.is_some_and(|packet_id| self.complete(&client, packet_id, id))
+                    && let Some(entry) = self.take(&client, id, packet_id)
+                {
                     self.forget(entry);
-                } else if let (Some(packet_id), Some(kept)) = (packet_id, self.sessions.get_mut(&client)) {
-                    kept.released.retain(|(known, _)| *known != packet_id);
                 }
                 self.tidy(&client);
             }
@@ -345,8 +345,35 @@ impl Image {
                 self.retained.insert(topic, (place, len));
             }
             Record::NextMessage(next) => self.next_message = self.next_message.max(next),
-            Record::Copied => {}
+            Record::QueuedRetained { topic, id, size, expires, published, to } => {
+                if let Some((place, _)) = self.retained.get(&topic).copied() {
+                    self.enqueue(id, place, size, expires, published, to);
+                }
+            }
+            Record::Copied | Record::CheckpointEnd => {}
         }
+    }
+
+    /// PUBCOMP came for what was released under this identifier; `false` if nothing was.
+    fn complete(&mut self, client: &ClientId, packet_id: PacketId, id: MessageId) -> bool {
+        let Some(kept) = self.sessions.get_mut(client) else { return false };
+        let found = kept.released.iter().position(|released| *released == (packet_id, id));
+        found.map(|found| kept.released.remove(found)).is_some()
+    }
+
+    /// Forgets what waits and has had its time by `now`.
+    pub(super) fn expire(&mut self, now: Moment) {
+        let mut expired = Vec::new();
+        for kept in self.sessions.values_mut() {
+            kept.queue.retain(|entry| {
+                let is_over = entry.packet_id == 0 && entry.expires_secs != 0 && entry.expires() <= now;
+                if is_over {
+                    expired.push(*entry);
+                }
+                !is_over
+            });
+        }
+        expired.into_iter().for_each(|entry| self.forget(entry));
     }
 
     fn retain(&mut self, body: &Body, place: Place) {
@@ -414,12 +441,19 @@ impl Image {
         }
     }
 
-    /// The first `most` that are neither sent nor at hand; they are at hand from now on.
-    pub(super) fn next(&mut self, client: &ClientId, most: usize) -> Vec<Entry> {
+    /// The first `most` that are neither sent nor at hand, and one more than `bytes_most` at most; they are at
+    /// hand from now on.
+    pub(super) fn next(&mut self, client: &ClientId, most: usize, bytes_most: usize) -> Vec<Entry> {
         let Some(kept) = self.sessions.get_mut(client) else { return Vec::new() };
         let waiting = kept.queue.iter_mut().filter(|entry| !entry.is_at_hand() && entry.packet_id == 0);
+        let mut bytes = 0;
         waiting
             .take(most)
+            .take_while(|entry| {
+                let is_within = bytes < bytes_most;
+                bytes += entry.size as usize;
+                is_within
+            })
             .map(|entry| {
                 entry.flags |= AT_HAND;
                 *entry

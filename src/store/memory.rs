@@ -86,6 +86,7 @@ impl MemoryStore {
     /// Writes down what is pending.
     pub fn work(&mut self) {
         self.engine.commit(self.clocks);
+        self.engine.maintain(self.clocks);
         while let Some(answer) = self.engine.poll_answer() {
             self.ready.push_back(answer);
         }
@@ -125,10 +126,11 @@ impl Store for MemoryStore {
         if self.lazy {
             return self.engine.append(self.clocks.now, ticket, &changes);
         }
-        let kept = !self.failing || !changes.iter().any(Change::may_fail);
+        let kept = !self.failing || changes.iter().any(Change::must_be_kept);
         if kept {
             self.engine.append(self.clocks.now, ticket, &changes);
             self.engine.commit(self.clocks);
+            self.engine.maintain(self.clocks);
             while self.engine.poll_answer().is_some() {}
         }
         match self.held {
@@ -146,9 +148,6 @@ impl Store for MemoryStore {
     }
 
     fn rewind(&mut self, client: &ClientId, inflight: Vec<MessageId>) {
-        if self.lazy {
-            self.work();
-        }
         self.engine.rewind(client, inflight);
     }
 

@@ -22,7 +22,7 @@ mod time;
 
 pub use backup::{BackupError, Copied, Manifest, copy, copy_file, look, read_manifest, restore, write_manifest};
 pub use disk::{Disk, DiskFile, Folder};
-pub use durable::{DurableStore, Opened, StoreHandle};
+pub use durable::{DurableStore, Held, Opened, StoreHandle};
 pub use engine::{Engine, News, Sizes, Stats};
 pub use frozen::{Frozen, FrozenFile};
 pub use memory::MemoryStore;
@@ -87,10 +87,10 @@ impl Store for NoStore {
 }
 
 pub trait Store {
-    /// Takes `changes` to be made durable together; never blocks. Those of which none [may fail] are
-    /// never answered by `Failed`.
+    /// Takes `changes` to be made durable together; never blocks. Those of which one [must be kept]
+    /// are never answered by `Failed`.
     ///
-    /// [may fail]: Change::may_fail
+    /// [must be kept]: Change::must_be_kept
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>);
 
     /// Answered by [`Answer::Fetched`] under the same number. What was appended before and is committed

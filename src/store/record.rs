@@ -80,6 +80,16 @@ pub(super) enum Record {
     NextMessage(u64),
     /// A body that was copied from an old segment; what refers to it is in the next checkpoint.
     Copied,
+    /// A checkpoint has this behind everything else.
+    CheckpointEnd,
+    QueuedRetained {
+        topic: Box<str>,
+        id: MessageId,
+        size: u32,
+        expires: Moment,
+        published: QoS,
+        to: QueuedFor,
+    },
 }
 
 /// What is known of a body without reading it whole.
@@ -120,6 +130,8 @@ const RECEIVED_IN: u8 = 15;
 const RETAINED: u8 = 16;
 const NEXT_MESSAGE: u8 = 17;
 const COPIED: u8 = 18;
+const CHECKPOINT_END: u8 = 19;
+const QUEUED_RETAINED: u8 = 20;
 
 /// Appends `change` to `out` and counts it.
 pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, counts: &mut Counts) {
@@ -134,7 +146,7 @@ pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, co
     };
     *count = count.saturating_add(1);
     match change {
-        Change::Session { client, identity, expiry_interval_secs, will, connected } => {
+        Change::Session { client, identity, expiry_interval_secs, will, connected, is_new: _ } => {
             session(out, client, identity.as_ref(), *expiry_interval_secs, will.as_deref(), *connected, None);
         }
         Change::SessionEnded { client } => {
@@ -160,6 +172,15 @@ pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, co
             out.put_u8(u8::from(*retained));
             varint(out, queued.len() as u64);
             queued.iter().for_each(|to| queued_for(out, to));
+        }
+        Change::QueuedRetained { message, to } => {
+            out.put_u8(QUEUED_RETAINED);
+            text(out, message.topic().as_str());
+            varint(out, message.id.0);
+            varint(out, message.size() as u64);
+            varint(out, expires_of(message, timeline));
+            out.put_u8(message.qos.bits());
+            queued_for(out, to);
         }
         Change::RetainedCleared { topic } => {
             out.put_u8(RETAINED_CLEARED);
@@ -256,7 +277,7 @@ fn body(out: &mut Vec<u8>, message: &Message, timeline: &Timeline) {
     out.put_u64_le(0);
     varint(out, message.id.0);
     out.put_u8(message.qos.bits());
-    varint(out, message.expires.map_or(0, |at| timeline.moment(at).max(1)));
+    varint(out, expires_of(message, timeline));
     text(out, message.publisher.as_ref().map_or("", |client| client.as_str()));
     text(out, message.topic().as_str());
     blob(out, &message.forwarded);
@@ -360,9 +381,17 @@ pub(super) fn retained(out: &mut Vec<u8>, topic: &str, segment: u32, offset: u32
     out.put_u32_le(len);
 }
 
+pub(super) fn checkpoint_end(out: &mut Vec<u8>) {
+    out.put_u8(CHECKPOINT_END);
+}
+
 pub(super) fn next_message(out: &mut Vec<u8>, next: u64) {
     out.put_u8(NEXT_MESSAGE);
     varint(out, next);
+}
+
+fn expires_of(message: &Message, timeline: &Timeline) -> Moment {
+    message.expires.map_or(0, |at| timeline.moment(at).max(1))
 }
 
 /// A body copied whole; says where in `out` it begins.
@@ -489,6 +518,15 @@ impl Records {
                 len: reader.u32()?,
             },
             NEXT_MESSAGE => Record::NextMessage(reader.varint()?),
+            CHECKPOINT_END => Record::CheckpointEnd,
+            QUEUED_RETAINED => Record::QueuedRetained {
+                topic: reader.text()?.into(),
+                id: MessageId(reader.varint()?),
+                size: reader.varint()? as u32,
+                expires: reader.varint()?,
+                published: reader.qos()?,
+                to: reader.queued_for()?,
+            },
             COPIED => {
                 reader.body(len)?;
                 Record::Copied

@@ -9,10 +9,12 @@ use bytes::Bytes;
 
 use super::Durability;
 use super::disk::{Disk, DiskFile};
-use super::engine::{Engine, Segment, Sizes, checkpoint_name, segment_name};
-use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, Frames, Tag, VERSION};
+use super::engine::{
+    Engine, NOTED_EVERY_MS, Segment, Sizes, checkpoint_name, checkpoint_number, segment_name, segment_number,
+};
+use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, FrameHeader, Frames, Tag, VERSION};
 use super::image::{At, Kept};
-use super::record::Records;
+use super::record::{Record, Records};
 use super::time::{Clocks, LastTime, Timeline};
 use crate::broker::{
     Message, MessageId, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
@@ -39,8 +41,8 @@ pub struct Recovery {
     pub commits_missing: u64,
     pub messages_lost: usize,
     pub clients_affected: usize,
-    /// The end of a commit that was under way: nobody was told that it was safe.
-    pub torn_bytes: u64,
+    /// The end of a commit that was under way, as it seems: nobody was told that it was safe.
+    pub torn: Option<Damage>,
     pub took: Duration,
 }
 
@@ -85,6 +87,9 @@ pub(super) fn open<D: Disk>(
     }
     opening.checkpoint(&names)?;
     opening.segments(&names)?;
+    if opening.engine.syncs() {
+        opening.engine.disk.sync_folder()?;
+    }
     opening.lost_bodies();
     opening.engine.image.rewind_all();
     let Opening { mut engine, recovery, last } = opening;
@@ -100,50 +105,65 @@ struct Opening<D: Disk> {
 }
 
 impl<D: Disk> Opening<D> {
-    fn damage(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) {
+    /// Sets a piece aside and reports it; whether it is safe there.
+    fn damage(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) -> bool {
+        let damage = self.set_aside(file, at, bytes, held);
+        let is_safe = damage.aside.is_some();
+        self.recovery.damages.push(damage);
+        is_safe
+    }
+
+    fn set_aside(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) -> Damage {
         let aside = format!("{file}-{at}");
         let aside = self.engine.disk.set_aside(&aside, bytes).is_ok().then_some(aside);
         let held = held.map_or_else(|| "what they held is not known".to_owned(), |held| format!("they held {held}"));
-        self.recovery.damages.push(Damage { file: file.to_owned(), at, len: bytes.len() as u64, held, aside });
+        Damage { file: file.to_owned(), at, len: bytes.len() as u64, held, aside }
     }
 
     /// The newest checkpoint that can be read, as far as it can.
     fn checkpoint(&mut self, names: &[String]) -> Result<(), OpenError> {
-        let mut found = names.iter().filter(|name| name.starts_with("checkpoint-")).rev();
-        for name in &mut found {
-            let bytes = self.engine.disk.open(name)?.read_from(0)?;
+        let mut found: Vec<(u64, &String)> =
+            names.iter().filter_map(|name| Some((checkpoint_number(name)?, name))).collect();
+        found.sort_unstable();
+        for (number, name) in found.into_iter().rev() {
+            let bytes = self.engine.disk.open(name)?.read_all()?;
             let header = match FileHeader::decode(&bytes) {
                 Ok(header) => header,
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
                 Err(FileHeaderError::Damaged) => {
-                    let sequence = name.strip_prefix("checkpoint-").and_then(|sequence| sequence.parse().ok());
-                    let Some((tag, first_sequence)) = FileHeader::tag_of(&bytes).zip(sequence) else {
-                        self.damage(name, 0, &bytes, None);
-                        let _ = self.engine.disk.remove(name);
+                    let Some((tag, _)) = FileHeader::guess(&bytes) else {
+                        if self.damage(name, 0, &bytes, None) {
+                            let _ = self.engine.disk.remove(name);
+                        }
                         continue;
                     };
                     // Its frames may be sound all the same; every segment is looked at then.
                     self.damage(name, 0, &bytes[..FILE_HEADER], None);
-                    FileHeader { number: 0, first_sequence, tag }
+                    FileHeader { number: 0, first_sequence: number, tag }
                 }
             };
             let bytes = Bytes::from(bytes);
+            let mut is_whole = false;
             for found in Frames::new(&bytes, header.tag) {
                 match found {
                     Found::Frame { header, payload, .. } => {
                         self.last = header.time;
                         let at = At { segment: 0, payload: 0, moment: header.time.moment };
-                        self.apply(bytes.slice_ref(payload), at);
+                        is_whole |= self.apply(bytes.slice_ref(payload), at);
                     }
-                    Found::Damaged { from, to, held } => self.damage(name, from as u64, &bytes[from..to], held),
-                    Found::End { at, is_torn } => {
-                        if is_torn {
-                            self.damage(name, at as u64, &bytes[at..], None);
-                        }
+                    Found::Damaged { from, to, held } => {
+                        self.damage(name, from as u64, &bytes[from..to], held);
                     }
+                    Found::End { at, .. } if !is_whole => {
+                        // It ends before its end.
+                        self.damage(name, at as u64, &bytes[at..], None);
+                    }
+                    Found::End { .. } => {}
                 }
             }
             self.engine.checkpointed = (header.first_sequence, header.number);
+            // Also where those that had the numbers before are gone: older ones are not read.
+            self.engine.next_segment = self.engine.next_segment.max(header.number);
             self.engine.checkpoint_bytes = bytes.len() as u64;
             self.engine.next_sequence = header.first_sequence + 1;
             return Ok(());
@@ -151,22 +171,24 @@ impl<D: Disk> Opening<D> {
         Ok(())
     }
 
-    fn apply(&mut self, payload: Bytes, at: At) {
+    /// Says whether a checkpoint's end is among the records.
+    fn apply(&mut self, payload: Bytes, at: At) -> bool {
+        let mut is_end = false;
         for record in Records::new(payload) {
+            is_end |= matches!(record, Ok(Record::CheckpointEnd));
             match record {
                 Ok(record) => self.engine.image.apply(record, at),
                 // Sound and meaningless: there is no format that says so.
                 Err(_) => self.recovery.commits_missing += 1,
             }
         }
+        is_end
     }
 
     fn segments(&mut self, names: &[String]) -> Result<(), OpenError> {
         let mut headers = BTreeMap::new();
         for name in names {
-            let Some(number) = name.strip_prefix("segment-").and_then(|number| number.parse::<u32>().ok()) else {
-                continue;
-            };
+            let Some(number) = segment_number(name) else { continue };
             self.engine.next_segment = self.engine.next_segment.max(number + 1);
             let file = self.engine.disk.open(name)?;
             let mut head = [0; FILE_HEADER];
@@ -178,20 +200,20 @@ impl<D: Disk> Opening<D> {
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
                 // It was made when the power went, and nothing was written to it.
                 Err(FileHeaderError::Damaged) if head.iter().all(|byte| *byte == 0) => {
-                    let bytes = file.read_from(0)?;
-                    if bytes.iter().any(|byte| *byte != 0) {
-                        self.damage(name, 0, &bytes, None);
+                    let bytes = file.read_all()?;
+                    if bytes.iter().all(|byte| *byte == 0) || self.damage(name, 0, &bytes, None) {
+                        let _ = self.engine.disk.remove(name);
                     }
-                    let _ = self.engine.disk.remove(name);
                 }
                 Err(FileHeaderError::Damaged) => {
-                    let bytes = file.read_from(0)?;
-                    let tag = FileHeader::tag_of(&bytes);
-                    // Its frames may be sound all the same.
-                    let len = if tag.is_some() { FILE_HEADER } else { bytes.len() };
-                    self.damage(name, 0, &bytes[..len], None);
-                    let header = FileHeader { number, first_sequence: 0, tag: tag.unwrap_or(self.engine.tag()) };
-                    headers.insert(number, (header, file));
+                    let bytes = file.read_all()?;
+                    // Its frames may be sound all the same; files that lie side by side mostly have one tag.
+                    let beside = headers.values().next_back().map(|(header, _): &(FileHeader, D::File)| header.tag);
+                    let guess = FileHeader::guess(&bytes);
+                    let (tag, first_sequence) =
+                        guess.unwrap_or_else(|| (beside.unwrap_or_else(|| self.engine.tag()), 0));
+                    self.damage(name, 0, &bytes[..FILE_HEADER], None);
+                    headers.insert(number, (FileHeader { number, first_sequence, tag }, file));
                 }
             }
         }
@@ -226,8 +248,9 @@ impl<D: Disk> Opening<D> {
         is_last: bool,
     ) -> Result<(), OpenError> {
         let name = segment_name(number);
-        let bytes = Bytes::from(file.read_from(0)?);
+        let bytes = Bytes::from(file.read_all()?);
         let mut end = FILE_HEADER as u64;
+        let mut may_cut = true;
         for found in Frames::new(&bytes, tag) {
             match found {
                 Found::Frame { header, .. } if header.sequence >= void_from => break,
@@ -243,25 +266,36 @@ impl<D: Disk> Opening<D> {
                     self.engine.since_checkpoint += payload.len() as u64;
                     self.apply(bytes.slice_ref(payload), at);
                 }
-                Found::Damaged { from, to, held } => self.damage(&name, from as u64, &bytes[from..to], held),
-                Found::End { at, is_torn } => {
+                Found::Damaged { from, to, held } => {
+                    self.damage(&name, from as u64, &bytes[from..to], held);
+                }
+                Found::End { at, is_torn: true } => {
+                    let to = bytes.iter().rposition(|byte| *byte != 0).map_or(at, |last| last + 1);
+                    let held = FrameHeader::decode(&bytes[at..], tag).map(|header| header.counts);
                     // A commit that was under way when everything ended; in an older file, one that failed
                     // and was written again.
-                    if is_torn && is_last {
-                        self.recovery.torn_bytes += (bytes.len() - at) as u64;
-                    } else if is_torn && self.engine.next_sequence < void_from && void_from != u64::MAX {
-                        self.damage(&name, at as u64, &bytes[at..], None);
+                    if is_last {
+                        let torn = self.set_aside(&name, at as u64, &bytes[at..to], held);
+                        may_cut = torn.aside.is_some();
+                        self.recovery.torn = Some(torn);
+                    } else if self.engine.next_sequence < void_from && void_from != u64::MAX {
+                        may_cut = self.damage(&name, at as u64, &bytes[at..to], held);
                     }
                 }
+                Found::End { .. } => {}
             }
         }
         if void_from != u64::MAX && self.engine.next_sequence < void_from {
             self.recovery.commits_missing += void_from - self.engine.next_sequence;
             self.engine.next_sequence = void_from;
         }
-        if (end as usize) < bytes.len() {
+        if (end as usize) < bytes.len() && may_cut {
             // Room that was kept for more.
             let _ = file.set_len(end);
+        }
+        // What was written and not synced is acted upon from now on.
+        if self.engine.syncs() {
+            file.sync()?;
         }
         self.engine.segments.insert(number, Segment { file: Some(file), end });
         Ok(())
@@ -283,6 +317,7 @@ impl<D: Disk> Engine<D> {
     /// What the core goes on with. Bodies of queued messages stay where they are.
     pub fn restored(&mut self, clocks: Clocks) -> Restored {
         let now = self.timeline.moment(clocks.now);
+        self.image.expire(now);
         let mut sessions = Vec::new();
         let mut groups = Vec::new();
         for (client, kept) in &self.image.sessions {
@@ -307,8 +342,9 @@ impl<D: Disk> Engine<D> {
 
     fn restored_session(&self, client: &ClientId, kept: &Kept, now: u64) -> RestoredSession {
         let facts = kept.facts.as_ref();
-        // Whoever was connected was so until everything stopped.
-        let since = |facts: &super::image::Facts| if facts.connected { self.stopped } else { facts.since };
+        // Whoever was connected was so until everything stopped: that was within a minute of the newest frame.
+        let stopped = self.stopped.saturating_add(NOTED_EVERY_MS).min(now);
+        let since = |facts: &super::image::Facts| if facts.connected { stopped } else { facts.since };
         let since_ms = facts.map_or(0, |facts| now.saturating_sub(since(facts)));
         let left = |secs: u32| Duration::from_secs(u64::from(secs)).saturating_sub(Duration::from_millis(since_ms));
         let released = kept.released.iter().map(|(packet_id, id)| RestoredInflight {

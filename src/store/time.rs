@@ -24,6 +24,12 @@ impl Clocks {
         Clocks::new(Instant::now(), wall.as_secs(), is_synchronised())
     }
 
+    /// The monotonic clock alone.
+    #[expect(clippy::disallowed_methods, reason = "the store's thread has its own door to the clocks")]
+    pub(super) fn monotonic() -> Instant {
+        Instant::now()
+    }
+
     /// `synchronised`: what the system says of it, if it says anything.
     pub fn new(now: Instant, wall_secs: u64, synchronised: Option<bool>) -> Clocks {
         Clocks { now, wall_secs, is_sane: wall_secs >= RELEASED_SECS && synchronised != Some(false) }

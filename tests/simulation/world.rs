@@ -578,8 +578,8 @@ impl World {
         }
     }
 
-    /// The power goes, perhaps in the middle of a commit, and comes back; of what was not synced the disk
-    /// keeps nothing, all or any part.
+    /// The power goes, or the process alone, perhaps in the middle of a commit, and comes back; of what was
+    /// not synced the disk keeps nothing, all or any part.
     fn crash(&mut self) {
         self.trace(|| "the power goes".to_owned());
         let store = &mut self.wire.store;
@@ -593,12 +593,16 @@ impl World {
             self.gone(at);
         }
         let random = &mut self.random;
-        let kept = random.below(3);
-        self.wire.store.disk().cut_power(|| match kept {
-            0 => false,
-            1 => true,
-            _ => random.one_in(2),
-        });
+        let kept = random.below(4);
+        match kept {
+            // The process alone: what it wrote and did not sync is read back, and goes with a later cut.
+            3 => self.wire.store.disk().fail(0, 0),
+            _ => self.wire.store.disk().cut_power(|| match kept {
+                0 => false,
+                1 => true,
+                _ => random.one_in(2),
+            }),
+        }
         self.core.restart(self.now, &self.limits, &self.acl, &mut self.wire);
         self.living.clear();
     }

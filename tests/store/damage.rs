@@ -45,7 +45,7 @@ fn read(disk: &RamDisk) -> (Vec<String>, Vec<String>, bool) {
     }
     let retained = restored.retained.iter().map(|message| message.topic().as_str().to_owned()).collect();
     let damaged = !recovery.damages.is_empty() || recovery.messages_lost > 0 || recovery.commits_missing > 0;
-    (payloads, retained, damaged || recovery.torn_bytes > 0 || !session)
+    (payloads, retained, damaged || recovery.torn.is_some() || !session)
 }
 
 fn expected() -> Vec<String> {

@@ -139,6 +139,41 @@ fn when_there_is_room_again_everything_goes_on_by_itself() {
 }
 
 #[test]
+fn a_disk_that_the_store_has_filled_is_usable_again_once_everything_is_taken() {
+    let mut rig = rig();
+    let p = absent_and_publisher(&mut rig);
+    let used = rig.out.store.disk().used();
+    rig.out.store.disk().set_capacity(Some(used + 128 * 1024));
+    let payload = "x".repeat(8 * 1024);
+    let mut packet_id = 0;
+    loop {
+        packet_id += 1;
+        assert!(packet_id < 100);
+        rig.publish(p, "t", &payload, 1, packet_id);
+        work(&mut rig);
+        if rig.take(p).is_empty() {
+            break;
+        }
+    }
+    wait(&mut rig, 7);
+    assert_eq!(rig.take(p), [format!("PUBACK #{packet_id} 0x97")]);
+    // Nobody frees room but who takes what waits: a session that was there before.
+    let s = rig.connect(client("s").kept());
+    wait(&mut rig, 7);
+    for _ in 0..200 {
+        work(&mut rig);
+        for packet in rig.take(s) {
+            let Some(id) = packet.split('#').nth(1).and_then(|rest| rest.split(' ').next()) else { continue };
+            rig.puback(s, id.parse().unwrap());
+        }
+    }
+    wait(&mut rig, 7);
+    rig.publish(p, "t", &payload, 1, 200);
+    wait(&mut rig, 2);
+    assert_eq!(rig.take(p), ["PUBACK #200"]);
+}
+
+#[test]
 fn room_is_given_back_when_what_lay_in_it_is_gone() {
     let mut rig = rig();
     let p = absent_and_publisher(&mut rig);

@@ -60,14 +60,17 @@ fn random(bound: u64) -> u64 {
     u64::from_le_bytes(bytes) % bound.max(1)
 }
 
-/// The folder of a run; it goes with it.
+/// The folder of a run; it goes with it, but where there is something to look into.
 struct Workshop {
     folder: PathBuf,
+    stays: bool,
 }
 
 impl Drop for Workshop {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
+        if !self.stays {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
     }
 }
 
@@ -92,10 +95,13 @@ impl Victim {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let folder = arguments.folder.join(format!("lockgate-torture-{}", std::process::id()));
     let folder = std::path::absolute(&folder).map_err(Failure::new)?;
-    std::fs::create_dir_all(folder.join("config"))
-        .map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
-    let workshop = Workshop { folder };
-    let folder = workshop.folder.as_path();
+    // Nobody else's: others may write where it lies.
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    let made = builder.create(&folder).and_then(|()| std::fs::create_dir(folder.join("config")));
+    made.map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
+    let mut workshop = Workshop { folder: folder.clone(), stays: false };
+    let folder = folder.as_path();
     // The kernel's limit on the path of a Unix socket.
     if socket(folder).as_os_str().len() > 100 {
         return Err(Failure::configuration(format!("{}: choose a --folder with a shorter path", folder.display())));
@@ -106,8 +112,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let progress = ProgressBar::new(u64::from(arguments.rounds));
     let style = ProgressStyle::with_template("{bar:40} round {pos} of {len}, {msg}").map_err(Failure::new)?;
     progress.set_style(style);
-    let (account, restarts) = torture(folder, arguments.rounds, &progress)?;
+    let outcome = torture(folder, arguments.rounds, &progress);
     progress.finish_and_clear();
+    workshop.stays = outcome.as_ref().map_or(true, |(account, _)| !account.is_clean());
+    if workshop.stays {
+        eprintln!("the broker's log and data are in {}", folder.display());
+    }
+    let (account, restarts) = outcome?;
     let report = Report::new(&arguments, &account, &restarts, syncs_per_sec);
     match arguments.json {
         true => say!("{}", serde_json::to_string_pretty(&report).map_err(Failure::new)?),
@@ -214,11 +225,12 @@ fn torture(folder: &Path, rounds: u32, progress: &ProgressBar) -> Result<(Accoun
         progress.set_message(format!("back after {} ms", restarts.last().map_or(0, Duration::as_millis)));
     }
     progress.set_message("accounting");
+    // Nothing is waited for from a broker that is not there.
+    outcome?;
     stop.store(true, Ordering::Relaxed);
     let published: Result<Vec<Published>, Failure> = publishers.into_iter().map(end).collect();
     drain.store(true, Ordering::Relaxed);
     let received: Result<Vec<Received>, Failure> = subscribers.into_iter().map(end).collect();
-    outcome?;
     let retained = read_retained(folder).map_err(|error| Failure::new(format!("retained: {error}")))?;
     Ok((Account::of(&published?, &received?, retained), restarts))
 }

@@ -1,6 +1,10 @@
-//! Measures a broker from outside. So far: what hostile clients do to the latency of another client.
+//! Measures a broker from outside, beside its peers in one run. The machine is shared: ratios are the
+//! figures. What is printed are Markdown tables.
 //!
-//! `cargo run --release --manifest-path tests/bench/Cargo.toml -- target/release/lockgate [ROUNDS]`
+//! `cargo run --release --manifest-path tests/bench/Cargo.toml -- attacks|durable|queue target/release/lockgate [ROUNDS]`
+//!
+//! `durable`: what keeping costs; `queue`: a million messages for those who are not there; `attacks`: what
+//! hostile clients do to the latency of another client.
 //!
 //! A witness sends itself a message and waits for it, over and over: idle, then under each attack, in
 //! alternation. What is printed is a Markdown table: the p99 of each, the median of the rounds, and its
@@ -10,6 +14,9 @@
 
 mod attacks;
 mod broker;
+mod durable;
+mod peer;
+mod queue;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +24,32 @@ use std::time::{Duration, Instant};
 
 use attacks::{ATTACKS, Attack};
 use broker::{Broker, Client};
+use peer::Kind;
 
 /// How long each measurement lasts.
 const WINDOW: Duration = Duration::from_secs(2);
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
+    let what = arguments.next().unwrap_or_default();
     let binary = arguments.next().unwrap_or_else(|| "target/release/lockgate".to_owned());
     let rounds: usize = arguments.next().map_or(3, |text| text.parse().expect("ROUNDS is a number"));
+    match what.as_str() {
+        "attacks" => attacks(&binary, rounds),
+        "durable" => durable::run(&binary, rounds),
+        "queue" => queue::run(&binary, &[Kind::Lockgate("fsync"), Kind::Mosquitto { every_change: false }]),
+        _ => {
+            eprintln!("usage: lockgate-bench attacks|durable|queue [LOCKGATE] [ROUNDS]");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn attacks(binary: &str, rounds: usize) {
     println!("| Attack | idle p99 (µs) | p99 under it (µs) | ratio: median (min to max) |");
     println!("|---|---|---|---|");
     for attack in ATTACKS {
-        let mut measured: Vec<(f64, f64)> = (0..rounds).map(|_| measure(&binary, attack)).collect();
+        let mut measured: Vec<(f64, f64)> = (0..rounds).map(|_| measure(binary, attack)).collect();
         measured.sort_by(|one, other| (one.1 / one.0).total_cmp(&(other.1 / other.0)));
         let (idle, under) = measured[rounds / 2];
         let ratio = |at: usize| measured[at].1 / measured[at].0;

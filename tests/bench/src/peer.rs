@@ -1,0 +1,161 @@
+//! Brokers to be measured, each in a folder of its own.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::broker::connect;
+
+/// What runs, and how it keeps what it has to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// With this `durability`.
+    Lockgate(&'static str),
+    /// `persistence true`; after every change, or as shipped.
+    Mosquitto { every_change: bool },
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> String {
+        match self {
+            Kind::Lockgate(durability) => format!("Lockgate, {durability}"),
+            Kind::Mosquitto { every_change: false } => "mosquitto, persistence as shipped".to_owned(),
+            Kind::Mosquitto { every_change: true } => "mosquitto, autosave after every change".to_owned(),
+        }
+    }
+}
+
+pub(crate) struct Peer {
+    kind: Kind,
+    lockgate: String,
+    child: Child,
+    pub(crate) port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    socket.local_addr().expect("an address").port()
+}
+
+impl Peer {
+    pub(crate) fn start(lockgate: &str, kind: Kind) -> Peer {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let port = free_port();
+        write_configuration(folder.path(), kind, port);
+        let child = spawn(lockgate, folder.path(), kind);
+        let peer = Peer { kind, lockgate: lockgate.to_owned(), child, port, folder };
+        peer.wait();
+        peer
+    }
+
+    /// Waits until somebody is let in; how long that took.
+    fn wait(&self) -> Duration {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(120) {
+            if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) {
+                stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a socket");
+                let mut connack = [0; 4];
+                let asked = std::io::Write::write_all(&mut stream, &connect("probe", None, None));
+                if asked.and_then(|()| stream.read_exact(&mut connack)).is_ok() && connack[3] == 0 {
+                    return began.elapsed();
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("{} does not come up", self.kind.name());
+    }
+
+    /// Ends it by a signal and starts it again; how long until it let somebody in.
+    pub(crate) fn restart(&mut self, signal: &str) -> Duration {
+        let status = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+        self.child.wait().expect("it ends");
+        let began = Instant::now();
+        self.child = spawn(&self.lockgate, self.folder.path(), self.kind);
+        self.wait();
+        began.elapsed()
+    }
+
+    /// User and system time so far, seconds.
+    pub(crate) fn cpu_secs(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let fields: Vec<&str> = text.rsplit(')').next().expect("a name").split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number");
+        ticks as f64 / 100.0
+    }
+
+    /// A line of /proc/PID/status, MiB.
+    pub(crate) fn memory_mib(&self, name: &str) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = text.lines().find(|line| line.starts_with(name)).expect("a line");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
+    }
+
+    /// What its files take on the disk, MiB.
+    pub(crate) fn disk_mib(&self) -> f64 {
+        fn blocks(path: &Path) -> u64 {
+            use std::os::unix::fs::MetadataExt;
+            let entries = std::fs::read_dir(path).expect("a folder");
+            entries
+                .flatten()
+                .map(|entry| match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => blocks(&entry.path()),
+                    Ok(metadata) => metadata.blocks(),
+                    Err(_) => 0,
+                })
+                .sum()
+        }
+        blocks(self.folder.path()) as f64 * 512.0 / 1_048_576.0
+    }
+}
+
+fn write_configuration(folder: &Path, kind: Kind, port: u16) {
+    let (name, text) = match kind {
+        Kind::Lockgate(durability) => (
+            "config/lockgate.yaml",
+            format!(
+                "name: bench\ndata: ../data\npki: ../pki\npasswords: none\nacl: none\nidentities: none\n\
+                 durability: {durability}\nlisteners:\n  - address: 127.0.0.1\n    port: {port}\n    transport: tcp\n    \
+                 allow-anonymous: true\nlimits:\n  queued-messages-max: 2000000\n  queued-bytes-max: 4GiB\n"
+            ),
+        ),
+        Kind::Mosquitto { every_change } => (
+            "mosquitto.conf",
+            format!(
+                "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\n\
+                 max_queued_messages 0\n{}",
+                folder.display(),
+                if every_change { "autosave_on_changes true\nautosave_interval 1\n" } else { "" }
+            ),
+        ),
+    };
+    std::fs::create_dir_all(folder.join("config")).expect("a folder");
+    std::fs::write(folder.join(name), text).expect("a file");
+}
+
+fn spawn(lockgate: &str, folder: &Path, kind: Kind) -> Child {
+    let mut command = match kind {
+        Kind::Lockgate(_) => {
+            let mut command = Command::new(lockgate);
+            command.arg("serve").arg("--dir").arg(folder);
+            command
+        }
+        Kind::Mosquitto { .. } => {
+            let mut command = Command::new("mosquitto");
+            command.arg("-c").arg(folder.join("mosquitto.conf"));
+            command
+        }
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("the broker runs; Debian's mosquitto is the peer")
+}
