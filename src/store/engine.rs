@@ -27,12 +27,8 @@ use crate::types::{ClientId, PacketId};
 const RESERVE_NAME: &str = "reserve";
 /// How long a disk may fail before whoever waits is told so.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long files are kept for somebody who copies them and does not come back.
-const HOLD: Duration = Duration::from_secs(3600);
 /// Bytes of bodies that are brought back at once, but for the last.
 const FETCHED_MAX: usize = 256 * 1024;
-/// About what a body takes beside topic, payload and properties.
-const BODY_OVERHEAD: u64 = 64;
 /// How often it is looked for room that could be given back.
 const TIDY_EVERY: Duration = Duration::from_secs(2);
 /// How late the newest frame may be, while that matters; of the store's time.
@@ -99,18 +95,18 @@ pub(super) struct Segment<F> {
 
 /// The segment that is written to.
 #[derive(Debug)]
-struct Writer<F> {
-    number: u32,
-    file: F,
+pub(super) struct Writer<F> {
+    pub(super) number: u32,
+    pub(super) file: F,
     /// Synced up to here.
-    end: u64,
-    capacity: u64,
+    pub(super) end: u64,
+    pub(super) capacity: u64,
     /// It is the room that was kept: for what has to be written down alone.
-    is_reserve: bool,
+    pub(super) is_reserve: bool,
 }
 
 #[derive(Debug)]
-struct Pending {
+pub(super) struct Pending {
     ticket: Ticket,
     bytes: Vec<u8>,
     counts: Counts,
@@ -145,32 +141,32 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Engine<D: Disk> {
     pub(super) disk: D,
-    durability: Durability,
-    sizes: Sizes,
-    tag: Tag,
+    pub(super) durability: Durability,
+    pub(super) sizes: Sizes,
+    pub(super) tag: Tag,
     pub(super) timeline: Timeline,
     pub(super) image: Image,
     pub(super) segments: BTreeMap<u32, Segment<D::File>>,
-    writer: Option<Writer<D::File>>,
+    pub(super) writer: Option<Writer<D::File>>,
     pub(super) next_segment: u32,
     pub(super) next_sequence: u64,
     /// Frames up to here are in the newest checkpoint, and segments below that number.
     pub(super) checkpointed: (u64, u32),
     pub(super) checkpoint_bytes: u64,
     pub(super) since_checkpoint: u64,
-    pending: VecDeque<Pending>,
-    answers: VecDeque<Answer>,
-    failing: Option<Failing>,
-    has_reserve: bool,
+    pub(super) pending: VecDeque<Pending>,
+    pub(super) answers: VecDeque<Answer>,
+    pub(super) failing: Option<Failing>,
+    pub(super) has_reserve: bool,
     /// Nothing is removed while somebody copies the files.
-    holds: Vec<(u64, Instant)>,
-    next_hold: u64,
+    pub(super) holds: Vec<(u64, Instant)>,
+    pub(super) next_hold: u64,
     /// When it was last looked for room to be given back.
-    tidied: Option<Instant>,
+    pub(super) tidied: Option<Instant>,
     /// The store's time in the newest frame.
-    last_frame: Moment,
+    pub(super) last_frame: Moment,
     /// Segments whose bodies were copied, while the newest checkpoint does not know it.
-    copied: Vec<u32>,
+    pub(super) copied: Vec<u32>,
     pub(super) stats: Stats,
     /// When what ran before stopped, as far as is known.
     pub(super) stopped: Moment,
@@ -188,7 +184,7 @@ pub enum News {
 }
 
 #[derive(Debug)]
-struct Failing {
+pub(super) struct Failing {
     since: Instant,
     retry: Instant,
     /// Somebody was told already: the next need not wait as long.
@@ -349,7 +345,13 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Writes a frame behind the last one and syncs it; says where its payload lies.
-    fn write_frame(&mut self, clocks: Clocks, payload: &[u8], counts: Counts, reserve: bool) -> io::Result<At> {
+    pub(super) fn write_frame(
+        &mut self,
+        clocks: Clocks,
+        payload: &[u8],
+        counts: Counts,
+        reserve: bool,
+    ) -> io::Result<At> {
         let whole = (FRAME_HEADER + payload.len()) as u64;
         let has_room =
             |writer: &Writer<D::File>| writer.end + whole <= writer.capacity && (reserve || !writer.is_reserve);
@@ -494,14 +496,6 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Whether a checkpoint would let go of a segment.
-    fn has_room_to_give(&self) -> bool {
-        let current = self.writer.as_ref().map(|writer| writer.number);
-        let is_unwanted = |number: &u32| Some(*number) != current && !self.image.live.contains_key(number);
-        self.since_checkpoint > 0
-            && self.segments.keys().any(|number| *number >= self.checkpointed.1 && is_unwanted(number))
-    }
-
     fn commit_reserved(&mut self, clocks: Clocks, count: usize) {
         let mut payload = Vec::new();
         let mut counts = Counts::default();
@@ -594,7 +588,7 @@ impl<D: Disk> Engine<D> {
         record::message(Bytes::from(bytes), &self.timeline).ok().map(Arc::new)
     }
 
-    fn read_body_bytes(&mut self, place: Place, size: u32) -> Option<Vec<u8>> {
+    pub(super) fn read_body_bytes(&mut self, place: Place, size: u32) -> Option<Vec<u8>> {
         let segment = self.segments.get_mut(&place.segment)?;
         if segment.file.is_none() {
             segment.file = self.disk.open(&segment_name(place.segment)).ok();
@@ -617,165 +611,6 @@ impl<D: Disk> Engine<D> {
         }
         bytes.truncate(whole);
         Some(bytes)
-    }
-
-    /// A checkpoint, if it would give room back.
-    pub fn tidy(&mut self, clocks: Clocks) {
-        if self.has_room_to_give() {
-            self.checkpoint(clocks);
-        }
-    }
-
-    /// Writes the whole state down, so that older frames are not needed any more.
-    pub fn checkpoint(&mut self, clocks: Clocks) {
-        if self.failing.is_none() {
-            self.replace_checkpoint(clocks, true);
-        }
-    }
-
-    fn replace_checkpoint(&mut self, clocks: Clocks, copies: bool) {
-        self.holds.retain(|(_, until)| *until > clocks.now);
-        if !self.holds.is_empty() {
-            return;
-        }
-        match self.write_checkpoint(clocks, copies) {
-            Ok(()) => self.stats.checkpoints += 1,
-            // What is there stays good; the next one is tried when as much was written again.
-            Err(error) => {
-                self.since_checkpoint = 0;
-                self.news.push_back(News::CheckpointFailed(error));
-            }
-        }
-        self.collect();
-    }
-
-    fn write_checkpoint(&mut self, clocks: Clocks, copies: bool) -> io::Result<()> {
-        if copies {
-            self.copy_old_bodies(clocks)?;
-        }
-        let sequence = self.next_sequence - 1;
-        let first = self.writer.as_ref().map_or(self.next_segment, |writer| writer.number);
-        let temporary = "checkpoint.new";
-        let _ = self.disk.remove(temporary);
-        let mut file = self.disk.create(temporary, FILE_HEADER as u64)?;
-        file.write_at(&FileHeader { number: first, first_sequence: sequence, tag: self.tag }.encode(), 0)?;
-        let time =
-            LastTime { moment: self.timeline.moment(clocks.now), wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
-        let mut end = FILE_HEADER as u64;
-        super::checkpoint::write(&self.image, |payload, counts| {
-            let header = FrameHeader::new(payload, sequence, time, counts).encode(self.tag);
-            file.write_at(&[&header[..], payload].concat(), end)?;
-            end += (FRAME_HEADER + payload.len()) as u64;
-            Ok(())
-        })?;
-        self.stats.bytes_written += end;
-        // Whatever the durability: what it replaces is removed.
-        file.sync()?;
-        self.disk.rename(temporary, &checkpoint_name(sequence))?;
-        self.disk.sync_folder()?;
-        self.checkpointed = (sequence, first);
-        self.checkpoint_bytes = end;
-        self.since_checkpoint = 0;
-        self.copied.clear();
-        for name in self.disk.list()? {
-            if checkpoint_number(&name).is_some_and(|number| number < sequence) {
-                let _ = self.disk.remove(&name);
-            }
-        }
-        Ok(())
-    }
-
-    /// Bodies in segments that are mostly of no use move to the newest one.
-    fn copy_old_bodies(&mut self, clocks: Clocks) -> io::Result<()> {
-        let current = self.writer.as_ref().map(|writer| writer.number);
-        let mut budget = self.sizes.copied_max;
-        let mut sparse = Vec::new();
-        for (number, segment) in &self.segments {
-            let Some(live) = self.image.live.get(number).filter(|_| Some(*number) != current) else { continue };
-            // With what comes with each.
-            let bytes = live.bytes + BODY_OVERHEAD * live.bodies;
-            if bytes * 4 < segment.end && bytes <= budget {
-                budget -= bytes;
-                sparse.push(*number);
-            }
-        }
-        if sparse.is_empty() {
-            return Ok(());
-        }
-        let mut moved = BTreeMap::new();
-        let (mut payload, mut places) = (Vec::new(), Vec::new());
-        let wanted = self.image.places(|segment| sparse.contains(&segment));
-        let mut left = wanted.len();
-        for place in wanted {
-            left -= 1;
-            if let Some(body) = self.read_body_bytes(place, 1024) {
-                let at = record::copied(&mut payload, &body);
-                places.push((place, at));
-            }
-            if payload.len() > self.sizes.frame_max || (left == 0 && !payload.is_empty()) {
-                let at = self.write_frame(clocks, &payload, Counts::default(), false)?;
-                for (old, offset) in places.drain(..) {
-                    let new = Place { segment: at.segment, offset: (at.payload + offset as u64) as u32 };
-                    moved.insert(old, new);
-                }
-                payload.clear();
-            }
-        }
-        // True from the checkpoint on that follows; until then both places are good.
-        self.image.relocate(&moved);
-        self.copied.extend(sparse);
-        Ok(())
-    }
-
-    /// Removes segments that nobody needs.
-    fn collect(&mut self) {
-        if !self.holds.is_empty() {
-            return;
-        }
-        let current = self.writer.as_ref().map(|writer| writer.number);
-        let below = self.checkpointed.1;
-        let unwanted: Vec<u32> = self
-            .segments
-            .keys()
-            .copied()
-            .take_while(|number| *number < below)
-            .filter(|number| {
-                Some(*number) != current && !self.image.live.contains_key(number) && !self.copied.contains(number)
-            })
-            .collect();
-        for number in unwanted {
-            if self.disk.remove(&segment_name(number)).is_ok() {
-                self.segments.remove(&number);
-            }
-        }
-    }
-
-    /// What a copy of the store has to have, and how much of each file. Nothing is removed until
-    /// [`Engine::release`] of this number, or for an hour.
-    pub fn hold(&mut self, clocks: Clocks) -> (u64, Vec<(String, u64)>) {
-        self.checkpoint(clocks);
-        let number = self.next_hold;
-        self.next_hold += 1;
-        self.holds.push((number, clocks.now + HOLD));
-        (number, self.files())
-    }
-
-    /// The files, and how much of each.
-    pub fn files(&self) -> Vec<(String, u64)> {
-        let mut files: Vec<(String, u64)> =
-            self.segments.iter().map(|(number, segment)| (segment_name(*number), segment.end)).collect();
-        if self.checkpointed.0 > 0 || self.checkpoint_bytes > 0 {
-            files.push((checkpoint_name(self.checkpointed.0), self.checkpoint_bytes));
-        }
-        files
-    }
-
-    /// Says whether all that was held under this number was there until now.
-    pub fn release(&mut self, number: u64, clocks: Clocks) -> bool {
-        let found = self.holds.iter().position(|(held, _)| *held == number);
-        let was_held = found.map(|found| self.holds.remove(found)).is_some_and(|(_, until)| until > clocks.now);
-        self.collect();
-        was_held
     }
 
     /// Bodies that are in use.

@@ -16,6 +16,7 @@ mod frozen;
 mod image;
 mod memory;
 mod ram;
+mod reader;
 mod record;
 mod recover;
 mod time;

@@ -1,0 +1,118 @@
+//! Records as they are read, piece by piece: nothing of them is trusted.
+
+use bytes::{Buf, Bytes};
+
+use super::record::{BODY_HEADER, BadRecord, Body, Result, body_len};
+use crate::broker::{MessageId, QueuedFor, StoredWill};
+use crate::types::{ClientId, PacketId, QoS};
+
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) bytes: Bytes,
+}
+
+impl Reader {
+    pub(super) fn u8(&mut self) -> Result<u8> {
+        self.bytes.try_get_u8().map_err(|_| BadRecord)
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16> {
+        self.bytes.try_get_u16_le().map_err(|_| BadRecord)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32> {
+        self.bytes.try_get_u32_le().map_err(|_| BadRecord)
+    }
+
+    pub(super) fn varint(&mut self) -> Result<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            value |= u64::from(byte & 0x7F) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(BadRecord)
+    }
+
+    pub(super) fn blob(&mut self) -> Result<Bytes> {
+        let len = self.varint()? as usize;
+        if len > self.bytes.len() {
+            return Err(BadRecord);
+        }
+        Ok(self.bytes.split_to(len))
+    }
+
+    pub(super) fn text(&mut self) -> Result<String> {
+        String::from_utf8(self.blob()?.to_vec()).map_err(|_| BadRecord)
+    }
+
+    pub(super) fn client(&mut self) -> Result<ClientId> {
+        let blob = self.blob()?;
+        std::str::from_utf8(&blob).ok().and_then(ClientId::new).ok_or(BadRecord)
+    }
+
+    pub(super) fn packet_id(&mut self) -> Result<PacketId> {
+        PacketId::new(self.u16()?).ok_or(BadRecord)
+    }
+
+    pub(super) fn qos(&mut self) -> Result<QoS> {
+        QoS::from_bits(self.u8()?).ok_or(BadRecord)
+    }
+
+    pub(super) fn will(&mut self) -> Result<StoredWill> {
+        let topic = self.text()?.into();
+        let payload = self.blob()?;
+        let forwarded = self.blob()?[..].into();
+        let flags = self.u8()?;
+        Ok(StoredWill {
+            topic,
+            payload,
+            forwarded,
+            qos: QoS::from_bits(flags & 3).ok_or(BadRecord)?,
+            retain: flags & 4 != 0,
+            delay_interval_secs: self.u32()?,
+            message_expiry_interval_secs: self.varint()?.checked_sub(1).map(|secs| secs as u32),
+        })
+    }
+
+    pub(super) fn queued_for(&mut self) -> Result<QueuedFor> {
+        let client = self.client()?;
+        let flags = self.u8()?;
+        let packet_id = if flags & 64 == 0 { None } else { Some(self.packet_id()?) };
+        let shared = if flags & 16 == 0 { None } else { Some(self.text()?.into()) };
+        let mut subscription_identifiers = Vec::new();
+        if flags & 32 != 0 {
+            let count = self.varint()?;
+            for _ in 0..count {
+                subscription_identifiers.push(self.varint()? as u32);
+            }
+        }
+        Ok(QueuedFor {
+            client,
+            qos: QoS::from_bits(flags & 3).ok_or(BadRecord)?,
+            packet_id,
+            retain: flags & 4 != 0,
+            subscription_identifiers,
+            shared,
+            at_hand: flags & 8 != 0,
+        })
+    }
+
+    /// A body in a payload of `len` bytes; its head alone is looked at.
+    pub(super) fn body(&mut self, len: usize) -> Result<Body> {
+        let at = len - self.bytes.len();
+        let whole = body_len(&self.bytes).filter(|whole| *whole <= self.bytes.len()).ok_or(BadRecord)?;
+        let bytes = self.bytes.split_to(whole);
+        let mut head = Reader { bytes: bytes.slice(BODY_HEADER..) };
+        let id = MessageId(head.varint()?);
+        let published = head.qos()?;
+        let expires = head.varint()?;
+        head.blob()?;
+        let topic = head.blob()?.len();
+        let forwarded = head.blob()?.len();
+        let payload = head.blob()?.len();
+        Ok(Body { id, at, size: (topic + forwarded + payload) as u32, published, expires, bytes })
+    }
+}
