@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bytes::BytesMut;
+
 /// One flat folder of files.
 pub trait Disk: Send {
     type File: DiskFile;
@@ -31,9 +33,10 @@ pub trait DiskFile: Send {
     fn set_len(&mut self, len: u64) -> io::Result<()>;
 
     /// Everything. What the disk cannot read any more is zeros: the checks of frames find it.
-    fn read_all(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.size()? as usize];
-        match self.read_at(&mut bytes, 0) {
+    fn read_all(&self, bytes: &mut BytesMut) -> io::Result<()> {
+        bytes.clear();
+        bytes.resize(self.size()? as usize, 0);
+        match self.read_at(bytes, 0) {
             Ok(count) => bytes.truncate(count),
             Err(_) => {
                 for (number, piece) in bytes.chunks_mut(PIECE).enumerate() {
@@ -43,7 +46,7 @@ pub trait DiskFile: Send {
                 }
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 }
 

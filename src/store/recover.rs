@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::Durability;
 use super::disk::{Disk, DiskFile};
@@ -78,6 +78,7 @@ pub(super) fn open<D: Disk>(
         engine: Engine::new(disk, durability, sizes, tag, Timeline::resume(LastTime::default(), clocks)),
         recovery: Recovery::default(),
         last: LastTime::default(),
+        buffer: BytesMut::new(),
     };
     let names = opening.engine.disk.list()?;
     for name in ["checkpoint.new", "reserve"] {
@@ -92,7 +93,7 @@ pub(super) fn open<D: Disk>(
     }
     opening.lost_bodies();
     opening.engine.image.rewind_all();
-    let Opening { mut engine, recovery, last } = opening;
+    let Opening { mut engine, recovery, last, .. } = opening;
     engine.timeline = Timeline::resume(last, clocks);
     engine.stopped = last.moment;
     Ok((engine, recovery))
@@ -102,9 +103,22 @@ struct Opening<D: Disk> {
     engine: Engine<D>,
     recovery: Recovery,
     last: LastTime,
+    /// For one file after the other: files are large.
+    buffer: BytesMut,
 }
 
 impl<D: Disk> Opening<D> {
+    fn read(&mut self, file: &D::File) -> io::Result<Bytes> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        file.read_all(&mut buffer)?;
+        Ok(buffer.freeze())
+    }
+
+    /// A file has been looked at: the next may have its room.
+    fn give_back(&mut self, bytes: Bytes) {
+        self.buffer = bytes.try_into_mut().unwrap_or_default();
+    }
+
     /// Sets a piece aside and reports it; whether it is safe there.
     fn damage(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) -> bool {
         let damage = self.set_aside(file, at, bytes, held);
@@ -126,7 +140,8 @@ impl<D: Disk> Opening<D> {
             names.iter().filter_map(|name| Some((checkpoint_number(name)?, name))).collect();
         found.sort_unstable();
         for (number, name) in found.into_iter().rev() {
-            let bytes = self.engine.disk.open(name)?.read_all()?;
+            let file = self.engine.disk.open(name)?;
+            let bytes = self.read(&file)?;
             let header = match FileHeader::decode(&bytes) {
                 Ok(header) => header,
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
@@ -142,7 +157,6 @@ impl<D: Disk> Opening<D> {
                     FileHeader { number: 0, first_sequence: number, tag }
                 }
             };
-            let bytes = Bytes::from(bytes);
             let mut is_whole = false;
             for found in Frames::new(&bytes, header.tag) {
                 match found {
@@ -166,6 +180,7 @@ impl<D: Disk> Opening<D> {
             self.engine.next_segment = self.engine.next_segment.max(header.number);
             self.engine.checkpoint_bytes = bytes.len() as u64;
             self.engine.next_sequence = header.first_sequence + 1;
+            self.give_back(bytes);
             return Ok(());
         }
         Ok(())
@@ -200,13 +215,13 @@ impl<D: Disk> Opening<D> {
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
                 // It was made when the power went, and nothing was written to it.
                 Err(FileHeaderError::Damaged) if head.iter().all(|byte| *byte == 0) => {
-                    let bytes = file.read_all()?;
+                    let bytes = self.read(&file)?;
                     if bytes.iter().all(|byte| *byte == 0) || self.damage(name, 0, &bytes, None) {
                         let _ = self.engine.disk.remove(name);
                     }
                 }
                 Err(FileHeaderError::Damaged) => {
-                    let bytes = file.read_all()?;
+                    let bytes = self.read(&file)?;
                     // Its frames may be sound all the same; files that lie side by side mostly have one tag.
                     let beside = headers.values().next_back().map(|(header, _): &(FileHeader, D::File)| header.tag);
                     let guess = FileHeader::guess(&bytes);
@@ -248,7 +263,7 @@ impl<D: Disk> Opening<D> {
         is_last: bool,
     ) -> Result<(), OpenError> {
         let name = segment_name(number);
-        let bytes = Bytes::from(file.read_all()?);
+        let bytes = self.read(&file)?;
         let mut end = FILE_HEADER as u64;
         let mut may_cut = true;
         for found in Frames::new(&bytes, tag) {
@@ -293,6 +308,7 @@ impl<D: Disk> Opening<D> {
             // Room that was kept for more.
             let _ = file.set_len(end);
         }
+        self.give_back(bytes);
         // What was written and not synced is acted upon from now on.
         if self.engine.syncs() {
             file.sync()?;

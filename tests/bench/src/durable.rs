@@ -78,13 +78,19 @@ pub(crate) fn consume(client: &mut Client, stop: &AtomicBool, most: u64, mut eac
     client.stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
     let mut bytes: Vec<u8> = Vec::new();
     let mut chunk = vec![0; 256 * 1024];
-    let mut count = 0;
+    let (mut count, mut quiet) = (0, 0);
     while count < most {
         let read = match client.stream.read(&mut chunk) {
             Ok(0) => break,
-            Ok(read) => read,
-            Err(_) if stop.load(Ordering::Relaxed) => break,
-            Err(_) => continue,
+            Ok(read) => {
+                quiet = 0;
+                read
+            }
+            Err(_) if stop.load(Ordering::Relaxed) && (most == u64::MAX || quiet >= 20) => break,
+            Err(_) => {
+                quiet += 1;
+                continue;
+            }
         };
         bytes.extend_from_slice(&chunk[..read]);
         let (mut at, mut acks) = (0, Vec::new());

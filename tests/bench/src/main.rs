@@ -37,9 +37,10 @@ fn main() {
     match what.as_str() {
         "attacks" => attacks(&binary, rounds),
         "durable" => durable::run(&binary, rounds),
-        "queue" => queue::run(&binary, &[Kind::Lockgate("fsync"), Kind::Mosquitto { every_change: false }]),
+        "queue" => queue::run(&binary, &[Kind::Lockgate("fsync")]),
+        "queue-peer" => queue::run(&binary, &[Kind::Mosquitto { every_change: false }]),
         _ => {
-            eprintln!("usage: lockgate-bench attacks|durable|queue [LOCKGATE] [ROUNDS]");
+            eprintln!("usage: lockgate-bench attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]");
             std::process::exit(2);
         }
     }

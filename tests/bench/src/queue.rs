@@ -14,10 +14,10 @@ const EACH: usize = 1_000;
 /// Prints a line for each broker.
 pub(crate) fn run(lockgate: &str, kinds: &[Kind]) {
     println!(
-        "| {} messages of 1 KiB for {SESSIONS} absent sessions | queued in s | memory MiB (RssAnon) | disk MiB | restart after kill -9, s | after a stop, s | served in s | most memory meanwhile | then disk MiB |",
+        "| {} messages of 1 KiB for {SESSIONS} absent sessions | queued in s | memory MiB (RssAnon) | disk MiB | restart after kill -9, s | after a stop, s | memory then | served in s | most memory meanwhile | then disk MiB |",
         SESSIONS * EACH
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for kind in kinds {
         one(lockgate, *kind);
     }
@@ -39,6 +39,7 @@ fn one(lockgate: &str, kind: Kind) {
         Kind::Mosquitto { .. } => "(loses them)".to_owned(),
     };
     let stopped = peer.restart("TERM").as_secs_f64();
+    let then = peer.memory_mib("RssAnon");
     let began = Instant::now();
     let (mut most, mut got) = (0.0_f64, 0);
     let never = AtomicBool::new(true);
@@ -51,7 +52,7 @@ fn one(lockgate: &str, kind: Kind) {
     assert_eq!(got as usize, SESSIONS * EACH, "{}", kind.name());
     std::thread::sleep(Duration::from_secs(5));
     println!(
-        "| {} | {queued:.1} | {memory:.1} | {disk:.0} | {killed} | {stopped:.2} | {served:.1} | {most:.1} | {:.0} |",
+        "| {} | {queued:.1} | {memory:.1} | {disk:.0} | {killed} | {stopped:.2} | {then:.1} | {served:.1} | {most:.1} | {:.0} |",
         kind.name(),
         peer.disk_mib()
     );
