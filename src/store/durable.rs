@@ -1,5 +1,6 @@
 //! The store on a thread of its own.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -14,11 +15,13 @@ use crate::types::ClientId;
 
 /// How long nothing has to come before the store tidies up.
 const IDLE: Duration = Duration::from_secs(2);
-/// Changes taken for one commit.
-const BATCH_MAX: usize = 10_000;
+/// Appended at most before it is sent.
+const APPENDED_MAX: usize = 256;
+/// Commands taken for one commit.
+const BATCH_MAX: usize = 1_000;
 
 enum Command {
-    Append(Ticket, Vec<Change>),
+    Append(Vec<(Ticket, Vec<Change>)>),
     Fetch(ClientId, u64, Wanted),
     Rewind(ClientId, Vec<MessageId>),
     Waker(Box<dyn Fn() + Send>),
@@ -36,8 +39,12 @@ pub type Held = (u64, Vec<(String, u64)>);
 /// The store of one shard; dropped, it writes down what is pending and ends.
 pub struct DurableStore {
     commands: Sender<Command>,
-    answers: Receiver<Answer>,
+    answers: Receiver<Vec<Answer>>,
     thread: Option<JoinHandle<()>>,
+    /// Appended in this turn: sent together.
+    appended: Vec<(Ticket, Vec<Change>)>,
+    /// Answers that were received and not yet asked for.
+    ready: VecDeque<Answer>,
 }
 
 /// Asks a running store from outside.
@@ -74,13 +81,27 @@ impl DurableStore {
                 std::process::exit(101);
             }
         })?;
-        let store = DurableStore { commands, answers: outbox, thread: Some(thread) };
+        let store = DurableStore {
+            commands,
+            answers: outbox,
+            thread: Some(thread),
+            appended: Vec::new(),
+            ready: VecDeque::new(),
+        };
         Ok(Opened { store, handle, restored, recovery })
     }
 
-    fn send(&self, command: Command) {
+    /// What was appended goes before.
+    fn send(&mut self, command: Command) {
+        self.flush();
         // It lives as long as this does.
         let _ = self.commands.send(command);
+    }
+
+    fn flush(&mut self) {
+        if !self.appended.is_empty() {
+            let _ = self.commands.send(Command::Append(std::mem::take(&mut self.appended)));
+        }
     }
 }
 
@@ -95,7 +116,10 @@ impl Drop for DurableStore {
 
 impl Store for DurableStore {
     fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        self.send(Command::Append(ticket, changes));
+        self.appended.push((ticket, changes));
+        if self.appended.len() >= APPENDED_MAX {
+            self.flush();
+        }
     }
 
     fn fetch(&mut self, client: &ClientId, number: u64, wanted: Wanted) {
@@ -107,7 +131,12 @@ impl Store for DurableStore {
     }
 
     fn poll_answer(&mut self) -> Option<Answer> {
-        self.answers.try_recv().ok()
+        // A turn asks when it has nothing more to append.
+        self.flush();
+        if self.ready.is_empty() {
+            self.ready.extend(self.answers.try_iter().flatten());
+        }
+        self.ready.pop_front()
     }
 
     fn set_waker(&mut self, wake: Box<dyn Fn() + Send>) {
@@ -152,7 +181,7 @@ fn new_tag() -> [u8; 4] {
 struct Committer {
     engine: Engine<Folder>,
     inbox: Receiver<Command>,
-    answers: Sender<Answer>,
+    answers: Sender<Vec<Answer>>,
     wake: Box<dyn Fn() + Send>,
     commit_delay: Duration,
     /// When the first of what is pending came.
@@ -197,9 +226,11 @@ impl Committer {
 
     /// Brings back what was asked for since the last commit, and sees it.
     fn fetch(&mut self) {
+        // What was committed is told first.
+        self.tell();
         for (client, number, wanted) in std::mem::take(&mut self.fetches) {
             let found = self.engine.fetch(&client, &wanted);
-            let _ = self.answers.send(Answer::Fetched(client, number, found));
+            let _ = self.answers.send(vec![Answer::Fetched(client, number, found)]);
             (self.wake)();
         }
     }
@@ -213,9 +244,9 @@ impl Committer {
 
     fn take(&mut self, now: Instant, command: Command) {
         match command {
-            Command::Append(ticket, changes) => {
+            Command::Append(appended) => {
                 self.first.get_or_insert(now);
-                self.engine.append(now, ticket, &changes);
+                appended.iter().for_each(|(ticket, changes)| self.engine.append(now, *ticket, changes));
             }
             // What was appended before is to be seen.
             Command::Fetch(client, number, wanted) => self.fetches.push((client, number, wanted)),
@@ -244,12 +275,9 @@ impl Committer {
     }
 
     fn tell(&mut self) {
-        let mut any = false;
-        while let Some(answer) = self.engine.poll_answer() {
-            any = true;
-            let _ = self.answers.send(answer);
-        }
-        if any {
+        let answers = self.engine.take_answers();
+        if !answers.is_empty() {
+            let _ = self.answers.send(answers);
             (self.wake)();
         }
         while let Some(news) = self.engine.poll_news() {

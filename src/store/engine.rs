@@ -249,6 +249,11 @@ impl<D: Disk> Engine<D> {
         self.failing.as_ref().filter(|_| !self.pending.is_empty()).map(|failing| failing.retry)
     }
 
+    /// All answers that are ready.
+    pub(super) fn take_answers(&mut self) -> Vec<Answer> {
+        self.answers.drain(..).collect()
+    }
+
     pub fn poll_answer(&mut self) -> Option<Answer> {
         self.answers.pop_front()
     }
