@@ -30,7 +30,8 @@ pub(super) struct Arguments {
     /// How often the broker is killed
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
-    /// Where its data lies meanwhile: on the disk that is to be tried. It is removed afterwards
+    /// Where its data lies meanwhile: on the disk that is to be tried. It is removed afterwards, but where
+    /// something went wrong
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     folder: PathBuf,
     /// What the broker is to survive; with off it loses what it has, to be seen
