@@ -21,7 +21,10 @@ fn status_says_what_the_broker_does() {
     raw.send(b"\x82\x07\x00\x01\x00\x00\x01t\x01\x31\x05\x00\x01t\x00x");
     assert_eq!(raw.packet().as_deref(), Some("SUBACK #1 1"));
     assert_eq!(raw.packet().as_deref(), Some("PUBLISH t x"));
-    let status: serde_json::Value = serde_json::from_str(&site.ok(&["status", "--json"])).unwrap();
+    let status = || -> serde_json::Value { serde_json::from_str(&site.ok(&["status", "--json"])).unwrap() };
+    // Nobody waits for what is published at QoS 0: it is retained once it is safe.
+    eventually("a retained message", || status()["retained-messages"] == 1);
+    let status = status();
     assert_eq!(status["connections"], serde_json::json!({"plain": 1, "tls": 0, "mtls": 0}));
     assert_eq!(
         (&status["sessions"], &status["subscriptions"], &status["retained-messages"]),
