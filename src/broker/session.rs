@@ -509,22 +509,30 @@ impl Stored {
 }
 
 impl Outgoing {
+    /// Takes out what was found at a place, if anything was.
+    fn take_position(&mut self, found: Option<usize>) -> Option<MessageId> {
+        let position = self.stored.positions.remove(found?)?;
+        self.queue_bytes -= position.size as usize;
+        self.stored.left();
+        Some(position.message)
+    }
+
     /// The first that only the store has is to be dropped.
     pub(super) fn pop_stored(&mut self) -> Option<MessageId> {
-        let first = self.stored.positions.pop_front()?;
-        self.queue_bytes -= first.size as usize;
-        self.stored.left();
-        Some(first.message)
+        self.take_position(Some(0))
     }
 
     /// Not the store alone has this any more: it is at hand. Mostly it is the first.
     pub(super) fn remove_stored(&mut self, message: MessageId, share: Option<&Arc<str>>) -> bool {
         let is_it = |position: &Position| position.message == message && self.stored.is_of(position, share);
-        let Some(found) = self.stored.positions.iter().position(is_it) else { return false };
-        let position = self.stored.positions.remove(found).expect("found just now");
-        self.queue_bytes -= position.size as usize;
-        self.stored.left();
-        true
+        let found = self.stored.positions.iter().position(is_it);
+        self.take_position(found).is_some()
+    }
+
+    /// The store has this not, and nobody else has it: the latest copy, for an older one is safe.
+    fn withdraw_stored(&mut self, message: MessageId) -> bool {
+        let found = self.stored.positions.iter().rposition(|position| position.message == message);
+        self.take_position(found).is_some()
     }
 
     /// These copies are in memory alone; how many of them are not even there.
@@ -532,25 +540,17 @@ impl Outgoing {
         let inflight = self.inflight.iter_mut().map(|entry| &mut entry.delivery);
         let copies = inflight.chain(&mut self.queue).filter(|delivery| delivery.message_id() == message);
         copies.for_each(|delivery| delivery.kept &= delivery.origin != Origin::Retained);
-        // An older copy, which came live, is safe.
-        let latest = self.stored.positions.iter().rposition(|position| position.message == message);
-        let lost = latest.and_then(|latest| self.stored.positions.remove(latest));
-        self.queue_bytes -= lost.map_or(0, |position| position.size as usize);
-        usize::from(lost.is_some())
+        usize::from(self.withdraw_stored(message))
     }
 
     /// This could not be kept; how many copies of it are gone. Mostly it came lately.
     pub(super) fn withdraw_kept(&mut self, message: MessageId) -> usize {
-        let latest = self.stored.positions.iter().rposition(|position| position.message == message);
-        if let Some(position) = latest.and_then(|latest| self.stored.positions.remove(latest)) {
-            self.queue_bytes -= position.size as usize;
-            self.stored.left();
+        let is_it = |delivery: &Delivery| delivery.message_id() == message;
+        if self.withdraw_stored(message) {
             return 1;
         }
-        match self.queue.iter().rev().any(|delivery| delivery.message_id() == message) {
-            true => self.remove_queued(|delivery| delivery.message_id() == message).len(),
-            false => 0,
-        }
+        let waits = self.queue.iter().rev().any(is_it);
+        if waits { self.remove_queued(is_it).len() } else { 0 }
     }
 
     /// Whether this waits where only the store has it; mostly it came lately.
@@ -561,24 +561,18 @@ impl Outgoing {
 
     /// Takes out all that a shared subscription brought.
     pub(super) fn drop_stored_of(&mut self, share: &Arc<str>) -> Vec<MessageId> {
-        let Stored { positions, shares } = &self.stored;
-        let is_of_it = |position: &&Position| position.share(shares) == Some(share);
-        let dropped = positions.iter().filter(is_of_it).map(|position| position.message).collect();
-        self.drop_stored(|position, shares| position.share(shares) == Some(share));
-        dropped
-    }
-
-    fn drop_stored(&mut self, is_dropped: impl Fn(&Position, &[Arc<str>]) -> bool) -> usize {
         let Stored { positions, shares } = &mut self.stored;
-        let (before, mut bytes) = (positions.len(), 0);
+        let (mut dropped, mut bytes) = (Vec::new(), 0);
         positions.retain(|position| {
-            let goes = is_dropped(position, shares);
-            bytes += if goes { position.size as usize } else { 0 };
+            let goes = position.share(shares) == Some(share);
+            if goes {
+                dropped.push(position.message);
+                bytes += position.size as usize;
+            }
             !goes
         });
         self.queue_bytes -= bytes;
-        let count = before - self.stored.len();
         self.stored.left();
-        count
+        dropped
     }
 }
