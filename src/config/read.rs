@@ -27,7 +27,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let self_renew = reader.boolean(&mut root, "self-renew").unwrap_or(false);
     let shards_at = root.entries.iter().find(|(name, _, _)| name == "shards").map(|(_, _, value)| value.origin.clone());
     let shards = reader.number(&mut root, "shards", 1..=64).unwrap_or(1) as u16;
-    let durabilities = [("fsync", Durability::Fsync), ("process", Durability::Process), ("off", Durability::Off)];
+    let durabilities = Durability::ALL.map(|durability| (durability.as_str(), durability));
     let durability = reader.choice(&mut root, "durability", &durabilities).unwrap_or_default();
     let commit_delay = Duration::from_millis(reader.millis(&mut root, "commit-delay", 0..=10_000).unwrap_or(0));
     if let Some(origin) = shards_at.filter(|_| shards > 1 && durability != Durability::Off) {

@@ -47,13 +47,26 @@ pub enum Durability {
     Off,
 }
 
-impl std::fmt::Display for Durability {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Durability {
+    pub const ALL: [Durability; 3] = [Durability::Fsync, Durability::Process, Durability::Off];
+
+    /// As configurations have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Durability::Fsync => "fsync",
             Durability::Process => "process",
             Durability::Off => "off",
-        })
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Durability> {
+        Durability::ALL.into_iter().find(|durability| durability.as_str() == text)
+    }
+}
+
+impl std::fmt::Display for Durability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

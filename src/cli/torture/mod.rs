@@ -35,7 +35,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     folder: PathBuf,
     /// What the broker is to survive; with off it loses what it has, to be seen
-    #[arg(long, value_parser = ["fsync", "process", "off"], default_value = "fsync")]
+    #[arg(long, value_parser = Durability::ALL.map(Durability::as_str), default_value = Durability::Fsync.as_str())]
     durability: String,
     /// As JSON
     #[arg(long)]
@@ -281,11 +281,7 @@ impl Report {
         let mut sorted: Vec<u64> = restarts.iter().map(|took| took.as_millis() as u64).collect();
         sorted.sort_unstable();
         Report {
-            durability: match arguments.durability.as_str() {
-                "process" => Durability::Process,
-                "off" => Durability::Off,
-                _ => Durability::Fsync,
-            },
+            durability: Durability::parse(&arguments.durability).expect("clap takes no other"),
             kills: restarts.len(),
             acknowledged: account.acknowledged,
             kept: account.acknowledged - account.lost,
