@@ -9,7 +9,7 @@ use super::engine::{Engine, News, checkpoint_name, checkpoint_number, segment_na
 use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader};
 use super::image::{Image, Place};
 use super::record;
-use super::time::{Clocks, LastTime};
+use super::time::Clocks;
 
 /// How long files are kept for somebody who copies them and does not come back.
 const HOLD: Duration = Duration::from_secs(3600);
@@ -105,10 +105,9 @@ impl<D: Disk> Engine<D> {
         let _ = self.disk.remove(temporary);
         let mut file = self.disk.create(temporary, FILE_HEADER as u64)?;
         file.write_at(&FileHeader { number: first, first_sequence: sequence, tag: self.tag }.encode(), 0)?;
-        let time =
-            LastTime { moment: self.timeline.moment(clocks.now), wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
+        let time = self.last_time(clocks);
         let mut end = FILE_HEADER as u64;
-        super::checkpoint::write(&self.image, |payload, counts| {
+        write(&self.image, |payload, counts| {
             let header = FrameHeader::new(payload, sequence, time, counts).encode(self.tag);
             file.write_at(&[&header[..], payload].concat(), end)?;
             end += (FRAME_HEADER + payload.len()) as u64;
@@ -149,22 +148,22 @@ impl<D: Disk> Engine<D> {
             return Ok(());
         }
         let mut moved = BTreeMap::new();
-        let (mut payload, mut places) = (Vec::new(), Vec::new());
+        let (mut frame, mut places) = (vec![0; FRAME_HEADER], Vec::new());
         let wanted = self.image.places(|segment| sparse.contains(&segment));
         let mut left = wanted.len();
         for place in wanted {
             left -= 1;
             if let Some(body) = self.read_body_bytes(place, 1024) {
-                let at = record::copied(&mut payload, &body);
+                let at = record::copied(&mut frame, &body) - FRAME_HEADER;
                 places.push((place, at));
             }
-            if payload.len() > self.sizes.frame_max || (left == 0 && !payload.is_empty()) {
-                let at = self.write_frame(clocks, &payload, Counts::default(), false)?;
+            if frame.len() > self.sizes.frame_max || (left == 0 && frame.len() > FRAME_HEADER) {
+                let at = self.write_frame(clocks, &mut frame, Counts::default(), false)?;
                 for (old, offset) in places.drain(..) {
                     let new = Place { segment: at.segment, offset: (at.payload + offset as u64) as u32 };
                     moved.insert(old, new);
                 }
-                payload.clear();
+                frame.truncate(FRAME_HEADER);
             }
         }
         // True from the checkpoint on that follows; until then both places are good.
@@ -178,17 +177,9 @@ impl<D: Disk> Engine<D> {
         if !self.holds.is_empty() {
             return;
         }
-        let current = self.writer.as_ref().map(|writer| writer.number);
-        let below = self.checkpointed.1;
-        let unwanted: Vec<u32> = self
-            .segments
-            .keys()
-            .copied()
-            .take_while(|number| *number < below)
-            .filter(|number| {
-                Some(*number) != current && !self.image.live.contains_key(number) && !self.copied.contains(number)
-            })
-            .collect();
+        let checkpointed = self.segments.range(..self.checkpointed.1).map(|(number, _)| *number);
+        let unwanted: Vec<u32> =
+            checkpointed.filter(|number| self.is_unwanted(*number) && !self.copied.contains(number)).collect();
         for number in unwanted {
             if self.disk.remove(&segment_name(number)).is_ok() {
                 self.segments.remove(&number);
@@ -226,9 +217,7 @@ impl<D: Disk> Engine<D> {
 
     /// Whether a checkpoint would let go of a segment.
     pub(super) fn has_room_to_give(&self) -> bool {
-        let current = self.writer.as_ref().map(|writer| writer.number);
-        let is_unwanted = |number: &u32| Some(*number) != current && !self.image.live.contains_key(number);
-        self.since_checkpoint > 0
-            && self.segments.keys().any(|number| *number >= self.checkpointed.1 && is_unwanted(number))
+        let mut later = self.segments.range(self.checkpointed.1..);
+        self.since_checkpoint > 0 && later.any(|(number, _)| self.is_unwanted(*number))
     }
 }

@@ -131,9 +131,9 @@ impl Store for DurableStore {
     }
 
     fn poll_answer(&mut self) -> Option<Answer> {
-        // A turn asks when it has nothing more to append.
-        self.flush();
         if self.ready.is_empty() {
+            // What follows from the answers before goes together too.
+            self.flush();
             self.ready.extend(self.answers.try_iter().flatten());
         }
         self.ready.pop_front()
@@ -210,24 +210,26 @@ impl Committer {
                             Err(_) => break,
                         }
                     }
-                    let waited = self.first.map(|first| Clocks::monotonic().saturating_duration_since(first));
-                    if waited.is_some_and(|waited| waited >= self.commit_delay) || !self.fetches.is_empty() {
-                        self.commit();
-                    }
                 }
-                Err(RecvTimeoutError::Timeout) if due.is_some() => self.commit(),
-                Err(RecvTimeoutError::Timeout) => self.engine.note_time(Clocks::look()),
+                Err(RecvTimeoutError::Timeout) => {}
             }
+            let clocks = Clocks::look();
+            let waited = self.first.map(|first| clocks.now.saturating_duration_since(first));
+            if waited.is_some_and(|waited| waited >= self.commit_delay) || !self.fetches.is_empty() {
+                self.commit(clocks);
+            } else if self.first.is_none() {
+                self.engine.note_time(clocks);
+            }
+            // Answers do not wait for what can wait.
+            self.tell();
             self.fetch();
-            self.engine.maintain(Clocks::look());
+            self.engine.maintain(clocks);
             self.tell();
         }
     }
 
     /// Brings back what was asked for since the last commit, and sees it.
     fn fetch(&mut self) {
-        // What was committed is told first.
-        self.tell();
         for (client, number, wanted) in std::mem::take(&mut self.fetches) {
             let found = self.engine.fetch(&client, &wanted);
             let _ = self.answers.send(vec![Answer::Fetched(client, number, found)]);
@@ -237,8 +239,9 @@ impl Committer {
 
     /// What is pending is written down, and a checkpoint, so that the next start has little to read.
     fn stop(&mut self) {
-        self.commit();
-        self.engine.checkpoint(Clocks::look());
+        let clocks = Clocks::look();
+        self.commit(clocks);
+        self.engine.checkpoint(clocks);
         self.tell();
     }
 
@@ -257,8 +260,9 @@ impl Committer {
             }
             Command::Stats(answer) => drop(answer.send(self.engine.stats())),
             Command::Hold(answer) => {
-                self.commit();
-                drop(answer.send(self.engine.hold(Clocks::look())));
+                let clocks = Clocks::look();
+                self.commit(clocks);
+                drop(answer.send(self.engine.hold(clocks)));
             }
             Command::Release(number, answer) => drop(answer.send(self.engine.release(number, Clocks::look()))),
             Command::Waker(wake) => self.wake = wake,
@@ -266,12 +270,11 @@ impl Committer {
         }
     }
 
-    fn commit(&mut self) {
-        self.engine.commit(Clocks::look());
+    fn commit(&mut self, clocks: Clocks) {
+        self.engine.commit(clocks);
         if !self.engine.has_pending() {
             self.first = None;
         }
-        self.tell();
     }
 
     fn tell(&mut self) {

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
 use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Tag};
-use super::image::{At, Entry, Image, Place};
+use super::image::{At, Entry, Image, Kept, Place};
 use super::record::{self, Records};
 use super::time::{Clocks, LastTime, Moment, Timeline};
 use super::{Answer, Durability};
@@ -97,16 +97,16 @@ pub(super) struct Segment<F> {
 #[derive(Debug)]
 pub(super) struct Writer<F> {
     pub(super) number: u32,
-    pub(super) file: F,
+    file: F,
     /// Synced up to here.
-    pub(super) end: u64,
-    pub(super) capacity: u64,
+    end: u64,
+    capacity: u64,
     /// It is the room that was kept: for what has to be written down alone.
-    pub(super) is_reserve: bool,
+    is_reserve: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Pending {
+struct Pending {
     ticket: Ticket,
     bytes: Vec<u8>,
     counts: Counts,
@@ -141,7 +141,7 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Engine<D: Disk> {
     pub(super) disk: D,
-    pub(super) durability: Durability,
+    durability: Durability,
     pub(super) sizes: Sizes,
     pub(super) tag: Tag,
     pub(super) timeline: Timeline,
@@ -154,17 +154,17 @@ pub struct Engine<D: Disk> {
     pub(super) checkpointed: (u64, u32),
     pub(super) checkpoint_bytes: u64,
     pub(super) since_checkpoint: u64,
-    pub(super) pending: VecDeque<Pending>,
-    pub(super) answers: VecDeque<Answer>,
+    pending: VecDeque<Pending>,
+    answers: Vec<Answer>,
     pub(super) failing: Option<Failing>,
-    pub(super) has_reserve: bool,
+    has_reserve: bool,
     /// Nothing is removed while somebody copies the files.
     pub(super) holds: Vec<(u64, Instant)>,
     pub(super) next_hold: u64,
     /// When it was last looked for room to be given back.
-    pub(super) tidied: Option<Instant>,
+    tidied: Option<Instant>,
     /// The store's time in the newest frame.
-    pub(super) last_frame: Moment,
+    last_frame: Moment,
     /// Segments whose bodies were copied, while the newest checkpoint does not know it.
     pub(super) copied: Vec<u32>,
     pub(super) stats: Stats,
@@ -208,7 +208,7 @@ impl<D: Disk> Engine<D> {
             checkpoint_bytes: 0,
             since_checkpoint: 0,
             pending: VecDeque::new(),
-            answers: VecDeque::new(),
+            answers: Vec::new(),
             failing: None,
             has_reserve: false,
             holds: Vec::new(),
@@ -236,10 +236,6 @@ impl<D: Disk> Engine<D> {
         self.durability == Durability::Fsync
     }
 
-    pub(super) fn tag(&self) -> Tag {
-        self.tag
-    }
-
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
@@ -250,12 +246,8 @@ impl<D: Disk> Engine<D> {
     }
 
     /// All answers that are ready.
-    pub(super) fn take_answers(&mut self) -> Vec<Answer> {
-        self.answers.drain(..).collect()
-    }
-
-    pub fn poll_answer(&mut self) -> Option<Answer> {
-        self.answers.pop_front()
+    pub fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
     }
 
     pub fn poll_news(&mut self) -> Option<News> {
@@ -268,8 +260,10 @@ impl<D: Disk> Engine<D> {
             return;
         }
         while !self.pending.is_empty() {
-            match self.commit_frame(clocks) {
-                Ok(()) => {
+            // One that alone is larger goes alone.
+            let most = self.sizes.frame_max.max(self.pending[0].bytes.len());
+            match self.commit_first(clocks, self.pending.len(), most, false) {
+                Ok(_) => {
                     if self.failing.take().is_some() {
                         self.news.push_back(News::Recovered);
                     }
@@ -297,35 +291,37 @@ impl<D: Disk> Engine<D> {
     /// a crash has to know until when they were there.
     pub fn note_time(&mut self, clocks: Clocks) {
         let is_due = self.timeline.moment(clocks.now).saturating_sub(self.last_frame) >= NOTED_EVERY_MS;
-        let is_asked =
-            self.image.sessions.values().any(|kept| kept.facts.as_ref().is_some_and(|facts| facts.connected));
-        if is_due && is_asked && self.failing.is_none() && self.pending.is_empty() {
+        if !is_due || self.failing.is_some() || !self.pending.is_empty() {
+            return;
+        }
+        let is_connected = |kept: &Kept| kept.facts.as_ref().is_some_and(|facts| facts.connected);
+        if self.image.sessions.values().any(is_connected) {
             // What fails here fails again where it matters.
-            let _ = self.write_frame(clocks, &[], Counts::default(), false);
+            let _ = self.write_frame(clocks, &mut [0; FRAME_HEADER], Counts::default(), false);
         }
     }
 
-    /// One frame of what is pending: written, synced, and then true.
-    fn commit_frame(&mut self, clocks: Clocks) -> io::Result<()> {
-        let mut count = 0;
-        let mut len = 0;
-        for pending in &self.pending {
-            if count > 0 && len + pending.bytes.len() > self.sizes.frame_max {
+    /// One frame of the first of what is pending, `count` and `bytes_max` at most: written, synced, and then
+    /// true. Says whether there was room for any.
+    fn commit_first(&mut self, clocks: Clocks, count: usize, bytes_max: usize, reserve: bool) -> io::Result<bool> {
+        let mut frame = vec![0; FRAME_HEADER];
+        let mut counts = Counts::default();
+        let mut taken = 0;
+        for pending in self.pending.iter().take(count) {
+            if frame.len() - FRAME_HEADER + pending.bytes.len() > bytes_max {
                 break;
             }
-            len += pending.bytes.len();
-            count += 1;
-        }
-        let mut payload = Vec::with_capacity(len);
-        let mut counts = Counts::default();
-        for pending in self.pending.iter().take(count) {
-            payload.extend_from_slice(&pending.bytes);
+            frame.extend_from_slice(&pending.bytes);
             counts.add(pending.counts);
+            taken += 1;
         }
-        let at = self.write_frame(clocks, &payload, counts, false)?;
+        if taken == 0 {
+            return Ok(false);
+        }
+        let at = self.write_frame(clocks, &mut frame, counts, reserve)?;
         self.stats.messages += u64::from(counts.messages);
-        self.committed(count, &Bytes::from(payload), at);
-        Ok(())
+        self.committed(taken, &Bytes::from(frame).slice(FRAME_HEADER..), at);
+        Ok(true)
     }
 
     /// The first `count` of what is pending are done: one behind the other they are the payload.
@@ -335,7 +331,7 @@ impl<D: Disk> Engine<D> {
             let to = from + pending.bytes.len();
             self.apply(payload.slice(from..to), At { payload: at.payload + from as u64, ..at });
             from = to;
-            self.answers.push_back(Answer::Committed(pending.ticket));
+            self.answers.push(Answer::Committed(pending.ticket));
             pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight));
         }
     }
@@ -349,29 +345,34 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Writes a frame behind the last one and syncs it; says where its payload lies.
+    /// What a frame says of the time.
+    pub(super) fn last_time(&self, clocks: Clocks) -> LastTime {
+        let moment = self.timeline.moment(clocks.now);
+        LastTime { moment, wall_secs: clocks.wall_secs, is_sane: clocks.is_sane }
+    }
+
+    /// Writes a frame, which has room for its header, behind the last one and syncs it; says where its
+    /// payload lies.
     pub(super) fn write_frame(
         &mut self,
         clocks: Clocks,
-        payload: &[u8],
+        frame: &mut [u8],
         counts: Counts,
         reserve: bool,
     ) -> io::Result<At> {
-        let whole = (FRAME_HEADER + payload.len()) as u64;
+        let whole = frame.len() as u64;
         let has_room =
             |writer: &Writer<D::File>| writer.end + whole <= writer.capacity && (reserve || !writer.is_reserve);
         if !self.writer.as_ref().is_some_and(has_room) {
             self.roll(whole, reserve)?;
         }
+        let time = self.last_time(clocks);
+        let header = FrameHeader::new(&frame[FRAME_HEADER..], self.next_sequence, time, counts);
+        frame[..FRAME_HEADER].copy_from_slice(&header.encode(self.tag));
+        let syncs = self.syncs();
         let writer = self.writer.as_mut().expect("there after rolling");
-        let moment = self.timeline.moment(clocks.now);
-        let time = LastTime { moment, wall_secs: clocks.wall_secs, is_sane: clocks.is_sane };
-        let header = FrameHeader::new(payload, self.next_sequence, time, counts);
-        let mut bytes = Vec::with_capacity(whole as usize);
-        bytes.extend_from_slice(&header.encode(self.tag));
-        bytes.extend_from_slice(payload);
-        let mut written = writer.file.write_at(&bytes, writer.end);
-        if self.durability == Durability::Fsync {
+        let mut written = writer.file.write_at(frame, writer.end);
+        if syncs {
             written = written.and_then(|()| writer.file.sync());
         }
         if let Err(error) = written {
@@ -384,10 +385,10 @@ impl<D: Disk> Engine<D> {
         self.segments.get_mut(&number).expect("made with its writer").end = end;
         self.next_sequence += 1;
         self.since_checkpoint += whole;
-        self.last_frame = moment;
+        self.last_frame = time.moment;
         self.stats.bytes_written += whole;
         self.stats.commits += 1;
-        Ok(At { segment: number, payload: payload_at, moment })
+        Ok(At { segment: number, payload: payload_at, moment: time.moment })
     }
 
     /// A new segment with room for a frame of `whole` bytes.
@@ -429,7 +430,7 @@ impl<D: Disk> Engine<D> {
     /// The name is to survive as the frames do, and the header before any of them.
     fn begin_segment(&mut self, file: &mut D::File, header: &[u8]) -> io::Result<()> {
         file.write_at(header, 0)?;
-        if self.durability == Durability::Fsync {
+        if self.syncs() {
             file.sync()?;
             self.disk.sync_folder()?;
         }
@@ -485,7 +486,7 @@ impl<D: Disk> Engine<D> {
                 self.pending.push_back(pending);
                 continue;
             }
-            self.answers.push_back(Answer::Failed(pending.ticket));
+            self.answers.push(Answer::Failed(pending.ticket));
             match self.pending.back_mut() {
                 Some(before) => before.rewinds.append(&mut pending.rewinds),
                 None => pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight)),
@@ -501,27 +502,14 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// As many of the first `count` as the room that was kept has room for.
     fn commit_reserved(&mut self, clocks: Clocks, count: usize) {
-        let mut payload = Vec::new();
-        let mut counts = Counts::default();
-        let mut taken = 0;
         let left = match self.writer.as_ref().filter(|writer| writer.is_reserve) {
             Some(writer) => writer.capacity - writer.end,
             None => self.sizes.reserve - FILE_HEADER as u64,
         };
-        for pending in self.pending.iter().take(count) {
-            if (payload.len() + pending.bytes.len() + FRAME_HEADER) as u64 > left {
-                break;
-            }
-            payload.extend_from_slice(&pending.bytes);
-            counts.add(pending.counts);
-            taken += 1;
-        }
-        if taken == 0 {
-            return;
-        }
-        if let Ok(at) = self.write_frame(clocks, &payload, counts, true) {
-            self.committed(taken, &Bytes::from(payload), at);
+        let bytes_max = left.saturating_sub(FRAME_HEADER as u64) as usize;
+        if self.commit_first(clocks, count, bytes_max, true).is_ok_and(|any| any) {
             self.collect();
         }
     }
@@ -585,6 +573,12 @@ impl<D: Disk> Engine<D> {
         }
         let id = MessageId(entry.id);
         Fetched { id, to: self.image.queued_for(client, entry), published: entry.published(), message }
+    }
+
+    /// Whether nothing refers to a segment, and nothing is written to it.
+    pub(super) fn is_unwanted(&self, number: u32) -> bool {
+        let is_current = self.writer.as_ref().is_some_and(|writer| writer.number == number);
+        !is_current && !self.image.live.contains_key(&number)
     }
 
     /// Reads one body; about `size` bytes are expected.

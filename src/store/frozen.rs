@@ -3,7 +3,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, file_names};
 
 /// A store's files as they are, or were when they were held: to look at, not to change.
 #[derive(Debug)]
@@ -34,18 +34,10 @@ impl Disk for Frozen {
     type File = FrozenFile;
 
     fn list(&self) -> io::Result<Vec<String>> {
-        if let Some(lens) = &self.lens {
-            return Ok(lens.keys().cloned().collect());
+        match &self.lens {
+            Some(lens) => Ok(lens.keys().cloned().collect()),
+            None => file_names(&self.folder),
         }
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if let (true, Ok(name)) = (entry.file_type()?.is_file(), entry.file_name().into_string()) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
     }
 
     fn create(&mut self, _: &str, _: u64) -> io::Result<FrozenFile> {

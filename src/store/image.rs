@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::record::{self, Body, Record};
+use super::record::{Body, Record};
 use super::time::Moment;
 use crate::broker::{MessageId, QueuedFor, StoredWill};
 use crate::codec::SubscriptionOptions;
@@ -377,10 +377,10 @@ impl Image {
     }
 
     fn retain(&mut self, body: &Body, place: Place) {
-        let Some(topic) = record::topic_of(body) else { return };
-        self.clear(&topic);
+        let Ok(topic) = str::from_utf8(&body.topic) else { return };
+        self.clear(topic);
         self.hold(place, body.size);
-        self.retained.insert(topic, (place, body.size));
+        self.retained.insert(topic.into(), (place, body.size));
     }
 
     fn clear(&mut self, topic: &str) {

@@ -87,9 +87,7 @@ impl MemoryStore {
     pub fn work(&mut self) {
         self.engine.commit(self.clocks);
         self.engine.maintain(self.clocks);
-        while let Some(answer) = self.engine.poll_answer() {
-            self.ready.push_back(answer);
-        }
+        self.ready.extend(self.engine.take_answers());
     }
 
     /// Whether what is appended from now on fails.
@@ -131,7 +129,7 @@ impl Store for MemoryStore {
             self.engine.append(self.clocks.now, ticket, &changes);
             self.engine.commit(self.clocks);
             self.engine.maintain(self.clocks);
-            while self.engine.poll_answer().is_some() {}
+            self.engine.take_answers();
         }
         match self.held {
             true => self.waiting.push_back((ticket, kept)),

@@ -104,11 +104,6 @@ impl RamDisk {
         inner.fails = Some(Failure { from, until: from.saturating_add(count) });
     }
 
-    /// Calls that could fail, so far.
-    pub fn calls(&self) -> u64 {
-        self.lock().calls
-    }
-
     /// The disk has so many bytes from now on.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;

@@ -104,15 +104,14 @@ impl Reader {
     pub(super) fn body(&mut self, len: usize) -> Result<Body> {
         let at = len - self.bytes.len();
         let whole = body_len(&self.bytes).filter(|whole| *whole <= self.bytes.len()).ok_or(BadRecord)?;
-        let bytes = self.bytes.split_to(whole);
-        let mut head = Reader { bytes: bytes.slice(BODY_HEADER..) };
+        let mut head = Reader { bytes: self.bytes.split_to(whole).split_off(BODY_HEADER) };
         let id = MessageId(head.varint()?);
         let published = head.qos()?;
         let expires = head.varint()?;
         head.blob()?;
-        let topic = head.blob()?.len();
+        let topic = head.blob()?;
         let forwarded = head.blob()?.len();
         let payload = head.blob()?.len();
-        Ok(Body { id, at, size: (topic + forwarded + payload) as u32, published, expires, bytes })
+        Ok(Body { id, at, size: (topic.len() + forwarded + payload) as u32, published, expires, topic })
     }
 }

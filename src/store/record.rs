@@ -103,7 +103,7 @@ pub(super) struct Body {
     pub(super) published: QoS,
     /// 0: never.
     pub(super) expires: Moment,
-    pub(super) bytes: Bytes,
+    pub(super) topic: Bytes,
 }
 
 /// A record that makes no sense: its frame was written by something else.
@@ -320,16 +320,6 @@ pub(super) fn message(bytes: Bytes, timeline: &Timeline) -> Result<Message> {
     let topic = Topic::parse(&topic).map_err(|_| BadRecord)?;
     let expires = if expires == 0 { None } else { timeline.instant(expires) };
     Ok(Message::new(id, topic, payload, forwarded[..].into(), qos, expires, publisher))
-}
-
-/// The topic of the message in a body.
-pub(super) fn topic_of(body: &Body) -> Option<Box<str>> {
-    let mut head = Reader { bytes: body.bytes.slice(BODY_HEADER..) };
-    head.varint().ok()?;
-    head.u8().ok()?;
-    head.varint().ok()?;
-    head.blob().ok()?;
-    head.text().ok().map(Into::into)
 }
 
 fn queued_for(out: &mut Vec<u8>, to: &QueuedFor) {

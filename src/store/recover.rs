@@ -9,9 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Durability;
 use super::disk::{Disk, DiskFile};
-use super::engine::{
-    Engine, NOTED_EVERY_MS, Segment, Sizes, checkpoint_name, checkpoint_number, segment_name, segment_number,
-};
+use super::engine::{Engine, NOTED_EVERY_MS, Segment, Sizes, checkpoint_number, segment_name, segment_number};
 use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, FrameHeader, Frames, Tag, VERSION};
 use super::image::{At, Kept};
 use super::record::{Record, Records};
@@ -225,8 +223,7 @@ impl<D: Disk> Opening<D> {
                     // Its frames may be sound all the same; files that lie side by side mostly have one tag.
                     let beside = headers.values().next_back().map(|(header, _): &(FileHeader, D::File)| header.tag);
                     let guess = FileHeader::guess(&bytes);
-                    let (tag, first_sequence) =
-                        guess.unwrap_or_else(|| (beside.unwrap_or_else(|| self.engine.tag()), 0));
+                    let (tag, first_sequence) = guess.unwrap_or((beside.unwrap_or(self.engine.tag), 0));
                     self.damage(name, 0, &bytes[..FILE_HEADER], None);
                     headers.insert(number, (FileHeader { number, first_sequence, tag }, file));
                 }
@@ -423,10 +420,5 @@ impl<D: Disk> Engine<D> {
             progress(at + 1, count);
         }
         bad
-    }
-
-    /// The files' names, newest checkpoint included.
-    pub fn newest_checkpoint(&self) -> String {
-        checkpoint_name(self.checkpointed.0)
     }
 }
