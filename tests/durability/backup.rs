@@ -39,6 +39,16 @@ fn a_backup_of_a_running_broker_is_put_back_elsewhere() {
     assert!(complaint.contains("move it away first"), "{complaint}");
 }
 
+/// A site whose broker has stopped, with messages kept.
+fn stopped_with_messages() -> Site {
+    let site = Site::new(&["--client", "device1"]);
+    let mut broker = site.serve();
+    with_messages(&site, &broker);
+    broker.signal("TERM");
+    broker.wait();
+    site
+}
+
 fn with_passphrase(site: &Site, arguments: &[&str], passphrase: &str) -> (Option<i32>, String) {
     let mut command = lockgate();
     command.args(arguments).arg("--passphrase-stdin").arg("--dir").arg(site.path("")).stdin(Stdio::piped());
@@ -47,11 +57,7 @@ fn with_passphrase(site: &Site, arguments: &[&str], passphrase: &str) -> (Option
 
 #[test]
 fn a_whole_site_comes_back_from_its_backup_with_the_passphrase_alone() {
-    let site = Site::new(&["--client", "device1"]);
-    let mut broker = site.serve();
-    with_messages(&site, &broker);
-    broker.signal("TERM");
-    broker.wait();
+    let site = stopped_with_messages();
     let copies = tempfile::tempdir().unwrap();
     let copy = copies.path().join("copy");
     let path = copy.to_str().unwrap();
@@ -84,11 +90,7 @@ fn a_whole_site_comes_back_from_its_backup_with_the_passphrase_alone() {
 
 #[test]
 fn a_damaged_or_foreign_backup_is_refused_and_nothing_is_left_of_it() {
-    let site = Site::new(&["--client", "device1"]);
-    let mut broker = site.serve();
-    with_messages(&site, &broker);
-    broker.signal("TERM");
-    broker.wait();
+    let site = stopped_with_messages();
     let copies = tempfile::tempdir().unwrap();
     let copy = copies.path().join("copy");
     site.ok(&["store", "backup", copy.to_str().unwrap()]);

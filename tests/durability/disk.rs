@@ -2,7 +2,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
-use lockgate::codec::Version;
+use lockgate::codec::{self, Packet, Version};
+use lockgate::types::{PacketId, QoS};
 
 use crate::mqtt::Raw;
 use crate::site::{Broker, Site, eventually};
@@ -32,18 +33,17 @@ fn on_a_small_disk() -> (Site, Broker) {
 
 /// PUBLISH at QoS 1 to `t/x`.
 fn publish(packet_id: u16, len: usize) -> Vec<u8> {
-    let mut body = vec![0, 3];
-    body.extend_from_slice(b"t/x");
-    body.extend_from_slice(&packet_id.to_be_bytes());
-    body.push(0);
-    body.resize(body.len() + len, b'x');
-    let mut bytes = vec![0x32];
-    let mut length = body.len();
-    while length > 0 {
-        bytes.push((length & 0x7F) as u8 | if length > 0x7F { 0x80 } else { 0 });
-        length >>= 7;
-    }
-    bytes.extend_from_slice(&body);
+    let packet = Packet::Publish(codec::Publish {
+        dup: false,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        topic: "t/x",
+        packet_id: PacketId::new(packet_id),
+        properties: codec::PublishProperties::default(),
+        payload: &vec![b'x'; len],
+    });
+    let mut bytes = Vec::new();
+    codec::encode(&mut bytes, &packet, Version::V5);
     bytes
 }
 
@@ -117,6 +117,16 @@ fn a_full_disk_stops_what_is_durable_alone_and_mends_by_itself() {
     assert_eq!(got.lines().count(), accepted as usize);
 }
 
+/// A site whose broker was killed, with messages kept.
+fn killed_with_messages() -> Site {
+    let site = Site::new(&["--client", "device1"]);
+    let mut broker = site.serve();
+    with_messages(&site, &broker);
+    broker.signal("KILL");
+    broker.wait();
+    site
+}
+
 /// Flips a byte of a file.
 fn flip(path: &std::path::Path, at: u64) {
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
@@ -131,11 +141,7 @@ fn first_segment(site: &Site) -> PathBuf {
 
 #[test]
 fn a_damaged_file_is_reported_set_aside_and_the_rest_is_served() {
-    let site = Site::new(&["--client", "device1"]);
-    let mut broker = site.serve();
-    with_messages(&site, &broker);
-    broker.signal("KILL");
-    broker.wait();
+    let site = killed_with_messages();
     assert!(site.ok(&["store", "check"]).contains("all of it is sound"));
     // In the third message.
     let text = std::fs::read(first_segment(&site)).unwrap();
@@ -160,11 +166,7 @@ fn a_damaged_file_is_reported_set_aside_and_the_rest_is_served() {
 
 #[test]
 fn a_store_of_a_newer_version_is_left_alone() {
-    let site = Site::new(&["--client", "device1"]);
-    let mut broker = site.serve();
-    with_messages(&site, &broker);
-    broker.signal("KILL");
-    broker.wait();
+    let site = killed_with_messages();
     let mut bytes = std::fs::read(first_segment(&site)).unwrap();
     bytes[8] = 9;
     let crc = crc32fast::hash(&bytes[..28]);

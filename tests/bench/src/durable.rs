@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::broker::{field, framed};
+use crate::broker::{connect_with, field, framed};
 use crate::peer::{Kind, Peer};
 
 const WINDOW: usize = 20;
@@ -23,9 +23,7 @@ impl Client {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the broker listens");
         stream.set_nodelay(true).expect("a socket");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-        let flags = if clean { 0x02 } else { 0x00 };
-        let body = [field(b"MQTT"), vec![4, flags, 0, 0], field(client_id.as_bytes())].concat();
-        stream.write_all(&framed(0x10, &body)).expect("sent");
+        stream.write_all(&connect_with(client_id, clean, None, None)).expect("sent");
         let mut connack = [0; 4];
         stream.read_exact(&mut connack).expect("CONNACK");
         assert_eq!(connack[3], 0, "CONNACK");
