@@ -454,7 +454,7 @@ impl Core {
         let topic: Option<Box<str>> = clears.then(|| message.topic().as_str().into());
         let mut changes = vec![super::Change::Message { message, received, queued, retained }];
         changes.extend(topic.map(|topic| super::Change::RetainedCleared { topic }));
-        out.persist(ticket, changes);
+        out.persist(Some(ticket), &changes);
     }
 
     pub(super) fn settle(&mut self, now: Instant, holders: &[(ShardId, u64)], kept: bool, out: &mut impl Outbox) {

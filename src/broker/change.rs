@@ -202,8 +202,20 @@ pub struct RestoredSession {
     pub received: Vec<PacketId>,
     /// First those that are released, in the order of their PUBREC.
     pub inflight: Vec<RestoredInflight>,
-    /// Those that wait, what each counts, and the shared subscription that brought it.
-    pub waiting: Vec<(MessageId, u32, Option<Arc<str>>)>,
+    /// Those that wait.
+    pub waiting: Vec<RestoredWaiting>,
+    /// The shared subscriptions that brought some of them.
+    pub shares: Vec<Arc<str>>,
+}
+
+/// A message that waits in a queue, and that only the store has: 16 bytes, for there can be very many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RestoredWaiting {
+    pub message: MessageId,
+    /// What it counts in the queue, bytes.
+    pub size: u32,
+    /// The shared subscription that brought it: its place in the session's `shares`, plus one; 0: none.
+    pub share: u32,
 }
 
 #[derive(Debug)]

@@ -205,11 +205,11 @@ impl Core {
             // Others can take it.
             Some(share) => {
                 let change = Change::GivenUp { client, share: share.clone(), messages: vec![message] };
-                let ticket = self.persist(vec![change], out);
+                let ticket = self.persist(&[change], out);
                 self.wait(ticket, Waiting::Drain(vec![share]));
             }
             None => {
-                self.persist(vec![Change::Done { client, message, packet_id: None }], out);
+                out.persist(None, &[Change::Done { client, message, packet_id: None }]);
             }
         }
     }
@@ -456,7 +456,7 @@ impl Core {
             self.counters.dropped.store_failed += 1;
             sent.map(|sent| outgoing.remove(sent));
             let change = Change::Done { client: to.client, message: id, packet_id: to.packet_id };
-            self.persist(vec![change], out);
+            out.persist(None, &[change]);
             return;
         };
         match sent {

@@ -276,7 +276,7 @@ impl Core {
                 connected: true,
                 is_new: !session_present,
             };
-            let ticket = self.persist(vec![change], out);
+            let ticket = self.persist(&[change], out);
             self.sessions[session_at as usize].stored = true;
             ticket
         });
@@ -462,7 +462,7 @@ impl Core {
         }
         self.by_client.remove(&session.client);
         if self.options.durable && session.is_durable() {
-            let ticket = self.persist(vec![Change::SessionEnded { client: session.client.clone() }], out);
+            let ticket = self.persist(&[Change::SessionEnded { client: session.client.clone() }], out);
             if !left.is_empty() {
                 self.wait(ticket, Waiting::Drain(left));
             }
@@ -510,7 +510,7 @@ impl Core {
     /// Writes down how a session stands, where it is written down at all.
     pub(super) fn persist_session(&mut self, at: u32, connected: bool, out: &mut impl Outbox) {
         if let Some(change) = self.session_change(at, connected) {
-            self.persist(vec![change], out);
+            out.persist(None, &[change]);
         }
     }
 

@@ -41,10 +41,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 pub use change::{
     Change, Fetched, QueuedFor, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
-    StoredWill, Ticket, Wanted,
+    RestoredWaiting, StoredWill, Ticket, Wanted,
 };
 pub use connection::ConnectionId;
 pub use counters::{Counters, Drops, Gauges, Refusals};
@@ -116,7 +117,7 @@ pub struct Core {
     timers: Timers,
     /// Sessions with retained scans to go on with, in turn.
     scanning: VecDeque<u32>,
-    waiting: HashMap<Ticket, Vec<Waiting>, ahash::RandomState>,
+    waiting: HashMap<Ticket, SmallVec<[Waiting; 2]>, ahash::RandomState>,
     /// Tickets that are done when so many parts of them are.
     parts: BTreeMap<Ticket, usize>,
     border: Border,
@@ -246,7 +247,7 @@ impl Core {
             self.counters.dropped.expired += 1;
             // A change under way replaces it in the store anyway.
             if self.options.durable && !self.retained_pending.contains_key(&*message.topic) {
-                self.persist(vec![Change::RetainedCleared { topic: message.topic.clone() }], out);
+                out.persist(None, &[Change::RetainedCleared { topic: message.topic.clone() }]);
             }
         }
         if let Some(session) = self.scanning.pop_front() {
@@ -304,16 +305,17 @@ impl Core {
     }
 
     /// Has `changes` written down together; what depends on them can wait for the ticket.
-    fn persist(&mut self, changes: Vec<Change>, out: &mut impl Outbox) -> Ticket {
+    /// What nobody waits for goes to the outbox without a ticket.
+    fn persist(&mut self, changes: &[Change], out: &mut impl Outbox) -> Ticket {
         let ticket = self.ticket();
-        out.persist(ticket, changes);
+        out.persist(Some(ticket), changes);
         ticket
     }
 
     fn ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += u64::from(self.options.shards.max(1));
-        self.waiting.insert(ticket, Vec::new());
+        self.waiting.insert(ticket, SmallVec::new());
         ticket
     }
 

@@ -121,8 +121,8 @@ pub trait Outbox {
     /// End the connection once what was written has left. No input of this connection comes after.
     fn close(&mut self, to: ConnectionId, why: Closing);
 
-    /// Make `changes` durable, all or none, and answer `Committed` or `Failed`.
-    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>);
+    /// Make `changes` durable, all or none, and answer `Committed` or `Failed` under the ticket, if there is one.
+    fn persist(&mut self, ticket: Option<Ticket>, changes: &[Change]);
 
     /// Bring messages of a client's queue from the store: answered by `Fetched`. What was persisted before
     /// and is committed is seen.

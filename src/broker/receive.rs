@@ -285,7 +285,7 @@ impl Core {
                 message: entry.delivery.message_id(),
                 packet_id: Some(packet_id),
             };
-            self.persist(vec![change], out);
+            out.persist(None, &[change]);
         }
     }
 
@@ -339,7 +339,7 @@ impl Core {
             entry.delivery.hold = Some(ticket);
             entry.unkept = false;
         }
-        out.persist(ticket, vec![Change::Received { client: client.clone(), packet_id }]);
+        out.persist(Some(ticket), &[Change::Received { client: client.clone(), packet_id }]);
         self.wait(ticket, Waiting::Release(client, packet_id));
     }
 
@@ -373,7 +373,7 @@ impl Core {
         let session = &mut self.sessions[at as usize];
         let known = session.received.remove(&packet_id).is_some();
         let durable = (known && self.options.durable && session.is_durable()).then(|| session.client.clone());
-        let ticket = durable.map(|client| self.persist(vec![Change::Released { client, packet_id }], out));
+        let ticket = durable.map(|client| self.persist(&[Change::Released { client, packet_id }], out));
         let reason = if known || !dialect::explains_itself(version) {
             ReasonCode::Success
         } else {

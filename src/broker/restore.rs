@@ -25,7 +25,7 @@ impl Core {
             self.retained.set(message);
         }
         for topic in restored.unreadable {
-            self.persist(vec![Change::RetainedCleared { topic }], out);
+            out.persist(None, &[Change::RetainedCleared { topic }]);
         }
         let mut orphans = Vec::new();
         for session in restored.sessions {
@@ -37,10 +37,9 @@ impl Core {
         }
         // Only now is everybody there who may take what others left.
         for orphan in orphans {
-            let waiting = orphan.waiting.into_iter().filter_map(|(.., share)| share);
             let sent = orphan.inflight.into_iter().filter_map(|entry| entry.sent?.to.shared);
-            let shares: BTreeSet<Arc<str>> = waiting.chain(sent).collect();
-            let ticket = self.persist(vec![Change::SessionEnded { client: orphan.client }], out);
+            let shares: BTreeSet<Arc<str>> = orphan.shares.into_iter().chain(sent).collect();
+            let ticket = self.persist(&[Change::SessionEnded { client: orphan.client }], out);
             self.wait(ticket, Waiting::Drain(shares.into_iter().collect()));
         }
         for group in restored.groups {
@@ -54,9 +53,7 @@ impl Core {
         self.next_session += 1;
         let mut outgoing = Outgoing::new();
         outgoing.inflight = restored.inflight.into_iter().map(inflight).collect();
-        for (message, size, share) in &restored.waiting {
-            outgoing.push_stored(*message, *size, share.as_ref());
-        }
+        outgoing.restore_waiting(restored.waiting, restored.shares);
         let expires = (restored.expiry_interval_secs != u32::MAX).then(|| now + restored.expires_in);
         let will_due = restored.will.as_ref().map(|_| now + restored.will_in);
         let at = self.sessions.insert(Session {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use smallvec::{SmallVec, smallvec};
+
 use bytes::Bytes;
 
 use super::change::{Change, QueuedFor, Ticket};
@@ -116,7 +118,7 @@ impl Core {
         } else if let Some(ticket) = ticket {
             let message = spread.message.unwrap_or_else(|| self.keep(now, incoming));
             let changes = self.changes_of(incoming, message, spread.queued, retained);
-            out.persist(ticket, changes);
+            out.persist(Some(ticket), &changes);
         }
         (matched, ticket)
     }
@@ -137,10 +139,10 @@ impl Core {
         message: Arc<Message>,
         queued: Vec<QueuedFor>,
         retained: bool,
-    ) -> Vec<Change> {
+    ) -> SmallVec<[Change; 1]> {
         let received =
             incoming.received.map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id));
-        let mut changes = vec![Change::Message { message, received, queued, retained }];
+        let mut changes = smallvec![Change::Message { message, received, queued, retained }];
         changes.extend(incoming.with.clone());
         // Cleared, or no room for it: what was retained before is not current any more.
         if incoming.retain && !retained && self.is_home(incoming.topic.as_str()) {
@@ -504,7 +506,7 @@ impl Core {
                 self.counters.dropped.queue_full += 1;
             }
             if !changes.is_empty() {
-                self.persist(changes, out);
+                out.persist(None, &changes);
             }
             return true;
         }

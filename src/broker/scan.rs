@@ -275,7 +275,7 @@ impl Core {
     fn persist_scanned(&mut self, client: ClientId, changes: Vec<Change>, out: &mut impl Outbox) {
         if !changes.is_empty() {
             let kept = changes.iter().filter_map(Change::message_id).collect();
-            let ticket = self.persist(changes, out);
+            let ticket = self.persist(&changes, out);
             self.wait(ticket, Waiting::Scanned(client, kept));
         }
     }

@@ -152,11 +152,14 @@ impl Core {
             pubrel_sent: false,
         });
         if kept {
-            let ticket = self.persist(vec![Change::Sent { client: client.clone(), message, packet_id }], out);
+            let change = [Change::Sent { client: client.clone(), message, packet_id }];
             if qos == QoS::ExactlyOnce {
+                let ticket = self.persist(&change, out);
                 let outgoing = &mut self.sessions[at as usize].outgoing;
                 outgoing.inflight.back_mut().expect("pushed above").delivery.hold = Some(ticket);
                 self.wait(ticket, Waiting::Sent(client, packet_id));
+            } else {
+                out.persist(None, &change);
             }
         }
         true
@@ -167,7 +170,7 @@ impl Core {
         if delivery.kept {
             let client = self.sessions[at as usize].client.clone();
             let change = Change::Done { client, message: delivery.message_id(), packet_id };
-            self.persist(vec![change], out);
+            out.persist(None, &[change]);
         }
     }
 }

@@ -241,7 +241,7 @@ impl Core {
         }
         let client = session.client.clone();
         let change = Change::GivenUp { client, share: share.clone(), messages };
-        let ticket = self.persist(vec![change], out);
+        let ticket = self.persist(&[change], out);
         self.wait(ticket, Waiting::Drain(vec![share.clone()]));
     }
 
@@ -291,7 +291,7 @@ impl Core {
             let done = Change::Done { client: group.clone(), message: id, packet_id: None };
             let Some(message) = message else {
                 self.counters.dropped.store_failed += 1;
-                self.persist(vec![done], out);
+                out.persist(None, &[done]);
                 continue;
             };
             let moved = Box::new(Move {
@@ -310,7 +310,7 @@ impl Core {
             });
             if self.find_new_member(now, moved, out).is_some() {
                 self.counters.dropped.nobody_left += 1;
-                self.persist(vec![done], out);
+                out.persist(None, &[done]);
             }
         }
         if again {
@@ -338,7 +338,7 @@ impl Core {
         if let Some(group) = moved.kept_for {
             // It came from the store, and nobody is left.
             self.counters.dropped.nobody_left += 1;
-            self.persist(vec![Change::Done { client: group, message: moved.message, packet_id: None }], out);
+            out.persist(None, &[Change::Done { client: group, message: moved.message, packet_id: None }]);
             return;
         }
         let home = self.home(moved.client.as_str());
@@ -442,7 +442,7 @@ impl Core {
         let has_room = self.has_queue_room(at, moved.size as usize, out);
         if let Some(client) = moved.kept_for.take_if(|_| qos == QoS::AtMostOnce || !has_room) {
             // Sent once, or dropped by a limit: the store is done with it.
-            self.persist(vec![Change::Done { client, message: moved.message, packet_id: None }], out);
+            out.persist(None, &[Change::Done { client, message: moved.message, packet_id: None }]);
         }
         if !has_room {
             return;
@@ -457,7 +457,7 @@ impl Core {
             let to = QueuedFor { at_hand, ..moved.queued_for(session.client.clone(), qos, identifiers.to_vec()) };
             let body = if moved.kept_for.is_none() { moved.body.clone() } else { None };
             let from = moved.kept_for.unwrap_or_else(|| group_as_client(&moved.share));
-            self.persist(vec![Change::Moved { message: moved.message, body, from, packet_id: None, to }], out);
+            out.persist(None, &[Change::Moved { message: moved.message, body, from, packet_id: None, to }]);
         }
         let outgoing = &mut self.sessions[at as usize].outgoing;
         if at_hand {

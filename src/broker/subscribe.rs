@@ -49,7 +49,7 @@ impl Core {
             self.scans_wait(at, known);
             self.wait(known, Waiting::Deliveries(self.sessions[at as usize].client.clone()));
         }
-        let written = (!changes.is_empty()).then(|| self.persist(changes, out));
+        let written = (!changes.is_empty()).then(|| self.persist(&changes, out));
         let ticket = self.all_of(&Vec::from_iter(known.into_iter().chain(written)));
         // [MQTT-3.8.4-1], [MQTT-3.8.4-2], [MQTT-3.8.4-6]
         let reason_string = refused.map(explain);
@@ -171,7 +171,7 @@ impl Core {
                 Ok(_) => ReasonCode::NoSubscriptionExisted,
             });
         }
-        let ticket = (!changes.is_empty()).then(|| self.persist(changes, out));
+        let ticket = (!changes.is_empty()).then(|| self.persist(&changes, out));
         // [MQTT-3.10.4-4], [MQTT-3.10.4-5]
         let unsuback = UnsubAck { packet_id: packet.packet_id, reasons, reason_string: refused.map(explain) };
         self.acknowledge(id, HeldKind::Other, &Packet::UnsubAck(unsuback), ticket, out);

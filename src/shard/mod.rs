@@ -25,7 +25,7 @@ use crate::auth::{Acl, Methods};
 use crate::broker::{Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
-use crate::types::{Histogram, Identity};
+use crate::types::Identity;
 
 /// What a shard is told from outside.
 pub(crate) enum Message {
@@ -193,7 +193,6 @@ pub fn spawn(mut start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
         ends.push((poll, inbox, waker));
     }
     let shards = Arc::new(Inboxes(inboxes));
-    let commits = Arc::new(Histogram::default());
     let mut threads = Vec::new();
     for (at, ((poll, inbox, waker), store)) in ends.into_iter().zip(std::mem::take(&mut start.stores)).enumerate() {
         let me = ShardId(at as u16);
@@ -207,13 +206,12 @@ pub fn spawn(mut start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
         };
         let core = Core::new(options, start.acl.clone());
         let peers = Peers { me, inboxes: Arc::downgrade(&shards) };
-        let commits = commits.clone();
         let restored = start.restored.take();
         let mut store = store;
         let bell = waker.clone();
         store.set_waker(Box::new(move || drop(bell.wake())));
         let thread = std::thread::Builder::new().name(format!("shard-{at}")).spawn(move || {
-            turn::Shard::new(poll, inbox, core, store, commits, peers).run(restored);
+            turn::Shard::new(poll, inbox, core, store, peers).run(restored);
             // A waker that is gone before its event was seen wakes nobody.
             drop(waker);
         })?;

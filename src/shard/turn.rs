@@ -1,6 +1,5 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,6 @@ use crate::broker::{Admission, Closing, Command, ConnectionId, Core, Input, Rest
 use crate::codec::{self, Packet};
 use crate::handover::Handover;
 use crate::store::{Answer, Store};
-use crate::types::Histogram;
 
 pub(super) const WAKER: Token = Token(usize::MAX);
 
@@ -79,14 +77,13 @@ impl Shard {
         inbox: Receiver<Message>,
         core: Core,
         store: Box<dyn Store + Send>,
-        commits: Arc<Histogram>,
         peers: Peers,
     ) -> Shard {
         Shard {
             poll,
             inbox,
             core,
-            wire: Wire::new(store, commits, peers),
+            wire: Wire::new(store, peers),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             ready: VecDeque::new(),
             lingering: VecDeque::new(),
@@ -465,14 +462,8 @@ impl Shard {
         loop {
             let Some(answer) = self.wire.store.poll_answer() else { return };
             let input = match answer {
-                Answer::Committed(ticket) => {
-                    self.wire.answered(ticket);
-                    Input::Committed(ticket)
-                }
-                Answer::Failed(ticket) => {
-                    self.wire.answered(ticket);
-                    Input::Failed(ticket)
-                }
+                Answer::Committed(ticket) => Input::Committed(ticket),
+                Answer::Failed(ticket) => Input::Failed(ticket),
                 Answer::Fetched(client, number, messages) => Input::Fetched(client, number, messages),
             };
             self.core.handle(now, input, &mut self.wire);
@@ -583,7 +574,7 @@ impl Shard {
             levels: self.levels,
             bytes_received: self.bytes_received,
             bytes_sent: self.bytes_sent,
-            commits: self.wire.commits.clone(),
+            commits: self.wire.store.commit_times(),
         }
     }
 

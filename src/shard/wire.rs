@@ -1,5 +1,3 @@
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -12,7 +10,7 @@ use crate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outb
 use crate::codec::Version;
 use crate::handover::About;
 use crate::store::Store;
-use crate::types::{ClientId, Histogram, Identity, ReasonCode};
+use crate::types::{ClientId, Identity, ReasonCode};
 
 /// A connection as the shard drives it.
 pub(super) struct Connection {
@@ -55,57 +53,25 @@ pub(super) struct Connection {
 /// How long a keep alive rests for a client that takes nothing of what was written for it.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// Bytes of changes that the store has not answered for: from here on nobody is read.
-const COMMITTING_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that the store has not written down: from here on nobody is read.
+const PENDING_MAX: usize = 64 * 1024 * 1024;
 
 /// The core's way out: connections' buffers, the store, the log.
 pub(super) struct Wire {
     pub(super) connections: Slab<Connection>,
     pub(super) dirty: Vec<usize>,
     pub(super) store: Box<dyn Store + Send>,
-    /// Since when, and how many bytes, the store has what it has not answered for.
-    committing: HashMap<Ticket, (Instant, usize)>,
-    committing_bytes: usize,
-    pub(super) commits: Arc<Histogram>,
     pub(super) peers: Peers,
 }
 
-/// About what a change takes.
-fn size_of(change: &Change) -> usize {
-    match change {
-        Change::Message { message, queued, .. } => 64 + message.size() + 64 * queued.len(),
-        Change::Moved { body: Some(message), .. } => 64 + message.size(),
-        Change::Session { will: Some(will), .. } => 128 + will.topic.len() + will.payload.len(),
-        Change::Subscribed { filter, .. } => 64 + filter.len(),
-        Change::GivenUp { messages, .. } => 64 + 8 * messages.len(),
-        _ => 64,
-    }
-}
-
 impl Wire {
-    pub(super) fn new(store: Box<dyn Store + Send>, commits: Arc<Histogram>, peers: Peers) -> Wire {
-        Wire {
-            connections: Slab::new(),
-            dirty: Vec::new(),
-            store,
-            committing: HashMap::new(),
-            committing_bytes: 0,
-            commits,
-            peers,
-        }
+    pub(super) fn new(store: Box<dyn Store + Send>, peers: Peers) -> Wire {
+        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers }
     }
 
     /// The store has so much to write down that nobody is asked for more.
     pub(super) fn is_store_busy(&self) -> bool {
-        self.committing_bytes >= COMMITTING_MAX
-    }
-
-    /// The store has answered for a ticket.
-    pub(super) fn answered(&mut self, ticket: Ticket) {
-        if let Some((since, bytes)) = self.committing.remove(&ticket) {
-            self.committing_bytes -= bytes;
-            self.commits.observe(super::turn::clock().saturating_duration_since(since));
-        }
+        self.store.pending_bytes() >= PENDING_MAX
     }
 
     pub(super) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
@@ -180,11 +146,7 @@ impl Outbox for Wire {
         }
     }
 
-    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        // Only measured: no decision of the core depends on it.
-        let bytes = changes.iter().map(size_of).sum();
-        self.committing.insert(ticket, (super::turn::clock(), bytes));
-        self.committing_bytes += bytes;
+    fn persist(&mut self, ticket: Option<Ticket>, changes: &[Change]) {
         self.store.append(ticket, changes);
     }
 

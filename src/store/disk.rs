@@ -5,8 +5,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bytes::BytesMut;
-
 /// One flat folder of files.
 pub trait Disk: Send {
     type File: DiskFile;
@@ -32,21 +30,20 @@ pub trait DiskFile: Send {
     fn sync(&mut self) -> io::Result<()>;
     fn set_len(&mut self, len: u64) -> io::Result<()>;
 
-    /// Everything. What the disk cannot read any more is zeros: the checks of frames find it.
-    fn read_all(&self, bytes: &mut BytesMut) -> io::Result<()> {
-        bytes.clear();
-        bytes.resize(self.size()? as usize, 0);
-        match self.read_at(bytes, 0) {
+    /// Everything from `at` on. What the disk cannot read any more is zeros: the checks of frames find it.
+    fn read_from(&self, at: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.size()?.saturating_sub(at) as usize];
+        match self.read_at(&mut bytes, at) {
             Ok(count) => bytes.truncate(count),
             Err(_) => {
                 for (number, piece) in bytes.chunks_mut(PIECE).enumerate() {
-                    if self.read_at(piece, (number * PIECE) as u64).is_err() {
+                    if self.read_at(piece, at + (number * PIECE) as u64).is_err() {
                         piece.fill(0);
                     }
                 }
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 

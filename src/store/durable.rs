@@ -2,26 +2,29 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use super::batch::Batch;
 use super::recover::{OpenError, Recovery, open};
 use super::{Answer, Clocks, Durability, Engine, Folder, News, Sizes, Stats, Store};
 use crate::broker::{Change, MessageId, Restored, Ticket, Wanted};
-use crate::types::ClientId;
+use crate::types::{ClientId, Histogram};
 
 /// How long nothing has to come before the store tidies up.
 const IDLE: Duration = Duration::from_secs(2);
-/// Appended at most before it is sent.
-const APPENDED_MAX: usize = 256;
+/// Bytes appended at most before they are sent.
+const APPENDED_MAX: usize = 64 * 1024;
 /// Commands taken for one commit.
 const BATCH_MAX: usize = 1_000;
 
 enum Command {
-    Append(Vec<(Ticket, Vec<Change>)>),
+    Append(Batch),
     Fetch(ClientId, u64, Wanted),
     Rewind(ClientId, Vec<MessageId>),
     Waker(Box<dyn Fn() + Send>),
@@ -42,7 +45,10 @@ pub struct DurableStore {
     answers: Receiver<Vec<Answer>>,
     thread: Option<JoinHandle<()>>,
     /// Appended in this turn: sent together.
-    appended: Vec<(Ticket, Vec<Change>)>,
+    appended: Batch,
+    /// Bytes that were sent and are not committed.
+    pending: Arc<AtomicUsize>,
+    commit_times: Arc<Histogram>,
     /// Answers that were received and not yet asked for.
     ready: VecDeque<Answer>,
 }
@@ -71,8 +77,19 @@ impl DurableStore {
         let (commands, inbox) = channel();
         let (answers, outbox) = channel();
         let handle = StoreHandle { commands: commands.clone() };
-        let mut committer =
-            Committer { engine, inbox, answers, wake: Box::new(|| ()), commit_delay, first: None, fetches: Vec::new() };
+        let (appended, pending, commit_times) = (engine.batch(), Arc::default(), Arc::default());
+        let mut committer = Committer {
+            engine,
+            inbox,
+            answers,
+            wake: Box::new(|| ()),
+            commit_delay,
+            first: None,
+            fetches: Vec::new(),
+            pending: Arc::clone(&pending),
+            taken: 0,
+            commit_times: Arc::clone(&commit_times),
+        };
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
             let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| committer.run()));
             if ran.is_err() {
@@ -85,7 +102,9 @@ impl DurableStore {
             commands,
             answers: outbox,
             thread: Some(thread),
-            appended: Vec::new(),
+            appended,
+            pending,
+            commit_times,
             ready: VecDeque::new(),
         };
         Ok(Opened { store, handle, restored, recovery })
@@ -100,7 +119,8 @@ impl DurableStore {
 
     fn flush(&mut self) {
         if !self.appended.is_empty() {
-            let _ = self.commands.send(Command::Append(std::mem::take(&mut self.appended)));
+            self.pending.fetch_add(self.appended.len(), Ordering::Relaxed);
+            let _ = self.commands.send(Command::Append(self.appended.take()));
         }
     }
 }
@@ -115,8 +135,10 @@ impl Drop for DurableStore {
 }
 
 impl Store for DurableStore {
-    fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
-        self.appended.push((ticket, changes));
+    fn append(&mut self, ticket: Option<Ticket>, changes: &[Change]) {
+        // Of those that go together the first is timed.
+        let now = self.appended.since.unwrap_or_else(Clocks::monotonic);
+        self.appended.append(now, ticket, changes);
         if self.appended.len() >= APPENDED_MAX {
             self.flush();
         }
@@ -137,6 +159,14 @@ impl Store for DurableStore {
             self.ready.extend(self.answers.try_iter().flatten());
         }
         self.ready.pop_front()
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.pending.load(Ordering::Relaxed) + self.appended.len()
+    }
+
+    fn commit_times(&self) -> Arc<Histogram> {
+        self.commit_times.clone()
     }
 
     fn set_waker(&mut self, wake: Box<dyn Fn() + Send>) {
@@ -188,6 +218,11 @@ struct Committer {
     first: Option<Instant>,
     /// Asked for, and answered after the commit.
     fetches: Vec<(ClientId, u64, Wanted)>,
+    /// Bytes that were sent here and are not committed.
+    pending: Arc<AtomicUsize>,
+    /// What of these has come.
+    taken: usize,
+    commit_times: Arc<Histogram>,
 }
 
 impl Committer {
@@ -247,9 +282,10 @@ impl Committer {
 
     fn take(&mut self, now: Instant, command: Command) {
         match command {
-            Command::Append(appended) => {
+            Command::Append(batch) => {
                 self.first.get_or_insert(now);
-                appended.iter().for_each(|(ticket, changes)| self.engine.append(now, *ticket, changes));
+                self.taken += batch.len();
+                self.engine.append(batch);
             }
             // What was appended before is to be seen.
             Command::Fetch(client, number, wanted) => self.fetches.push((client, number, wanted)),
@@ -272,6 +308,13 @@ impl Committer {
 
     fn commit(&mut self, clocks: Clocks) {
         self.engine.commit(clocks);
+        let now = Clocks::monotonic();
+        for (since, count) in self.engine.waited() {
+            self.commit_times.observe_all(now.saturating_duration_since(*since), *count);
+        }
+        let left = self.engine.pending_bytes();
+        self.pending.fetch_sub(self.taken - left, Ordering::Relaxed);
+        self.taken = left;
         if !self.engine.has_pending() {
             self.first = None;
         }

@@ -10,29 +10,27 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
+use super::batch::{Batch, Unit};
 use super::disk::{Disk, DiskFile};
 use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Tag};
-use super::image::{At, Entry, Image, Kept, Place};
-use super::record::{self, Records};
+use super::image::{At, Image, Kept};
+use super::record::Records;
 use super::time::{Clocks, LastTime, Moment, Timeline};
 use super::{Answer, Durability};
-use crate::broker::{Change, Fetched, Message, MessageId, Ticket, Wanted};
-use crate::types::{ClientId, PacketId};
+use crate::broker::MessageId;
+use crate::types::ClientId;
 
 const RESERVE_NAME: &str = "reserve";
 /// How long a disk may fail before whoever waits is told so.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of bodies that are brought back at once, but for the last.
-const FETCHED_MAX: usize = 256 * 1024;
 /// How often it is looked for room that could be given back.
 const TIDY_EVERY: Duration = Duration::from_secs(2);
 /// How late the newest frame may be, while that matters; of the store's time.
 pub(super) const NOTED_EVERY_MS: u64 = 60_000;
+/// Room for records that is kept from one commit to the next.
+const FRAME_KEPT: usize = 1024 * 1024;
 /// How often a failing disk is tried.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -105,16 +103,13 @@ pub(super) struct Writer<F> {
     is_reserve: bool,
 }
 
+/// A unit that waits for its commit.
 #[derive(Debug)]
-struct Pending {
-    ticket: Ticket,
-    bytes: Vec<u8>,
-    counts: Counts,
-    /// It has to be written down sooner or later.
-    must: bool,
+pub(super) struct Pending {
+    unit: Unit,
     since: Instant,
     /// What is to be rewound when this is done with.
-    rewinds: Vec<(ClientId, Vec<MessageId>)>,
+    pub(super) rewinds: Vec<(ClientId, Vec<MessageId>)>,
 }
 
 /// What the store has done, and how full it is.
@@ -154,7 +149,11 @@ pub struct Engine<D: Disk> {
     pub(super) checkpointed: (u64, u32),
     pub(super) checkpoint_bytes: u64,
     pub(super) since_checkpoint: u64,
-    pending: VecDeque<Pending>,
+    pub(super) pending: VecDeque<Pending>,
+    /// A frame's header is to come here, and the records of what is pending.
+    frame: Vec<u8>,
+    /// Since when tickets waited that the last commit was for, and how many.
+    waited: Vec<(Instant, u64)>,
     answers: Vec<Answer>,
     pub(super) failing: Option<Failing>,
     has_reserve: bool,
@@ -208,6 +207,8 @@ impl<D: Disk> Engine<D> {
             checkpoint_bytes: 0,
             since_checkpoint: 0,
             pending: VecDeque::new(),
+            frame: vec![0; FRAME_HEADER],
+            waited: Vec::new(),
             answers: Vec::new(),
             failing: None,
             has_reserve: false,
@@ -222,13 +223,27 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// Since when tickets waited that the last commit was for, and how many.
+    pub(super) fn waited(&self) -> &[(Instant, u64)] {
+        &self.waited
+    }
+
+    /// For what is to be appended.
+    pub(super) fn batch(&self) -> Batch {
+        Batch::new(self.timeline)
+    }
+
     /// Takes changes to be written with the next [`Engine::commit`].
-    pub fn append(&mut self, now: Instant, ticket: Ticket, changes: &[Change]) {
-        let mut bytes = Vec::new();
-        let mut counts = Counts::default();
-        changes.iter().for_each(|change| record::encode(change, &self.timeline, &mut bytes, &mut counts));
-        let must = changes.iter().any(Change::must_be_kept);
-        self.pending.push_back(Pending { ticket, bytes, counts, must, since: now, rewinds: Vec::new() });
+    pub(super) fn append(&mut self, batch: Batch) {
+        let Some(since) = batch.since else { return };
+        self.frame.extend_from_slice(&batch.records);
+        let pending = batch.units.into_iter().map(|unit| Pending { unit, since, rewinds: Vec::new() });
+        self.pending.extend(pending);
+    }
+
+    /// Bytes of records that are not committed.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.frame.len() - FRAME_HEADER
     }
 
     /// Whether what is acted upon has to survive a power cut.
@@ -256,12 +271,13 @@ impl<D: Disk> Engine<D> {
 
     /// Writes down what is pending; its answers are there afterwards, or, while the disk fails, later.
     pub fn commit(&mut self, clocks: Clocks) {
+        self.waited.clear();
         if self.failing.as_ref().is_some_and(|failing| failing.retry > clocks.now) {
             return;
         }
         while !self.pending.is_empty() {
             // One that alone is larger goes alone.
-            let most = self.sizes.frame_max.max(self.pending[0].bytes.len());
+            let most = self.sizes.frame_max.max(self.pending[0].unit.len);
             match self.commit_first(clocks, self.pending.len(), most, false) {
                 Ok(_) => {
                     if self.failing.take().is_some() {
@@ -304,39 +320,56 @@ impl<D: Disk> Engine<D> {
     /// One frame of the first of what is pending, `count` and `bytes_max` at most: written, synced, and then
     /// true. Says whether there was room for any.
     fn commit_first(&mut self, clocks: Clocks, count: usize, bytes_max: usize, reserve: bool) -> io::Result<bool> {
-        let mut frame = vec![0; FRAME_HEADER];
         let mut counts = Counts::default();
-        let mut taken = 0;
-        for pending in self.pending.iter().take(count) {
-            if frame.len() - FRAME_HEADER + pending.bytes.len() > bytes_max {
+        let (mut taken, mut len) = (0, 0);
+        for Pending { unit, .. } in self.pending.iter().take(count) {
+            if len + unit.len > bytes_max {
                 break;
             }
-            frame.extend_from_slice(&pending.bytes);
-            counts.add(pending.counts);
+            len += unit.len;
+            counts.add(unit.counts);
             taken += 1;
         }
         if taken == 0 {
             return Ok(false);
         }
-        let at = self.write_frame(clocks, &mut frame, counts, reserve)?;
-        self.stats.messages += u64::from(counts.messages);
-        self.committed(taken, &Bytes::from(frame).slice(FRAME_HEADER..), at);
-        Ok(true)
+        let mut frame = std::mem::take(&mut self.frame);
+        let rest = frame.split_off(FRAME_HEADER + len);
+        let written = self.write_frame(clocks, &mut frame, counts, reserve);
+        match written {
+            Ok(at) => {
+                self.stats.messages += u64::from(counts.messages);
+                self.committed(taken, &frame[FRAME_HEADER..], at);
+                frame.truncate(FRAME_HEADER);
+                frame.shrink_to(FRAME_KEPT);
+                frame.extend_from_slice(&rest);
+            }
+            Err(_) => frame.extend_from_slice(&rest),
+        }
+        self.frame = frame;
+        written.map(|_| true)
     }
 
     /// The first `count` of what is pending are done: one behind the other they are the payload.
-    fn committed(&mut self, count: usize, payload: &Bytes, at: At) {
+    fn committed(&mut self, count: usize, payload: &[u8], at: At) {
         let mut from = 0;
-        for pending in self.pending.drain(..count).collect::<Vec<_>>() {
-            let to = from + pending.bytes.len();
-            self.apply(payload.slice(from..to), At { payload: at.payload + from as u64, ..at });
+        for _ in 0..count {
+            let Pending { unit, since, rewinds } = self.pending.pop_front().expect("counted");
+            let to = from + unit.len;
+            self.apply(&payload[from..to], At { payload: at.payload + from as u64, ..at });
             from = to;
-            self.answers.push(Answer::Committed(pending.ticket));
-            pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight));
+            if let Some(ticket) = unit.ticket {
+                self.answers.push(Answer::Committed(ticket));
+                match self.waited.last_mut() {
+                    Some((of, count)) if *of == since => *count += 1,
+                    _ => self.waited.push((since, 1)),
+                }
+            }
+            rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight));
         }
     }
 
-    fn apply(&mut self, payload: Bytes, at: At) {
+    fn apply(&mut self, payload: &[u8], at: At) {
         for record in Records::new(payload) {
             match record {
                 Ok(record) => self.image.apply(record, at),
@@ -481,18 +514,22 @@ impl<D: Disk> Engine<D> {
             return;
         }
         // Whoever can be told is told; what is left is written to the room that was kept for it.
+        let mut records = std::mem::replace(&mut self.frame, vec![0; FRAME_HEADER]).split_off(FRAME_HEADER);
         for mut pending in std::mem::take(&mut self.pending) {
-            if pending.must || clocks.now.saturating_duration_since(pending.since) < RETRY {
+            let rest = records.split_off(pending.unit.len);
+            if pending.unit.must || clocks.now.saturating_duration_since(pending.since) < RETRY {
+                self.frame.append(&mut records);
                 self.pending.push_back(pending);
-                continue;
+            } else {
+                self.answers.extend(pending.unit.ticket.map(Answer::Failed));
+                match self.pending.back_mut() {
+                    Some(before) => before.rewinds.append(&mut pending.rewinds),
+                    None => pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight)),
+                }
             }
-            self.answers.push(Answer::Failed(pending.ticket));
-            match self.pending.back_mut() {
-                Some(before) => before.rewinds.append(&mut pending.rewinds),
-                None => pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight)),
-            }
+            records = rest;
         }
-        let front = self.pending.iter().take_while(|pending| pending.must).count();
+        let front = self.pending.iter().take_while(|pending| pending.unit.must).count();
         if front > 0 && (self.has_reserve || self.writer.is_some()) {
             self.commit_reserved(clocks, front);
         }
@@ -523,93 +560,10 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Brings messages back.
-    pub fn fetch(&mut self, client: &ClientId, wanted: &Wanted) -> Vec<Fetched> {
-        match wanted {
-            Wanted::Next(most) => {
-                // What it had at hand is to come again first.
-                let is_parked = |pending: &Pending| pending.rewinds.iter().any(|(parked, _)| parked == client);
-                if self.pending.iter().any(is_parked) {
-                    return Vec::new();
-                }
-                let entries = self.image.next(client, *most, FETCHED_MAX);
-                entries.iter().map(|entry| self.fetch_one(client, entry)).collect()
-            }
-            Wanted::Sent(wanted) => {
-                let mut bytes = 0;
-                let mut found = Vec::new();
-                for (packet_id, id) in wanted {
-                    let Some(fetched) = self.fetch_sent(client, *packet_id, *id) else { continue };
-                    bytes += fetched.message.as_ref().map_or(0, |message| message.size());
-                    found.push(fetched);
-                    if bytes >= FETCHED_MAX {
-                        break;
-                    }
-                }
-                found
-            }
-        }
-    }
-
-    fn fetch_sent(&mut self, client: &ClientId, packet_id: PacketId, id: MessageId) -> Option<Fetched> {
-        let queue = self.image.sessions.get(client).map(|kept| &kept.queue);
-        let find = |packet_id: Option<PacketId>| {
-            queue?.iter().find(|entry| entry.id == id.0 && entry.packet_id() == packet_id).copied()
-        };
-        // That it was sent could not be written down, perhaps.
-        let Some(entry) = find(Some(packet_id)).or_else(|| find(None)) else {
-            return self.pending.is_empty().then(|| Fetched::missing(client, packet_id, id));
-        };
-        let mut fetched = self.fetch_one(client, &entry);
-        fetched.to.packet_id = Some(packet_id);
-        Some(fetched)
-    }
-
-    fn fetch_one(&mut self, client: &ClientId, entry: &Entry) -> Fetched {
-        let message = self.read_body(entry.place, entry.size);
-        if message.is_none() {
-            let segment = segment_name(entry.place.segment);
-            self.news.push_back(News::BodyLost { client: client.clone(), segment });
-        }
-        let id = MessageId(entry.id);
-        Fetched { id, to: self.image.queued_for(client, entry), published: entry.published(), message }
-    }
-
     /// Whether nothing refers to a segment, and nothing is written to it.
     pub(super) fn is_unwanted(&self, number: u32) -> bool {
         let is_current = self.writer.as_ref().is_some_and(|writer| writer.number == number);
         !is_current && !self.image.live.contains_key(&number)
-    }
-
-    /// Reads one body; about `size` bytes are expected.
-    pub(super) fn read_body(&mut self, place: Place, size: u32) -> Option<Arc<Message>> {
-        let bytes = self.read_body_bytes(place, size)?;
-        record::message(Bytes::from(bytes), &self.timeline).ok().map(Arc::new)
-    }
-
-    pub(super) fn read_body_bytes(&mut self, place: Place, size: u32) -> Option<Vec<u8>> {
-        let segment = self.segments.get_mut(&place.segment)?;
-        if segment.file.is_none() {
-            segment.file = self.disk.open(&segment_name(place.segment)).ok();
-        }
-        let file = segment.file.as_ref()?;
-        let mut bytes = vec![0; size as usize + 96];
-        let count = file.read_at(&mut bytes, u64::from(place.offset)).ok()?;
-        bytes.truncate(count);
-        let whole = record::body_len(&bytes)?;
-        if whole > bytes.len() {
-            if u64::from(place.offset) + whole as u64 > segment.end {
-                return None;
-            }
-            let known = bytes.len();
-            bytes.resize(whole, 0);
-            let more = file.read_at(&mut bytes[known..], u64::from(place.offset) + known as u64).ok()?;
-            if known + more < whole {
-                return None;
-            }
-        }
-        bytes.truncate(whole);
-        Some(bytes)
     }
 
     /// Bodies that are in use.

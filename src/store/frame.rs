@@ -6,6 +6,9 @@
 //! A frame begins with its file's tag, four bytes of chance that no client knows: where a reader has to
 //! look for the next sound frame, nothing in a message can pose as one.
 
+use std::io;
+
+use super::disk::DiskFile;
 use super::time::{LastTime, Moment};
 
 /// Bytes of a frame's header.
@@ -96,37 +99,33 @@ impl FrameHeader {
     }
 }
 
-/// What lies somewhere in a file.
+/// What lies somewhere in a file; places are counted from the file's begin.
 #[derive(Debug)]
 pub(super) enum Found<'a> {
-    /// A sound frame; `payload_at` is where its payload lies among the bytes.
-    Frame { header: FrameHeader, payload: &'a [u8], payload_at: usize },
+    /// A sound frame, and where its payload lies.
+    Frame { header: FrameHeader, payload: &'a [u8], payload_at: u64 },
     /// Bytes that are no frame, with a sound one somewhere behind them; what they held, if they say so.
-    Damaged { from: usize, to: usize, held: Option<Counts> },
-    /// No frame follows; where that begins, and whether there is anything but zeros.
-    End { at: usize, is_torn: bool },
+    Damaged { from: u64, bytes: &'a [u8], held: Option<Counts> },
+    /// No frame follows; what there is instead.
+    End { at: u64, rest: &'a [u8] },
+}
+
+/// The sound frame that `bytes` begin with.
+fn sound(bytes: &[u8], tag: Tag) -> Option<(FrameHeader, &[u8])> {
+    let header = FrameHeader::decode(bytes, tag)?;
+    let payload = bytes.get(FRAME_HEADER..FRAME_HEADER + header.len)?;
+    (crc32fast::hash(payload) == header.payload_crc).then_some((header, payload))
 }
 
 /// Walks over the frames in `bytes`.
 #[derive(Debug)]
-pub(super) struct Frames<'a> {
+struct Frames<'a> {
     bytes: &'a [u8],
+    /// Where in the file they are.
+    base: u64,
     tag: Tag,
     at: usize,
     is_over: bool,
-}
-
-impl<'a> Frames<'a> {
-    /// All frames of a file.
-    pub(super) fn new(bytes: &'a [u8], tag: Tag) -> Frames<'a> {
-        Frames { bytes, tag, at: FILE_HEADER, is_over: false }
-    }
-
-    fn frame_at(&self, at: usize) -> Option<(FrameHeader, &'a [u8])> {
-        let header = FrameHeader::decode(self.bytes.get(at..)?, self.tag)?;
-        let payload = self.bytes.get(at + FRAME_HEADER..at + FRAME_HEADER + header.len)?;
-        (crc32fast::hash(payload) == header.payload_crc).then_some((header, payload))
-    }
 }
 
 impl<'a> Iterator for Frames<'a> {
@@ -137,26 +136,67 @@ impl<'a> Iterator for Frames<'a> {
             return None;
         }
         let from = self.at;
-        if let Some((header, payload)) = self.frame_at(from) {
-            self.at = from + FRAME_HEADER + header.len;
-            return Some(Found::Frame { header, payload, payload_at: from + FRAME_HEADER });
-        }
         let rest = self.bytes.get(from..).unwrap_or_default();
+        if let Some((header, payload)) = sound(rest, self.tag) {
+            self.at = from + FRAME_HEADER + header.len;
+            return Some(Found::Frame { header, payload, payload_at: self.base + (from + FRAME_HEADER) as u64 });
+        }
         // The next sound frame, wherever it is: lengths cannot be trusted any more.
-        let next = memchr::memmem::find_iter(rest, &self.tag)
-            .map(|at| from + at)
-            .find(|at| *at > from && self.frame_at(*at).is_some());
+        let next =
+            memchr::memmem::find_iter(rest, &self.tag).find(|at| *at > 0 && sound(&rest[*at..], self.tag).is_some());
         match next {
-            Some(to) => {
-                self.at = to;
-                Some(Found::Damaged { from, to, held: FrameHeader::decode(rest, self.tag).map(|header| header.counts) })
+            Some(len) => {
+                self.at = from + len;
+                let held = FrameHeader::decode(rest, self.tag).map(|header| header.counts);
+                Some(Found::Damaged { from: self.base + from as u64, bytes: &rest[..len], held })
             }
             None => {
                 self.is_over = true;
-                Some(Found::End { at: from, is_torn: rest.iter().any(|byte| *byte != 0) })
+                Some(Found::End { at: self.base + from as u64, rest })
             }
         }
     }
+}
+
+/// Read at once, while frame follows sound frame.
+const WINDOW: usize = 1024 * 1024;
+
+/// Gives what lies behind a file's header to `each`, until that says `false`. Files can be large: as long as
+/// frames are sound few of them are in memory.
+pub(super) fn walk<F: DiskFile>(file: &F, tag: Tag, mut each: impl FnMut(Found<'_>) -> bool) -> io::Result<()> {
+    let size = file.size()?;
+    let mut at = FILE_HEADER as u64;
+    let mut window = Vec::new();
+    loop {
+        window.resize(WINDOW.min(size.saturating_sub(at) as usize), 0);
+        let Ok(count) = file.read_at(&mut window, at) else { break };
+        window.truncate(count);
+        // One that has no room in the window.
+        if let Some(header) = FrameHeader::decode(&window, tag)
+            && (FRAME_HEADER + header.len) as u64 <= size - at
+            && FRAME_HEADER + header.len > window.len()
+        {
+            window.resize(FRAME_HEADER + header.len, 0);
+            if !file.read_at(&mut window, at).is_ok_and(|count| count == window.len()) {
+                break;
+            }
+        }
+        let mut used = 0;
+        while let Some((header, payload)) = sound(&window[used..], tag) {
+            if !each(Found::Frame { header, payload, payload_at: at + (used + FRAME_HEADER) as u64 }) {
+                return Ok(());
+            }
+            used += FRAME_HEADER + header.len;
+        }
+        if used == 0 {
+            break;
+        }
+        at += used as u64;
+    }
+    drop(window);
+    let bytes = file.read_from(at)?;
+    Frames { bytes: &bytes, base: at, tag, at: 0, is_over: false }.all(each);
+    Ok(())
 }
 
 /// What a file says of itself.

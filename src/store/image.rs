@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::record::{Body, Record};
+use super::record::{Body, Record, To};
 use super::time::Moment;
 use crate::broker::{MessageId, QueuedFor, StoredWill};
 use crate::codec::SubscriptionOptions;
@@ -129,10 +129,14 @@ impl Kept {
         self.facts.is_none() && self.queue.is_empty() && self.released.is_empty()
     }
 
-    /// Acknowledged mostly in order: the first are looked at first. A message can be there twice, by
-    /// two subscriptions of which one is shared.
+    /// Queues are mostly in the order of their messages' identifiers; acknowledged is mostly the first. A
+    /// message can be there twice, by two subscriptions of which one is shared.
     fn find(&self, id: MessageId, packet_id: Option<PacketId>) -> Option<usize> {
         let exact = |entry: &Entry| entry.id == id.0 && entry.packet_id() == packet_id;
+        let likely = self.queue.partition_point(|entry| entry.id < id.0);
+        if self.queue.get(likely).is_some_and(exact) {
+            return Some(likely);
+        }
         let found = self.queue.iter().position(exact);
         found.or_else(|| self.queue.iter().position(|entry| entry.id == id.0))
     }
@@ -167,7 +171,7 @@ pub(super) struct At {
 }
 
 impl At {
-    fn place(&self, body: &Body) -> Place {
+    fn place(&self, body: &Body<'_>) -> Place {
         Place { segment: self.segment, offset: (self.payload + body.at as u64) as u32 }
     }
 }
@@ -191,6 +195,15 @@ impl Image {
         }
     }
 
+    /// The client's, made if it is not there.
+    fn kept(&mut self, client: &str) -> &mut Kept {
+        if !self.sessions.contains_key(client) {
+            let client = ClientId::new(client).expect("a reader gives none that is empty");
+            self.sessions.insert(client, Kept::default());
+        }
+        self.sessions.get_mut(client).expect("made above")
+    }
+
     fn hold(&mut self, place: Place, size: u32) {
         let live = self.live.entry(place.segment).or_default();
         live.bodies += 1;
@@ -208,7 +221,7 @@ impl Image {
         }
     }
 
-    fn enqueue(&mut self, id: MessageId, place: Place, size: u32, expires: Moment, published: QoS, to: QueuedFor) {
+    fn enqueue(&mut self, id: MessageId, place: Place, size: u32, expires: Moment, published: QoS, to: To<'_>) {
         self.next_message = self.next_message.max(id.0 + 1);
         self.hold(place, size);
         self.queued += 1;
@@ -216,7 +229,8 @@ impl Image {
             | (published.bits() << 2)
             | if to.retain { RETAIN } else { 0 }
             | if to.at_hand { AT_HAND } else { 0 };
-        let extra = self.extras.take(Extra { identifiers: to.subscription_identifiers, shared: to.shared });
+        let extra =
+            self.extras.take(Extra { identifiers: to.subscription_identifiers, shared: to.shared.map(Arc::from) });
         let entry = Entry {
             id: id.0,
             place,
@@ -226,7 +240,7 @@ impl Image {
             packet_id: to.packet_id.map_or(0, PacketId::value),
             flags,
         };
-        self.sessions.entry(to.client).or_default().queue.push_back(entry);
+        self.kept(to.client).queue.push_back(entry);
     }
 
     fn forget(&mut self, entry: Entry) {
@@ -236,41 +250,48 @@ impl Image {
     }
 
     /// Takes one message out of a queue.
-    fn take(&mut self, client: &ClientId, id: MessageId, packet_id: Option<PacketId>) -> Option<Entry> {
+    fn take(&mut self, client: &str, id: MessageId, packet_id: Option<PacketId>) -> Option<Entry> {
         let kept = self.sessions.get_mut(client)?;
         let at = kept.find(id, packet_id)?;
         kept.queue.remove(at)
     }
 
-    fn tidy(&mut self, client: &ClientId) {
+    /// Of a session that has nothing any more nothing stays, and room of a queue that was long is given back.
+    fn tidy(&mut self, client: &str) {
+        if let Some(Kept { queue, .. }) = self.sessions.get_mut(client)
+            && queue.capacity() > 64
+            && queue.len() < queue.capacity() / 4
+        {
+            queue.shrink_to(queue.capacity() / 2);
+        }
         if self.sessions.get(client).is_some_and(Kept::is_empty) {
             self.sessions.remove(client);
         }
     }
 
     /// Makes one record's change. `at` says where its frame's payload lies.
-    pub(super) fn apply(&mut self, record: Record, at: At) {
+    pub(super) fn apply(&mut self, record: Record<'_>, at: At) {
         match record {
             Record::Session { client, identity, expiry_interval_secs, will, connected, since } => {
                 let since = since.unwrap_or(at.moment);
                 let facts = Facts { identity, expiry_interval_secs, will, connected, since };
-                self.sessions.entry(client).or_default().facts = Some(facts);
+                self.kept(client).facts = Some(facts);
             }
-            Record::SessionEnded(client) => self.end(&client),
+            Record::SessionEnded(client) => self.end(client),
             Record::Subscribed { client, filter, options, identifier } => {
-                if let Some(kept) = self.sessions.get_mut(&client) {
-                    kept.subscriptions.insert(filter, (options, identifier));
+                if let Some(kept) = self.sessions.get_mut(client) {
+                    kept.subscriptions.insert(filter.into(), (options, identifier));
                 }
             }
             Record::Unsubscribed(client, filter) => {
-                if let Some(kept) = self.sessions.get_mut(&client) {
-                    kept.subscriptions.remove(&filter);
+                if let Some(kept) = self.sessions.get_mut(client) {
+                    kept.subscriptions.remove(filter);
                 }
             }
             Record::Message { body, received, queued, retained } => {
                 self.next_message = self.next_message.max(body.id.0 + 1);
                 if let Some((client, packet_id)) = received
-                    && let Some(kept) = self.sessions.get_mut(&client)
+                    && let Some(kept) = self.sessions.get_mut(client)
                 {
                     kept.received.insert(packet_id);
                 }
@@ -282,15 +303,15 @@ impl Image {
                     self.retain(&body, place);
                 }
             }
-            Record::RetainedCleared(topic) => self.clear(&topic),
+            Record::RetainedCleared(topic) => self.clear(topic),
             Record::Sent(client, id, packet_id) => {
-                let Some(kept) = self.sessions.get_mut(&client) else { return };
+                let Some(kept) = self.sessions.get_mut(client) else { return };
                 if let Some(found) = kept.find(id, None) {
                     kept.queue[found].packet_id = packet_id.value();
                 }
             }
             Record::Received(client, packet_id) => {
-                let Some(kept) = self.sessions.get_mut(&client) else { return };
+                let Some(kept) = self.sessions.get_mut(client) else { return };
                 let found = kept.queue.iter().position(|entry| entry.packet_id == packet_id.value());
                 if let Some(entry) = found.and_then(|found| kept.queue.remove(found)) {
                     kept.released.push((packet_id, MessageId(entry.id)));
@@ -298,15 +319,15 @@ impl Image {
                 }
             }
             Record::Done(client, id, packet_id) => {
-                if !packet_id.is_some_and(|packet_id| self.complete(&client, packet_id, id))
-                    && let Some(entry) = self.take(&client, id, packet_id)
+                if !packet_id.is_some_and(|packet_id| self.complete(client, packet_id, id))
+                    && let Some(entry) = self.take(client, id, packet_id)
                 {
                     self.forget(entry);
                 }
-                self.tidy(&client);
+                self.tidy(client);
             }
             Record::Moved { message, body, from, to } => {
-                let entry = self.take(&from, message, None);
+                let entry = self.take(from, message, None);
                 match (&entry, body) {
                     (Some(entry), _) => {
                         self.enqueue(message, entry.place, entry.size, entry.expires(), entry.published(), to);
@@ -318,35 +339,35 @@ impl Image {
                 }
                 if let Some(entry) = entry {
                     self.forget(entry);
-                    self.tidy(&from);
+                    self.tidy(from);
                 }
             }
             Record::GivenUp { client, share, messages } => {
                 let ids: BTreeSet<u64> = messages.iter().map(|id| id.0).collect();
-                self.give_to_groups(&client, |entry, shared| **shared == *share && ids.contains(&entry.id));
+                self.give_to_groups(client, |entry, shared| **shared == *share && ids.contains(&entry.id));
             }
             Record::Released(client, packet_id) => {
-                if let Some(kept) = self.sessions.get_mut(&client) {
+                if let Some(kept) = self.sessions.get_mut(client) {
                     kept.received.remove(&packet_id);
                 }
             }
             Record::ReceivedIn(client, packet_id) => {
-                self.sessions.entry(client).or_default().received.insert(packet_id);
+                self.kept(client).received.insert(packet_id);
             }
             Record::Queued { id, segment, offset, size, expires, published, to } => {
                 self.enqueue(id, Place { segment, offset }, size, expires, published, to);
             }
             Record::ReleasedOut(client, packet_id, id) => {
-                self.sessions.entry(client).or_default().released.push((packet_id, id));
+                self.kept(client).released.push((packet_id, id));
             }
             Record::Retained { segment, offset, len, topic } => {
                 let place = Place { segment, offset };
                 self.hold(place, len);
-                self.retained.insert(topic, (place, len));
+                self.retained.insert(topic.into(), (place, len));
             }
             Record::NextMessage(next) => self.next_message = self.next_message.max(next),
             Record::QueuedRetained { topic, id, size, expires, published, to } => {
-                if let Some((place, _)) = self.retained.get(&topic).copied() {
+                if let Some((place, _)) = self.retained.get(topic).copied() {
                     self.enqueue(id, place, size, expires, published, to);
                 }
             }
@@ -355,7 +376,7 @@ impl Image {
     }
 
     /// PUBCOMP came for what was released under this identifier; `false` if nothing was.
-    fn complete(&mut self, client: &ClientId, packet_id: PacketId, id: MessageId) -> bool {
+    fn complete(&mut self, client: &str, packet_id: PacketId, id: MessageId) -> bool {
         let Some(kept) = self.sessions.get_mut(client) else { return false };
         let found = kept.released.iter().position(|released| *released == (packet_id, id));
         found.map(|found| kept.released.remove(found)).is_some()
@@ -376,8 +397,8 @@ impl Image {
         expired.into_iter().for_each(|entry| self.forget(entry));
     }
 
-    fn retain(&mut self, body: &Body, place: Place) {
-        let Ok(topic) = str::from_utf8(&body.topic) else { return };
+    fn retain(&mut self, body: &Body<'_>, place: Place) {
+        let Ok(topic) = str::from_utf8(body.topic) else { return };
         self.clear(topic);
         self.hold(place, body.size);
         self.retained.insert(topic.into(), (place, body.size));
@@ -390,7 +411,7 @@ impl Image {
     }
 
     /// Messages of shared subscriptions go from a client's queue to their groups' [MQTT-4.8.2-5].
-    fn give_to_groups(&mut self, client: &ClientId, wanted: impl Fn(&Entry, &Arc<str>) -> bool) {
+    fn give_to_groups(&mut self, client: &str, wanted: impl Fn(&Entry, &Arc<str>) -> bool) {
         let Some(kept) = self.sessions.get_mut(client) else { return };
         let mut moved = Vec::new();
         let extras = &self.extras;
@@ -411,7 +432,7 @@ impl Image {
     }
 
     /// A session is gone: what others of its shared subscriptions can take is theirs.
-    fn end(&mut self, client: &ClientId) {
+    fn end(&mut self, client: &str) {
         // A QoS 2 message that was sent never goes to another.
         self.give_to_groups(client, |entry, _| entry.packet_id == 0 || entry.qos() != QoS::ExactlyOnce);
         let Some(kept) = self.sessions.remove(client) else { return };

@@ -120,17 +120,20 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn append(&mut self, ticket: Ticket, changes: Vec<Change>) {
+    fn append(&mut self, ticket: Option<Ticket>, changes: &[Change]) {
+        let mut batch = self.engine.batch();
+        batch.append(self.clocks.now, ticket, changes);
         if self.lazy {
-            return self.engine.append(self.clocks.now, ticket, &changes);
+            return self.engine.append(batch);
         }
         let kept = !self.failing || changes.iter().any(Change::must_be_kept);
         if kept {
-            self.engine.append(self.clocks.now, ticket, &changes);
+            self.engine.append(batch);
             self.engine.commit(self.clocks);
             self.engine.maintain(self.clocks);
             self.engine.take_answers();
         }
+        let Some(ticket) = ticket else { return };
         match self.held {
             true => self.waiting.push_back((ticket, kept)),
             false => self.answer((ticket, kept)),

@@ -7,10 +7,12 @@
 //! tested.
 
 mod backup;
+mod batch;
 mod checkpoint;
 mod disk;
 mod durable;
 mod engine;
+mod fetch;
 mod frame;
 mod frozen;
 mod image;
@@ -31,8 +33,10 @@ pub use ram::{RamDisk, RamHandle};
 pub use recover::{Damage, OpenError, Recovery};
 pub use time::Clocks;
 
+use std::sync::Arc;
+
 use crate::broker::{Change, Fetched, MessageId, Ticket, Wanted};
-use crate::types::ClientId;
+use crate::types::{ClientId, Histogram};
 
 /// What is to survive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -85,8 +89,8 @@ pub struct NoStore {
 }
 
 impl Store for NoStore {
-    fn append(&mut self, ticket: Ticket, _: Vec<Change>) {
-        self.answers.push_back(Answer::Committed(ticket));
+    fn append(&mut self, ticket: Option<Ticket>, _: &[Change]) {
+        self.answers.extend(ticket.map(Answer::Committed));
     }
 
     fn fetch(&mut self, client: &ClientId, number: u64, _: Wanted) {
@@ -101,11 +105,11 @@ impl Store for NoStore {
 }
 
 pub trait Store {
-    /// Takes `changes` to be made durable together; never blocks. Those of which one [must be kept]
-    /// are never answered by `Failed`.
+    /// Takes `changes` to be made durable together; never blocks. Answered under `ticket`, if there is one;
+    /// those of which one [must be kept] are never answered by `Failed`.
     ///
     /// [must be kept]: Change::must_be_kept
-    fn append(&mut self, ticket: Ticket, changes: Vec<Change>);
+    fn append(&mut self, ticket: Option<Ticket>, changes: &[Change]);
 
     /// Answered by [`Answer::Fetched`] under the same number. What was appended before and is committed
     /// is seen.
@@ -116,6 +120,16 @@ pub trait Store {
 
     /// The next answer that is ready.
     fn poll_answer(&mut self) -> Option<Answer>;
+
+    /// Bytes that were appended and are not committed.
+    fn pending_bytes(&self) -> usize {
+        0
+    }
+
+    /// How long tickets waited for their commits, where that is measured.
+    fn commit_times(&self) -> Arc<Histogram> {
+        Arc::default()
+    }
 
     /// What is to be called when there are answers that came by themselves.
     fn set_waker(&mut self, _wake: Box<dyn Fn() + Send>) {}

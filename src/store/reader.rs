@@ -2,16 +2,16 @@
 
 use bytes::{Buf, Bytes};
 
-use super::record::{BODY_HEADER, BadRecord, Body, Result, body_len};
-use crate::broker::{MessageId, QueuedFor, StoredWill};
-use crate::types::{ClientId, PacketId, QoS};
+use super::record::{BODY_HEADER, BadRecord, Body, Result, To, body_len};
+use crate::broker::{MessageId, StoredWill};
+use crate::types::{PacketId, QoS};
 
 #[derive(Debug)]
-pub(super) struct Reader {
-    pub(super) bytes: Bytes,
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
     pub(super) fn u8(&mut self) -> Result<u8> {
         self.bytes.try_get_u8().map_err(|_| BadRecord)
     }
@@ -36,21 +36,19 @@ impl Reader {
         Err(BadRecord)
     }
 
-    pub(super) fn blob(&mut self) -> Result<Bytes> {
+    pub(super) fn blob(&mut self) -> Result<&'a [u8]> {
         let len = self.varint()? as usize;
-        if len > self.bytes.len() {
-            return Err(BadRecord);
-        }
-        Ok(self.bytes.split_to(len))
+        let (blob, rest) = self.bytes.split_at_checked(len).ok_or(BadRecord)?;
+        self.bytes = rest;
+        Ok(blob)
     }
 
-    pub(super) fn text(&mut self) -> Result<String> {
-        String::from_utf8(self.blob()?.to_vec()).map_err(|_| BadRecord)
+    pub(super) fn text(&mut self) -> Result<&'a str> {
+        str::from_utf8(self.blob()?).map_err(|_| BadRecord)
     }
 
-    pub(super) fn client(&mut self) -> Result<ClientId> {
-        let blob = self.blob()?;
-        std::str::from_utf8(&blob).ok().and_then(ClientId::new).ok_or(BadRecord)
+    pub(super) fn client(&mut self) -> Result<&'a str> {
+        self.text().ok().filter(|text| !text.is_empty()).ok_or(BadRecord)
     }
 
     pub(super) fn packet_id(&mut self) -> Result<PacketId> {
@@ -63,8 +61,8 @@ impl Reader {
 
     pub(super) fn will(&mut self) -> Result<StoredWill> {
         let topic = self.text()?.into();
-        let payload = self.blob()?;
-        let forwarded = self.blob()?[..].into();
+        let payload = Bytes::copy_from_slice(self.blob()?);
+        let forwarded = self.blob()?.into();
         let flags = self.u8()?;
         Ok(StoredWill {
             topic,
@@ -77,11 +75,11 @@ impl Reader {
         })
     }
 
-    pub(super) fn queued_for(&mut self) -> Result<QueuedFor> {
+    pub(super) fn queued_for(&mut self) -> Result<To<'a>> {
         let client = self.client()?;
         let flags = self.u8()?;
         let packet_id = if flags & 64 == 0 { None } else { Some(self.packet_id()?) };
-        let shared = if flags & 16 == 0 { None } else { Some(self.text()?.into()) };
+        let shared = if flags & 16 == 0 { None } else { Some(self.text()?) };
         let mut subscription_identifiers = Vec::new();
         if flags & 32 != 0 {
             let count = self.varint()?;
@@ -89,7 +87,7 @@ impl Reader {
                 subscription_identifiers.push(self.varint()? as u32);
             }
         }
-        Ok(QueuedFor {
+        Ok(To {
             client,
             qos: QoS::from_bits(flags & 3).ok_or(BadRecord)?,
             packet_id,
@@ -101,10 +99,12 @@ impl Reader {
     }
 
     /// A body in a payload of `len` bytes; its head alone is looked at.
-    pub(super) fn body(&mut self, len: usize) -> Result<Body> {
+    pub(super) fn body(&mut self, len: usize) -> Result<Body<'a>> {
         let at = len - self.bytes.len();
-        let whole = body_len(&self.bytes).filter(|whole| *whole <= self.bytes.len()).ok_or(BadRecord)?;
-        let mut head = Reader { bytes: self.bytes.split_to(whole).split_off(BODY_HEADER) };
+        let whole = body_len(self.bytes).ok_or(BadRecord)?;
+        let (body, rest) = self.bytes.split_at_checked(whole).ok_or(BadRecord)?;
+        self.bytes = rest;
+        let mut head = Reader { bytes: &body[BODY_HEADER..] };
         let id = MessageId(head.varint()?);
         let published = head.qos()?;
         let expires = head.varint()?;

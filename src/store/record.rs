@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
+use smallvec::SmallVec;
 
 use super::frame::Counts;
 use super::image::Entry;
@@ -16,9 +17,9 @@ use crate::types::{ClientId, Identity, PacketId, QoS, RetainHandling, Topic};
 
 /// A record as it was read.
 #[derive(Debug)]
-pub(super) enum Record {
+pub(super) enum Record<'a> {
     Session {
-        client: ClientId,
+        client: &'a str,
         identity: Option<Identity>,
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,
@@ -26,36 +27,36 @@ pub(super) enum Record {
         /// When it was so; `None`: the frame's time.
         since: Option<Moment>,
     },
-    SessionEnded(ClientId),
+    SessionEnded(&'a str),
     Subscribed {
-        client: ClientId,
-        filter: Box<str>,
+        client: &'a str,
+        filter: &'a str,
         options: SubscriptionOptions,
         identifier: Option<u32>,
     },
-    Unsubscribed(ClientId, Box<str>),
+    Unsubscribed(&'a str, &'a str),
     Message {
-        body: Body,
-        received: Option<(ClientId, PacketId)>,
-        queued: Vec<QueuedFor>,
+        body: Body<'a>,
+        received: Option<(&'a str, PacketId)>,
+        queued: SmallVec<[To<'a>; 1]>,
         retained: bool,
     },
-    RetainedCleared(Box<str>),
-    Sent(ClientId, MessageId, PacketId),
-    Received(ClientId, PacketId),
-    Done(ClientId, MessageId, Option<PacketId>),
+    RetainedCleared(&'a str),
+    Sent(&'a str, MessageId, PacketId),
+    Received(&'a str, PacketId),
+    Done(&'a str, MessageId, Option<PacketId>),
     Moved {
         message: MessageId,
-        body: Option<Body>,
-        from: ClientId,
-        to: QueuedFor,
+        body: Option<Body<'a>>,
+        from: &'a str,
+        to: To<'a>,
     },
     GivenUp {
-        client: ClientId,
-        share: Arc<str>,
+        client: &'a str,
+        share: &'a str,
         messages: Vec<MessageId>,
     },
-    Released(ClientId, PacketId),
+    Released(&'a str, PacketId),
     /// Of a checkpoint: one message in a queue, its body elsewhere.
     Queued {
         id: MessageId,
@@ -64,15 +65,15 @@ pub(super) enum Record {
         size: u32,
         expires: Moment,
         published: QoS,
-        to: QueuedFor,
+        to: To<'a>,
     },
     /// Of a checkpoint: PUBREC came for these.
-    ReleasedOut(ClientId, PacketId, MessageId),
+    ReleasedOut(&'a str, PacketId, MessageId),
     /// Of a checkpoint: an inbound QoS 2 identifier.
-    ReceivedIn(ClientId, PacketId),
+    ReceivedIn(&'a str, PacketId),
     /// Of a checkpoint: a retained message, its body elsewhere.
     Retained {
-        topic: Box<str>,
+        topic: &'a str,
         segment: u32,
         offset: u32,
         len: u32,
@@ -84,18 +85,30 @@ pub(super) enum Record {
     /// A checkpoint has this behind everything else.
     CheckpointEnd,
     QueuedRetained {
-        topic: Box<str>,
+        topic: &'a str,
         id: MessageId,
         size: u32,
         expires: Moment,
         published: QoS,
-        to: QueuedFor,
+        to: To<'a>,
     },
+}
+
+/// One session that a message is queued for: a [`QueuedFor`] as it was read.
+#[derive(Debug)]
+pub(super) struct To<'a> {
+    pub(super) client: &'a str,
+    pub(super) qos: QoS,
+    pub(super) packet_id: Option<PacketId>,
+    pub(super) retain: bool,
+    pub(super) subscription_identifiers: Vec<u32>,
+    pub(super) shared: Option<&'a str>,
+    pub(super) at_hand: bool,
 }
 
 /// What is known of a body without reading it whole.
 #[derive(Clone, Debug)]
-pub(super) struct Body {
+pub(super) struct Body<'a> {
     pub(super) id: MessageId,
     /// Where it begins in the payload.
     pub(super) at: usize,
@@ -103,7 +116,7 @@ pub(super) struct Body {
     pub(super) published: QoS,
     /// 0: never.
     pub(super) expires: Moment,
-    pub(super) topic: Bytes,
+    pub(super) topic: &'a [u8],
 }
 
 /// A record that makes no sense: its frame was written by something else.
@@ -309,17 +322,17 @@ pub(super) fn message(bytes: Bytes, timeline: &Timeline) -> Result<Message> {
     if crc32fast::hash(&inner) != crc {
         return Err(BadRecord);
     }
-    let mut reader = Reader { bytes: inner };
+    let mut reader = Reader { bytes: &inner };
     let id = MessageId(reader.varint()?);
     let qos = reader.qos()?;
     let expires = reader.varint()?;
-    let publisher = ClientId::new(&reader.text()?);
+    let publisher = ClientId::new(reader.text()?);
     let topic = reader.text()?;
     let forwarded = reader.blob()?;
     let payload = reader.blob()?;
-    let topic = Topic::parse(&topic).map_err(|_| BadRecord)?;
+    let topic = Topic::parse(topic).map_err(|_| BadRecord)?;
     let expires = if expires == 0 { None } else { timeline.instant(expires) };
-    Ok(Message::new(id, topic, payload, forwarded[..].into(), qos, expires, publisher))
+    Ok(Message::new(id, topic, inner.slice_ref(payload), forwarded.into(), qos, expires, publisher))
 }
 
 fn queued_for(out: &mut Vec<u8>, to: &QueuedFor) {
@@ -412,17 +425,17 @@ fn text(out: &mut Vec<u8>, text: &str) {
 
 /// Reads the records of a payload.
 #[derive(Debug)]
-pub(super) struct Records {
+pub(super) struct Records<'a> {
     len: usize,
-    reader: Reader,
+    reader: Reader<'a>,
 }
 
-impl Records {
-    pub(super) fn new(payload: Bytes) -> Records {
+impl<'a> Records<'a> {
+    pub(super) fn new(payload: &'a [u8]) -> Records<'a> {
         Records { len: payload.len(), reader: Reader { bytes: payload } }
     }
 
-    fn record(&mut self) -> Result<Record> {
+    fn record(&mut self) -> Result<Record<'a>> {
         let len = self.len;
         let reader = &mut self.reader;
         Ok(match reader.u8()? {
@@ -435,7 +448,7 @@ impl Records {
                 let will = if flags & 2 == 0 { None } else { Some(Arc::new(reader.will()?)) };
                 Record::Session {
                     client,
-                    identity: if identity.is_empty() { None } else { Some(Identity::from_subject(&identity)) },
+                    identity: if identity.is_empty() { None } else { Some(Identity::from_subject(identity)) },
                     expiry_interval_secs,
                     will,
                     connected: flags & 1 != 0,
@@ -445,7 +458,7 @@ impl Records {
             SESSION_ENDED => Record::SessionEnded(reader.client()?),
             SUBSCRIBED => {
                 let client = reader.client()?;
-                let filter = reader.text()?.into();
+                let filter = reader.text()?;
                 let options = reader.u8()?;
                 let identifier = reader.varint()? as u32;
                 Record::Subscribed {
@@ -460,7 +473,7 @@ impl Records {
                     identifier: (identifier > 0).then_some(identifier),
                 }
             }
-            UNSUBSCRIBED => Record::Unsubscribed(reader.client()?, reader.text()?.into()),
+            UNSUBSCRIBED => Record::Unsubscribed(reader.client()?, reader.text()?),
             MESSAGE => {
                 let body = reader.body(len)?;
                 let received = match reader.u8()? {
@@ -469,10 +482,10 @@ impl Records {
                 };
                 let retained = reader.u8()? != 0;
                 let count = reader.varint()?;
-                let queued = (0..count).map(|_| reader.queued_for()).collect::<Result<Vec<_>>>()?;
+                let queued = (0..count).map(|_| reader.queued_for()).collect::<Result<_>>()?;
                 Record::Message { body, received, queued, retained }
             }
-            RETAINED_CLEARED => Record::RetainedCleared(reader.text()?.into()),
+            RETAINED_CLEARED => Record::RetainedCleared(reader.text()?),
             SENT => Record::Sent(reader.client()?, MessageId(reader.varint()?), reader.packet_id()?),
             RECEIVED => Record::Received(reader.client()?, reader.packet_id()?),
             DONE => Record::Done(reader.client()?, MessageId(reader.varint()?), PacketId::new(reader.u16()?)),
@@ -485,7 +498,7 @@ impl Records {
             }
             GIVEN_UP => {
                 let client = reader.client()?;
-                let share = reader.text()?.into();
+                let share = reader.text()?;
                 let count = reader.varint()?;
                 let messages = (0..count).map(|_| reader.varint().map(MessageId)).collect::<Result<Vec<_>>>()?;
                 Record::GivenUp { client, share, messages }
@@ -503,7 +516,7 @@ impl Records {
             RELEASED_OUT => Record::ReleasedOut(reader.client()?, reader.packet_id()?, MessageId(reader.varint()?)),
             RECEIVED_IN => Record::ReceivedIn(reader.client()?, reader.packet_id()?),
             RETAINED => Record::Retained {
-                topic: reader.text()?.into(),
+                topic: reader.text()?,
                 segment: reader.u32()?,
                 offset: reader.u32()?,
                 len: reader.u32()?,
@@ -511,7 +524,7 @@ impl Records {
             NEXT_MESSAGE => Record::NextMessage(reader.varint()?),
             CHECKPOINT_END => Record::CheckpointEnd,
             QUEUED_RETAINED => Record::QueuedRetained {
-                topic: reader.text()?.into(),
+                topic: reader.text()?,
                 id: MessageId(reader.varint()?),
                 size: reader.varint()? as u32,
                 expires: reader.varint()?,
@@ -527,16 +540,16 @@ impl Records {
     }
 }
 
-impl Iterator for Records {
-    type Item = Result<Record>;
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>>;
 
-    fn next(&mut self) -> Option<Result<Record>> {
+    fn next(&mut self) -> Option<Result<Record<'a>>> {
         if self.reader.bytes.is_empty() {
             return None;
         }
         let record = self.record();
         if record.is_err() {
-            self.reader.bytes = Bytes::new();
+            self.reader.bytes = &[];
         }
         Some(record)
     }

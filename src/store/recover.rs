@@ -5,17 +5,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-
 use super::Durability;
 use super::disk::{Disk, DiskFile};
 use super::engine::{Engine, NOTED_EVERY_MS, Segment, Sizes, checkpoint_number, segment_name, segment_number};
-use super::frame::{Counts, FILE_HEADER, FileHeader, FileHeaderError, Found, FrameHeader, Frames, Tag, VERSION};
-use super::image::{At, Kept};
+use super::frame::{
+    Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FileHeaderError, Found, FrameHeader, Tag, VERSION, walk,
+};
+use super::image::{At, Entry, Kept};
 use super::record::{Record, Records};
 use super::time::{Clocks, LastTime, Timeline};
 use crate::broker::{
     Message, MessageId, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
+    RestoredWaiting,
 };
 use crate::types::{ClientId, PacketId};
 
@@ -76,7 +77,6 @@ pub(super) fn open<D: Disk>(
         engine: Engine::new(disk, durability, sizes, tag, Timeline::resume(LastTime::default(), clocks)),
         recovery: Recovery::default(),
         last: LastTime::default(),
-        buffer: BytesMut::new(),
     };
     let names = opening.engine.disk.list()?;
     for name in ["checkpoint.new", "reserve"] {
@@ -101,22 +101,9 @@ struct Opening<D: Disk> {
     engine: Engine<D>,
     recovery: Recovery,
     last: LastTime,
-    /// For one file after the other: files are large.
-    buffer: BytesMut,
 }
 
 impl<D: Disk> Opening<D> {
-    fn read(&mut self, file: &D::File) -> io::Result<Bytes> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        file.read_all(&mut buffer)?;
-        Ok(buffer.freeze())
-    }
-
-    /// A file has been looked at: the next may have its room.
-    fn give_back(&mut self, bytes: Bytes) {
-        self.buffer = bytes.try_into_mut().unwrap_or_default();
-    }
-
     /// Sets a piece aside and reports it; whether it is safe there.
     fn damage(&mut self, file: &str, at: u64, bytes: &[u8], held: Option<Counts>) -> bool {
         let damage = self.set_aside(file, at, bytes, held);
@@ -139,53 +126,55 @@ impl<D: Disk> Opening<D> {
         found.sort_unstable();
         for (number, name) in found.into_iter().rev() {
             let file = self.engine.disk.open(name)?;
-            let bytes = self.read(&file)?;
-            let header = match FileHeader::decode(&bytes) {
+            let mut head = [0; FILE_HEADER + FRAME_HEADER];
+            // What the disk cannot read is as good as damaged.
+            let _ = file.read_at(&mut head, 0);
+            let header = match FileHeader::decode(&head) {
                 Ok(header) => header,
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
                 Err(FileHeaderError::Damaged) => {
-                    let Some((tag, _)) = FileHeader::guess(&bytes) else {
-                        if self.damage(name, 0, &bytes, None) {
+                    let Some((tag, _)) = FileHeader::guess(&head) else {
+                        if self.damage(name, 0, &file.read_from(0)?, None) {
                             let _ = self.engine.disk.remove(name);
                         }
                         continue;
                     };
                     // Its frames may be sound all the same; every segment is looked at then.
-                    self.damage(name, 0, &bytes[..FILE_HEADER], None);
+                    self.damage(name, 0, &head[..FILE_HEADER], None);
                     FileHeader { number: 0, first_sequence: number, tag }
                 }
             };
             let mut is_whole = false;
-            for found in Frames::new(&bytes, header.tag) {
+            walk(&file, header.tag, |found| {
                 match found {
                     Found::Frame { header, payload, .. } => {
                         self.last = header.time;
                         let at = At { segment: 0, payload: 0, moment: header.time.moment };
-                        is_whole |= self.apply(bytes.slice_ref(payload), at);
+                        is_whole |= self.apply(payload, at);
                     }
-                    Found::Damaged { from, to, held } => {
-                        self.damage(name, from as u64, &bytes[from..to], held);
+                    Found::Damaged { from, bytes, held } => {
+                        self.damage(name, from, bytes, held);
                     }
-                    Found::End { at, .. } if !is_whole => {
+                    Found::End { at, rest } if !is_whole => {
                         // It ends before its end.
-                        self.damage(name, at as u64, &bytes[at..], None);
+                        self.damage(name, at, rest, None);
                     }
                     Found::End { .. } => {}
                 }
-            }
+                true
+            })?;
             self.engine.checkpointed = (header.first_sequence, header.number);
             // Also where those that had the numbers before are gone: older ones are not read.
             self.engine.next_segment = self.engine.next_segment.max(header.number);
-            self.engine.checkpoint_bytes = bytes.len() as u64;
+            self.engine.checkpoint_bytes = file.size()?;
             self.engine.next_sequence = header.first_sequence + 1;
-            self.give_back(bytes);
             return Ok(());
         }
         Ok(())
     }
 
     /// Says whether a checkpoint's end is among the records.
-    fn apply(&mut self, payload: Bytes, at: At) -> bool {
+    fn apply(&mut self, payload: &[u8], at: At) -> bool {
         let mut is_end = false;
         for record in Records::new(payload) {
             is_end |= matches!(record, Ok(Record::CheckpointEnd));
@@ -213,13 +202,13 @@ impl<D: Disk> Opening<D> {
                 Err(FileHeaderError::Newer(found)) => return Err(OpenError::Newer { file: name.clone(), found }),
                 // It was made when the power went, and nothing was written to it.
                 Err(FileHeaderError::Damaged) if head.iter().all(|byte| *byte == 0) => {
-                    let bytes = self.read(&file)?;
+                    let bytes = file.read_from(0)?;
                     if bytes.iter().all(|byte| *byte == 0) || self.damage(name, 0, &bytes, None) {
                         let _ = self.engine.disk.remove(name);
                     }
                 }
                 Err(FileHeaderError::Damaged) => {
-                    let bytes = self.read(&file)?;
+                    let bytes = file.read_from(0)?;
                     // Its frames may be sound all the same; files that lie side by side mostly have one tag.
                     let beside = headers.values().next_back().map(|(header, _): &(FileHeader, D::File)| header.tag);
                     let guess = FileHeader::guess(&bytes);
@@ -260,52 +249,50 @@ impl<D: Disk> Opening<D> {
         is_last: bool,
     ) -> Result<(), OpenError> {
         let name = segment_name(number);
-        let bytes = self.read(&file)?;
         let mut end = FILE_HEADER as u64;
         let mut may_cut = true;
-        for found in Frames::new(&bytes, tag) {
+        walk(&file, tag, |found| {
             match found {
-                Found::Frame { header, .. } if header.sequence >= void_from => break,
+                Found::Frame { header, .. } if header.sequence >= void_from => return false,
                 Found::Frame { header, payload, payload_at } => {
-                    end = (payload_at + payload.len()) as u64;
+                    end = payload_at + payload.len() as u64;
                     if header.sequence < self.engine.next_sequence {
-                        continue;
+                        return true;
                     }
                     self.recovery.commits_missing += header.sequence - self.engine.next_sequence;
                     self.engine.next_sequence = header.sequence + 1;
                     self.last = header.time;
-                    let at = At { segment: number, payload: payload_at as u64, moment: header.time.moment };
+                    let at = At { segment: number, payload: payload_at, moment: header.time.moment };
                     self.engine.since_checkpoint += payload.len() as u64;
-                    self.apply(bytes.slice_ref(payload), at);
+                    self.apply(payload, at);
                 }
-                Found::Damaged { from, to, held } => {
-                    self.damage(&name, from as u64, &bytes[from..to], held);
+                Found::Damaged { from, bytes, held } => {
+                    self.damage(&name, from, bytes, held);
                 }
-                Found::End { at, is_torn: true } => {
-                    let to = bytes.iter().rposition(|byte| *byte != 0).map_or(at, |last| last + 1);
-                    let held = FrameHeader::decode(&bytes[at..], tag).map(|header| header.counts);
+                Found::End { at, rest } => {
+                    let Some(last) = rest.iter().rposition(|byte| *byte != 0) else { return true };
+                    let held = FrameHeader::decode(rest, tag).map(|header| header.counts);
                     // A commit that was under way when everything ended; in an older file, one that failed
                     // and was written again.
                     if is_last {
-                        let torn = self.set_aside(&name, at as u64, &bytes[at..to], held);
+                        let torn = self.set_aside(&name, at, &rest[..=last], held);
                         may_cut = torn.aside.is_some();
                         self.recovery.torn = Some(torn);
                     } else if self.engine.next_sequence < void_from && void_from != u64::MAX {
-                        may_cut = self.damage(&name, at as u64, &bytes[at..to], held);
+                        may_cut = self.damage(&name, at, &rest[..=last], held);
                     }
                 }
-                Found::End { .. } => {}
             }
-        }
+            true
+        })?;
         if void_from != u64::MAX && self.engine.next_sequence < void_from {
             self.recovery.commits_missing += void_from - self.engine.next_sequence;
             self.engine.next_sequence = void_from;
         }
-        if (end as usize) < bytes.len() && may_cut {
+        if end < file.size()? && may_cut {
             // Room that was kept for more.
             let _ = file.set_len(end);
         }
-        self.give_back(bytes);
         // What was written and not synced is acted upon from now on.
         if self.engine.syncs() {
             file.sync()?;
@@ -376,7 +363,22 @@ impl<D: Disk> Engine<D> {
                 }),
             })
         });
-        let waiting = kept.queue.iter().filter(|entry| entry.packet_id().is_none());
+        let mut shares: Vec<Arc<str>> = Vec::new();
+        let mut place_of = |share: &Arc<str>| {
+            let known = shares.iter().position(|known| known == share);
+            let at = known.unwrap_or_else(|| {
+                shares.push(share.clone());
+                shares.len() - 1
+            });
+            at as u32 + 1
+        };
+        let is_waiting = |entry: &&Entry| entry.packet_id().is_none();
+        let mut waiting = Vec::with_capacity(kept.queue.iter().filter(is_waiting).count());
+        waiting.extend(kept.queue.iter().filter(is_waiting).map(|entry| {
+            let share = self.image.extra(entry).and_then(|extra| extra.shared.as_ref());
+            let share = share.map_or(0, &mut place_of);
+            RestoredWaiting { message: MessageId(entry.id), size: entry.size, share }
+        }));
         RestoredSession {
             client: client.clone(),
             is_session: facts.is_some(),
@@ -399,11 +401,8 @@ impl<D: Disk> Engine<D> {
                 .collect(),
             received: kept.received.iter().copied().collect::<Vec<PacketId>>(),
             inflight: released.chain(sent).collect(),
-            waiting: waiting
-                .map(|entry| {
-                    (MessageId(entry.id), entry.size, self.image.extra(entry).and_then(|extra| extra.shared.clone()))
-                })
-                .collect(),
+            waiting,
+            shares,
         }
     }
 

@@ -14,12 +14,17 @@ impl Histogram {
     pub const BOUNDS: [f64; 10] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0, 10.0];
 
     pub fn observe(&self, duration: Duration) {
+        self.observe_all(duration, 1);
+    }
+
+    /// So many of the same duration.
+    pub fn observe_all(&self, duration: Duration, count: u64) {
         let secs = duration.as_secs_f64();
         if let Some(at) = Self::BOUNDS.iter().position(|bound| secs <= *bound) {
-            self.buckets[at].fetch_add(1, Ordering::Relaxed);
+            self.buckets[at].fetch_add(count, Ordering::Relaxed);
         }
-        self.sum_micros.fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.sum_micros.fetch_add(duration.as_micros() as u64 * count, Ordering::Relaxed);
+        self.count.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Observations in each bucket (not summed up), their number and their sum in seconds.

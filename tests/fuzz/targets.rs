@@ -142,7 +142,7 @@ impl Outbox for Sink {
         assert!(self.closed.insert(to, ()).is_none(), "closed twice");
     }
 
-    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
+    fn persist(&mut self, ticket: Option<Ticket>, changes: &[Change]) {
         self.store.append(ticket, changes);
     }
 

@@ -52,7 +52,7 @@ impl Outbox for Recorder {
         assert!(self.closed.insert(to, why).is_none(), "closed twice");
     }
 
-    fn persist(&mut self, ticket: Ticket, changes: Vec<Change>) {
+    fn persist(&mut self, ticket: Option<Ticket>, changes: &[Change]) {
         if self.trace {
             eprintln!("    {:?} persists {ticket:?}: {changes:?}", self.speaking);
         }
