@@ -205,6 +205,9 @@ impl Session {
     }
 }
 
+/// Messages that an empty queue keeps room for.
+const ROOM_KEPT: usize = 64;
+
 /// Messages on their way to a client: in flight, then waiting.
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -306,6 +309,8 @@ impl Outgoing {
             self.stored.positions.push_front(position);
         }
         (self.scanned, self.returned) = (0, 0);
+        self.queue = VecDeque::new();
+        self.inflight.shrink_to_fit();
     }
 
     /// The next that is to be repeated is not in memory.
@@ -370,6 +375,10 @@ impl Outgoing {
         self.returned = self.returned.saturating_sub(1);
         self.queue_bytes -= delivery.size as usize;
         self.scanned -= usize::from(delivery.origin == Origin::Retained);
+        // Many sessions that were once behind are not to keep their room.
+        if self.queue.is_empty() && self.queue.capacity() > ROOM_KEPT {
+            self.queue = VecDeque::new();
+        }
         Some(delivery)
     }
 
@@ -500,8 +509,7 @@ impl Stored {
 
     fn left(&mut self) {
         if self.positions.is_empty() {
-            self.shares.clear();
-            self.positions.shrink_to(64);
+            *self = Stored::default();
         }
     }
 }

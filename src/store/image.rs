@@ -114,6 +114,9 @@ pub(super) struct Facts {
     pub(super) since: Moment,
 }
 
+/// Entries that an empty queue keeps room for.
+const ROOM_KEPT: usize = 32;
+
 #[derive(Default, Debug)]
 pub(super) struct Kept {
     pub(super) facts: Option<Facts>,
@@ -259,10 +262,10 @@ impl Image {
     /// Of a session that has nothing any more nothing stays, and room of a queue that was long is given back.
     fn tidy(&mut self, client: &str) {
         if let Some(Kept { queue, .. }) = self.sessions.get_mut(client)
-            && queue.capacity() > 64
+            && queue.capacity() > ROOM_KEPT
             && queue.len() < queue.capacity() / 4
         {
-            queue.shrink_to(queue.capacity() / 2);
+            queue.shrink_to(queue.len() * 2);
         }
         if self.sessions.get(client).is_some_and(Kept::is_empty) {
             self.sessions.remove(client);
