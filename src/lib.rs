@@ -17,6 +17,7 @@ pub mod config;
 )]
 pub mod gate;
 pub mod handover;
+pub mod load;
 #[expect(clippy::disallowed_methods, reason = "serial numbers come from the kernel's generator")]
 pub mod pki;
 #[expect(clippy::disallowed_methods, reason = "the core's seed comes from the kernel's generator")]

@@ -11,6 +11,7 @@ macro_rules! say {
 
 mod acl;
 mod ask;
+mod bench;
 mod bundle;
 mod client;
 mod environment;
@@ -69,6 +70,8 @@ enum Command {
     Store(store::Arguments),
     /// Kill a broker of its own again and again, and account for every acknowledged message
     Torture(torture::Arguments),
+    /// Load any broker with messages or connections, and measure what comes of it
+    Bench(bench::Arguments),
     /// Show what a running broker does
     Status(status::Arguments),
     /// Make a running broker read its configuration, passwords, ACL and certificates anew
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Passwd(arguments) => passwd::run(arguments),
         Command::Acl(arguments) => acl::run(arguments),
         Command::Store(arguments) => store::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => status::reload(arguments),

@@ -16,14 +16,15 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("config", &["types", "auth", "broker", "store", "pki", "gate", "shard"]),
         ("handover", &["types", "codec", "auth"]),
         ("client", &["types", "codec"]),
+        ("load", &["types", "codec"]),
         ("gate", &["types", "codec", "auth", "pki", "config", "handover"]),
         ("shard", &["types", "codec", "auth", "broker", "store", "config", "handover"]),
         ("admin", &["types", "config", "pki", "broker", "store", "gate", "shard"]),
         (
             "cli",
             &[
-                "types", "codec", "auth", "broker", "store", "pki", "config", "handover", "client", "gate", "shard",
-                "admin",
+                "types", "codec", "auth", "broker", "store", "pki", "config", "handover", "client", "load", "gate",
+                "shard", "admin",
             ],
         ),
     ])

@@ -92,7 +92,7 @@ pub(crate) fn connect(client_id: &str, login: Option<(&str, &str)>, will: Option
 pub(crate) fn connect_with(client_id: &str, clean: bool, login: Option<(&str, &str)>, will: Option<&str>) -> Vec<u8> {
     let flags =
         if clean { 0x02 } else { 0 } | if login.is_some() { 0xC0 } else { 0 } | if will.is_some() { 0x04 } else { 0 };
-    let mut body = [field(b"MQTT"), vec![4, flags, 0, 0], field(client_id.as_bytes())].concat();
+    let mut body = [field(b"MQTT"), vec![4, flags, 0x0E, 0x10], field(client_id.as_bytes())].concat();
     if let Some(topic) = will {
         body.extend([field(topic.as_bytes()), field(&[b'x'; 1_000])].concat());
     }

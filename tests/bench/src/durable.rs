@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::broker::{connect_with, field, framed};
-use crate::peer::{Kind, Peer};
+use crate::peer::{Kind, Peer, Wire};
 
 const WINDOW: usize = 20;
 const LASTS: Duration = Duration::from_secs(4);
@@ -35,6 +35,36 @@ impl Client {
         self.stream.write_all(&framed(0x82, &body)).expect("sent");
         let mut suback = [0; 5];
         self.stream.read_exact(&mut suback).expect("SUBACK");
+    }
+}
+
+impl Client {
+    /// QoS 0 filters in one packet; `None` if the broker does not agree in time.
+    pub(crate) fn subscribe_all(&mut self, filters: impl Iterator<Item = String>) -> Option<()> {
+        let fields: Vec<Vec<u8>> = filters.map(|filter| [field(filter.as_bytes()), vec![0]].concat()).collect();
+        self.stream.write_all(&framed(0x82, &[&[0, 1][..], &fields.concat()].concat())).ok()?;
+        let mut suback = vec![0; fields.len() + 4];
+        self.stream.read_exact(&mut suback).ok()
+    }
+
+    pub(crate) fn publish_qos_0(&mut self, topic: &str, payload: &[u8]) -> Option<()> {
+        self.stream.set_write_timeout(Some(Duration::from_secs(20))).ok()?;
+        self.stream.write_all(&framed(0x30, &[&field(topic.as_bytes())[..], payload].concat())).ok()
+    }
+
+    /// A message at QoS 1, the next of many: a hundred under way at once.
+    pub(crate) fn send_acknowledged(&mut self, packet: &mut [u8], at: usize, number: usize) -> Option<()> {
+        packet[at..at + 2].copy_from_slice(&((number % 60_000) as u16 + 1).to_be_bytes());
+        self.stream.write_all(packet).ok()?;
+        if number % 100 == 99 { self.stream.read_exact(&mut [0; 400]).ok() } else { Some(()) }
+    }
+
+    /// Whether the broker has come to the end of what was sent: it answers PINGREQ.
+    pub(crate) fn is_answered(&mut self, patience: Duration) -> bool {
+        drop(self.stream.set_read_timeout(Some(patience)));
+        let asked = self.stream.write_all(&[0xC0, 0]);
+        let mut answer = [0; 2];
+        asked.and_then(|()| self.stream.read_exact(&mut answer)).is_ok() && answer == [0xD0, 0]
     }
 }
 
@@ -126,7 +156,7 @@ fn packet_end(bytes: &[u8]) -> Option<(usize, usize)> {
 
 /// Acknowledged messages a second, and CPU µs of the broker for each.
 fn throughput(lockgate: &str, kind: Kind, publishers: usize) -> (f64, f64) {
-    let peer = Peer::start(lockgate, kind);
+    let peer = Peer::start(lockgate, kind, Wire::Plain);
     let mut subscriber = Client::connect(peer.port, "subscriber", false);
     subscriber.subscribe("bench/#");
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -156,7 +186,7 @@ fn throughput(lockgate: &str, kind: Kind, publishers: usize) -> (f64, f64) {
 
 /// p50 and p99 from publisher to subscriber at 500 messages a second, µs.
 fn latency(lockgate: &str, kind: Kind) -> (f64, f64) {
-    let peer = Peer::start(lockgate, kind);
+    let peer = Peer::start(lockgate, kind, Wire::Plain);
     let mut subscriber = Client::connect(peer.port, "subscriber", false);
     subscriber.subscribe("bench/#");
     let stop = Arc::new(AtomicBool::new(false));

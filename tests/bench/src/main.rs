@@ -1,8 +1,9 @@
 //! Measures a broker from outside, beside its peers in one run. The machine is shared: ratios are the
 //! figures. What is printed are Markdown tables.
 //!
-//! `cargo run --release --manifest-path tests/bench/Cargo.toml -- attacks|durable|queue target/release/lockgate [ROUNDS]`
+//! `cargo run --release --manifest-path tests/bench/Cargo.toml -- speed|durable|queue|attacks target/release/lockgate [ROUNDS]`
 //!
+//! `speed [.. ROUNDS [NAME]]`: CPU of each message and memory of each client, beside the peers; `peers` builds those;
 //! `durable`: what keeping costs; `queue`: a million messages for those who are not there; `attacks`: what
 //! hostile clients do to the latency of another client.
 //!
@@ -17,6 +18,7 @@ mod broker;
 mod durable;
 mod peer;
 mod queue;
+mod speed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,15 +37,26 @@ fn main() {
     let binary = arguments.next().unwrap_or_else(|| "target/release/lockgate".to_owned());
     let rounds: usize = arguments.next().map_or(3, |text| text.parse().expect("ROUNDS is a number"));
     match what.as_str() {
+        "peers" => build_peers(),
+        "speed" => speed::run(&binary, rounds, &arguments.next().unwrap_or_default()),
         "attacks" => attacks(&binary, rounds),
         "durable" => durable::run(&binary, rounds),
         "queue" => queue::run(&binary, &[Kind::Lockgate("fsync")]),
         "queue-peer" => queue::run(&binary, &[Kind::Mosquitto { every_change: false }]),
         _ => {
-            eprintln!("usage: lockgate-bench attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]");
+            eprintln!("usage: lockgate-bench peers|speed|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]");
             std::process::exit(2);
         }
     }
+}
+
+/// Installs rumqttd beside this package; Debian's mosquitto has to be there.
+fn build_peers() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/.peers");
+    let status = std::process::Command::new("cargo")
+        .args(["install", "rumqttd", "--version", "0.20.0", "--root", root])
+        .status();
+    assert!(status.expect("cargo runs").success(), "rumqttd is not built");
 }
 
 fn attacks(binary: &str, rounds: usize) {

@@ -15,6 +15,16 @@ pub(crate) enum Kind {
     Lockgate(&'static str),
     /// `persistence true`; after every change, or as shipped.
     Mosquitto { every_change: bool },
+    /// Built from crates.io into `tests/bench/.peers`.
+    Rumqttd,
+}
+
+/// What its clients come by; every peer has the certificates of a Lockgate site.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Plain,
+    Tls,
+    MutualTls,
 }
 
 impl Kind {
@@ -23,6 +33,7 @@ impl Kind {
             Kind::Lockgate(durability) => format!("Lockgate, {durability}"),
             Kind::Mosquitto { every_change: false } => "mosquitto, persistence as shipped".to_owned(),
             Kind::Mosquitto { every_change: true } => "mosquitto, autosave after every change".to_owned(),
+            Kind::Rumqttd => "rumqttd".to_owned(),
         }
     }
 }
@@ -32,6 +43,8 @@ pub(crate) struct Peer {
     lockgate: String,
     child: Child,
     pub(crate) port: u16,
+    /// From its start until somebody was let in.
+    pub(crate) took: Duration,
     folder: tempfile::TempDir,
 }
 
@@ -48,14 +61,45 @@ fn free_port() -> u16 {
 }
 
 impl Peer {
-    pub(crate) fn start(lockgate: &str, kind: Kind) -> Peer {
+    pub(crate) fn start(lockgate: &str, kind: Kind, wire: Wire) -> Peer {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let port = free_port();
-        write_configuration(folder.path(), kind, port);
+        if wire != Wire::Plain {
+            let mut init = Command::new(lockgate);
+            init.args(["init", "--client", "c1", "--dir"]).arg(folder.path());
+            init.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            assert!(init.status().expect("the binary runs").success(), "lockgate init");
+        }
+        write_configuration(folder.path(), kind, wire, port);
+        let began = Instant::now();
         let child = spawn(lockgate, folder.path(), kind);
-        let peer = Peer { kind, lockgate: lockgate.to_owned(), child, port, folder };
-        peer.wait();
+        let mut peer = Peer { kind, lockgate: lockgate.to_owned(), child, port, took: Duration::ZERO, folder };
+        match wire {
+            Wire::Plain => drop(peer.wait()),
+            _ => peer.wait_for_port(),
+        }
+        peer.took = began.elapsed();
         peer
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.kind.name()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn wait_for_port(&self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(Instant::now() < until, "{} does not come up", self.kind.name());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits until somebody is let in; how long that took.
@@ -119,25 +163,64 @@ impl Peer {
     }
 }
 
-fn write_configuration(folder: &Path, kind: Kind, port: u16) {
+fn write_configuration(folder: &Path, kind: Kind, wire: Wire, port: u16) {
+    let pki = folder.join("pki");
+    let pki = pki.display();
     let (name, text) = match kind {
-        Kind::Lockgate(durability) => (
-            "config/lockgate.yaml",
-            format!(
+        Kind::Lockgate(durability) => {
+            let transport = match wire {
+                Wire::Plain => "    transport: tcp\n".to_owned(),
+                _ => format!(
+                    "    transport: tls\n    certificate: ../pki/server.crt\n    key: ../pki/server.key\n    client-ca: \
+                     ../pki/ca.crt\n    client-certs: {}\n",
+                    if wire == Wire::MutualTls { "required" } else { "off" }
+                ),
+            };
+            let text = format!(
                 "name: bench\ndata: ../data\npki: ../pki\npasswords: none\nacl: none\nidentities: none\n\
-                 durability: {durability}\nlisteners:\n  - address: 127.0.0.1\n    port: {port}\n    transport: tcp\n    \
-                 allow-anonymous: true\nlimits:\n  queued-messages-max: 2000000\n  queued-bytes-max: 4GiB\n"
-            ),
-        ),
-        Kind::Mosquitto { every_change } => (
-            "mosquitto.conf",
-            format!(
+                 durability: {durability}\nlisteners:\n  - address: 127.0.0.1\n    port: {port}\n{transport}    \
+                 allow-anonymous: true\nlimits:\n  queued-messages-max: 2000000\n  queued-bytes-max: 4GiB\n  \
+                 retained-messages-max: 2000000\n  retained-bytes-max: 4GiB\n"
+            );
+            ("config/lockgate.yaml", text)
+        }
+        Kind::Mosquitto { every_change } => {
+            let tls = match wire {
+                Wire::Plain => String::new(),
+                _ => format!(
+                    "certfile {pki}/server.crt\nkeyfile {pki}/server.key\n{}",
+                    if wire == Wire::MutualTls {
+                        format!("cafile {pki}/ca.crt\nrequire_certificate true\n")
+                    } else {
+                        String::new()
+                    }
+                ),
+            };
+            let text = format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\n\
-                 max_queued_messages 0\n{}",
+                 max_queued_messages 0\nuser root\n{}{tls}",
                 folder.display(),
                 if every_change { "autosave_on_changes true\nautosave_interval 1\n" } else { "" }
-            ),
-        ),
+            );
+            ("mosquitto.conf", text)
+        }
+        Kind::Rumqttd => {
+            let tls = match wire {
+                Wire::Plain => String::new(),
+                _ => format!(
+                    "[v4.1.tls]\ncertpath = \"{pki}/server.crt\"\nkeypath = \"{pki}/server.key\"\n{}",
+                    if wire == Wire::MutualTls { format!("capath = \"{pki}/ca.crt\"\n") } else { String::new() }
+                ),
+            };
+            let text = format!(
+                "id = 0\n[router]\nid = 0\nmax_connections = 20000\nmax_outgoing_packet_count = 200\n\
+                 max_segment_size = 104857600\nmax_segment_count = 10\n[v4.1]\nname = \"v4\"\n\
+                 listen = \"127.0.0.1:{port}\"\nnext_connection_delay_ms = 0\n{tls}[v4.1.connections]\n\
+                 connection_timeout_ms = 60000\nmax_payload_size = 1048576\nmax_inflight_count = 100\n\
+                 dynamic_filters = true\n"
+            );
+            ("rumqttd.toml", text)
+        }
     };
     std::fs::create_dir_all(folder.join("config")).expect("a folder");
     std::fs::write(folder.join(name), text).expect("a file");
@@ -155,7 +238,12 @@ fn spawn(lockgate: &str, folder: &Path, kind: Kind) -> Child {
             command.arg("-c").arg(folder.join("mosquitto.conf"));
             command
         }
+        Kind::Rumqttd => {
+            let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.peers/bin/rumqttd"));
+            command.arg("-q").arg("-c").arg(folder.join("rumqttd.toml"));
+            command
+        }
     };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("the broker runs; Debian's mosquitto is the peer")
+    command.spawn().expect("the broker runs: mosquitto is Debian's, rumqttd comes by `lockgate-bench peers`")
 }

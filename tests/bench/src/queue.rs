@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::durable::{Client, consume, publish};
-use crate::peer::{Kind, Peer};
+use crate::peer::{Kind, Peer, Wire};
 
 const SESSIONS: usize = 1_000;
 const EACH: usize = 1_000;
@@ -24,7 +24,7 @@ pub(crate) fn run(lockgate: &str, kinds: &[Kind]) {
 }
 
 fn one(lockgate: &str, kind: Kind) {
-    let mut peer = Peer::start(lockgate, kind);
+    let mut peer = Peer::start(lockgate, kind, Wire::Plain);
     for session in 0..SESSIONS {
         Client::connect(peer.port, &format!("s{session}"), false).subscribe(&format!("q/{session}"));
     }
@@ -36,7 +36,7 @@ fn one(lockgate: &str, kind: Kind) {
     let killed = match kind {
         Kind::Lockgate(_) => format!("{:.2}", peer.restart("KILL").as_secs_f64()),
         // All of it would be lost.
-        Kind::Mosquitto { .. } => "(loses them)".to_owned(),
+        Kind::Mosquitto { .. } | Kind::Rumqttd => "(loses them)".to_owned(),
     };
     let stopped = peer.restart("TERM").as_secs_f64();
     let then = peer.memory_mib("RssAnon");

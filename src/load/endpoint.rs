@@ -1,0 +1,127 @@
+//! A broker's address, and how to be let in.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+use crate::codec::{self, Connect, ConnectProperties, Packet, Version};
+
+/// A broker, and who comes to it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    address: SocketAddr,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    login: Option<(String, String)>,
+}
+
+/// Why there is no way to a broker.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    #[error("{0:?} is no address of a broker: give mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")]
+    Url(String),
+    #[error("{host}: {error}")]
+    Name { host: String, error: io::Error },
+    #[error("{file}: {error}")]
+    File { file: String, error: String },
+    #[error("mqtts:// needs the CA that the broker's certificate is of: --ca FILE")]
+    NoCa,
+}
+
+/// Files for TLS.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Trust<'a> {
+    pub ca: Option<&'a Path>,
+    /// The client's certificate and key.
+    pub identity: Option<(&'a Path, &'a Path)>,
+}
+
+fn unreadable(path: &Path, error: impl std::fmt::Display) -> EndpointError {
+    EndpointError::File { file: path.display().to_string(), error: error.to_string() }
+}
+
+impl Endpoint {
+    /// `mqtt://HOST[:PORT]`, or `mqtts://` for TLS; the ports are 1883 and 8883 unless they are named.
+    pub fn new(url: &str, trust: Trust<'_>, login: Option<(String, String)>) -> Result<Endpoint, EndpointError> {
+        let bad = || EndpointError::Url(url.to_owned());
+        let (scheme, rest) = url.split_once("://").ok_or_else(bad)?;
+        let (is_tls, default_port) = match scheme {
+            "mqtt" | "tcp" => (false, 1883),
+            "mqtts" | "ssl" => (true, 8883),
+            _ => return Err(bad()),
+        };
+        let rest = rest.trim_end_matches('/');
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().map_err(|_| bad())?),
+            _ => (rest, default_port),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return Err(bad());
+        }
+        let named = |error| EndpointError::Name { host: host.to_owned(), error };
+        let address = (host, port).to_socket_addrs().map_err(named)?.next().ok_or_else(bad)?;
+        let tls = match is_tls {
+            false => None,
+            true => Some((Arc::new(configuration(trust)?), ServerName::try_from(host.to_owned()).map_err(|_| bad())?)),
+        };
+        Ok(Endpoint { address, tls, login })
+    }
+
+    /// A connection without TLS on it yet; the TLS that is to be spoken on it.
+    pub(super) fn dial(&self) -> io::Result<(TcpStream, Option<rustls::ClientConnection>)> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        let tls = self.tls.as_ref().map(|(config, name)| {
+            rustls::ClientConnection::new(config.clone(), name.clone()).map_err(io::Error::other)
+        });
+        Ok((stream, tls.transpose()?))
+    }
+
+    /// The bytes of a CONNECT without a session that stays.
+    pub(super) fn connect(&self, client_id: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let connect = Connect {
+            version: Version::V311,
+            clean_start: true,
+            // Longer than any run; some brokers refuse none.
+            keep_alive: 3_600,
+            properties: ConnectProperties::default(),
+            client_id,
+            will: None,
+            user_name: self.login.as_ref().map(|(name, _)| name.as_str()),
+            password: self.login.as_ref().map(|(_, password)| password.as_bytes()),
+        };
+        codec::encode(&mut bytes, &Packet::Connect(Box::new(connect)), Version::V311);
+        bytes
+    }
+}
+
+/// Every handshake is a full one: what it costs is to be seen.
+fn configuration(trust: Trust<'_>) -> Result<ClientConfig, EndpointError> {
+    let ca = trust.ca.ok_or(EndpointError::NoCa)?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unreadable(ca, error))? {
+        let added = certificate.map(|certificate| roots.add(certificate));
+        added.map_err(|error| unreadable(ca, error))?.map_err(|error| unreadable(ca, error))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| unreadable(ca, error))?.with_root_certificates(roots);
+    let mut config = match trust.identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+            let chain = chain.map_err(|error| unreadable(certificate, error))?;
+            let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
+            builder.with_client_auth_cert(chain, secret).map_err(|error| unreadable(certificate, error))?
+        }
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}

@@ -1,0 +1,352 @@
+//! Messages from publishers to subscribers.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use mio::{Events, Poll};
+
+use super::endpoint::Endpoint;
+use super::link::Link;
+use super::process::{Process, Usage, clock};
+use super::publisher::Publisher;
+use super::subscriber::{Subscriber, Tally};
+use crate::types::QoS;
+
+/// Who sends what to whom.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// What topics and client ids begin with.
+    pub prefix: String,
+    /// Each has a topic of its own.
+    pub publishers: usize,
+    /// Each gets everything.
+    pub subscribers: usize,
+    pub qos: QoS,
+    /// Bytes.
+    pub payload: usize,
+    /// Messages of one publisher under way at QoS 1 and 2.
+    pub window: usize,
+    /// Messages a second of all publishers, and then how long each takes is measured; `None`: as fast as it goes.
+    pub rate: Option<u32>,
+    pub warm_up: Duration,
+    pub lasts: Duration,
+}
+
+/// What was measured while it lasted.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub secs: f64,
+    pub sent: u64,
+    /// At QoS 1 and 2.
+    pub acknowledged: u64,
+    pub delivered: u64,
+    pub delivered_bytes: u64,
+    /// Sent from begin to end and never delivered, though nothing came any more.
+    pub lost: u64,
+    /// µs from publisher to subscriber, with a rate.
+    pub latency: Option<Histogram<u64>>,
+    /// The broker's, before and after.
+    pub broker: Option<(Usage, Usage)>,
+    /// Most of its memory meanwhile, as seen.
+    pub broker_rss_max_bytes: u64,
+    /// CPU seconds of this process.
+    pub own_cpu_secs: f64,
+    /// The share of a core that the busier of its two threads used.
+    pub busiest_thread: f64,
+}
+
+/// 0: warming up.
+const MEASURING: u8 = 1;
+const DRAINING: u8 = 2;
+/// How long nothing has to come until nothing will.
+const QUIET: Duration = Duration::from_millis(500);
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// What the threads tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    phase: AtomicU8,
+    is_over: AtomicBool,
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
+    delivered: AtomicU64,
+    delivered_bytes: AtomicU64,
+    failure: Mutex<Option<io::Error>>,
+}
+
+impl Shared {
+    fn fail(&self, error: io::Error) {
+        self.failure.lock().expect("nobody panics with it").get_or_insert(error);
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs a flow against a broker; `progress` is told how much of it is over, from 0 to 1, and how many messages
+/// were delivered.
+pub fn run(
+    endpoint: &Endpoint,
+    flow: &Flow,
+    broker: Option<&Process>,
+    mut progress: impl FnMut(f64, u64),
+) -> io::Result<Outcome> {
+    let shared = Arc::new(Shared::default());
+    // Both threads are connected.
+    let ready = Arc::new(Barrier::new(3));
+    let origin = clock();
+    std::thread::scope(|scope| {
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let reader =
+            thread("subscribers").spawn_scoped(scope, || subscribe(endpoint, flow, &shared, &ready, origin))?;
+        let writer = thread("publishers").spawn_scoped(scope, || publish(endpoint, flow, &shared, &ready, origin))?;
+        ready.wait();
+        let outcome = watch(flow, broker, &shared, &mut progress);
+        shared.is_over.store(true, Ordering::Relaxed);
+        writer.join().map_err(|_| io::Error::other("the publishers' thread broke down"))?;
+        let latency = reader.join().map_err(|_| io::Error::other("the subscribers' thread broke down"))?;
+        if let Some(error) = shared.failure.lock().expect("nobody panics with it").take() {
+            return Err(error);
+        }
+        Ok(Outcome { latency, ..outcome? })
+    })
+}
+
+/// What is counted at one moment.
+struct Sample {
+    at: Instant,
+    sent: u64,
+    acknowledged: u64,
+    delivered: u64,
+    delivered_bytes: u64,
+    broker: Option<Usage>,
+    own: Usage,
+    threads: Vec<(String, f64)>,
+}
+
+impl Sample {
+    fn take(shared: &Shared, broker: Option<&Process>) -> io::Result<Sample> {
+        Ok(Sample {
+            at: clock(),
+            sent: shared.sent.load(Ordering::Relaxed),
+            acknowledged: shared.acknowledged.load(Ordering::Relaxed),
+            delivered: shared.delivered.load(Ordering::Relaxed),
+            delivered_bytes: shared.delivered_bytes.load(Ordering::Relaxed),
+            broker: broker.map(Process::usage).transpose()?,
+            own: Process::own().usage()?,
+            threads: Process::own().threads()?,
+        })
+    }
+}
+
+fn watch(
+    flow: &Flow,
+    broker: Option<&Process>,
+    shared: &Shared,
+    progress: &mut impl FnMut(f64, u64),
+) -> io::Result<Outcome> {
+    let whole = flow.warm_up + flow.lasts;
+    let began = clock();
+    let mut rss_max = 0;
+    let mut wait_until = |until: Duration| {
+        while began.elapsed() < until && !shared.is_over() {
+            std::thread::sleep((until - began.elapsed().min(until)).min(Duration::from_millis(100)));
+            let part = began.elapsed().as_secs_f64() / whole.as_secs_f64();
+            progress(part.min(1.0), shared.delivered.load(Ordering::Relaxed));
+            if let Some(usage) = broker.and_then(|broker| broker.usage().ok()) {
+                rss_max = rss_max.max(usage.rss_bytes);
+            }
+        }
+    };
+    wait_until(flow.warm_up);
+    shared.phase.store(MEASURING, Ordering::Relaxed);
+    let before = Sample::take(shared, broker)?;
+    wait_until(whole);
+    let after = Sample::take(shared, broker)?;
+    shared.phase.store(DRAINING, Ordering::Relaxed);
+    let (draining, mut last, mut since) = (clock(), u64::MAX, clock());
+    while !shared.is_over() && since.elapsed() < QUIET && draining.elapsed() < DRAIN_MAX {
+        std::thread::sleep(Duration::from_millis(10));
+        let delivered = shared.delivered.load(Ordering::Relaxed);
+        if delivered != last {
+            (last, since) = (delivered, clock());
+        }
+    }
+    let wanted = shared.sent.load(Ordering::Relaxed) * flow.subscribers as u64;
+    let secs = (after.at - before.at).as_secs_f64();
+    let cpu_of = |name: &String| before.threads.iter().find(|(known, _)| known == name).map_or(0.0, |(_, cpu)| *cpu);
+    let busiest = after.threads.iter().map(|(name, cpu)| cpu - cpu_of(name)).fold(0.0, f64::max);
+    Ok(Outcome {
+        secs,
+        sent: after.sent - before.sent,
+        acknowledged: after.acknowledged - before.acknowledged,
+        delivered: after.delivered - before.delivered,
+        delivered_bytes: after.delivered_bytes - before.delivered_bytes,
+        lost: wanted.saturating_sub(shared.delivered.load(Ordering::Relaxed)),
+        latency: None,
+        broker: before.broker.zip(after.broker),
+        broker_rss_max_bytes: rss_max,
+        own_cpu_secs: after.own.cpu_secs - before.own.cpu_secs,
+        busiest_thread: busiest / secs,
+    })
+}
+
+/// Nanoseconds since `origin`.
+fn nanos(origin: Instant) -> u64 {
+    (clock() - origin).as_nanos() as u64
+}
+
+fn topic(flow: &Flow, publisher: usize) -> String {
+    format!("{}/{publisher}", flow.prefix)
+}
+
+fn subscription(flow: &Flow) -> Vec<u8> {
+    let filter = if flow.publishers == 1 { topic(flow, 0) } else { format!("{}/#", flow.prefix) };
+    let mut packet = vec![0x82, (filter.len() + 5) as u8, 0, 1];
+    packet.extend_from_slice(&(filter.len() as u16).to_be_bytes());
+    packet.extend_from_slice(filter.as_bytes());
+    packet.push(flow.qos.bits());
+    packet
+}
+
+/// Runs a thread's part; what goes wrong ends everything.
+fn part<T>(shared: &Shared, ready: &Barrier, enter: impl FnOnce() -> io::Result<T>) -> Option<T> {
+    let entered = enter();
+    ready.wait();
+    entered.map_err(|error| shared.fail(error)).ok()
+}
+
+fn subscribe(
+    endpoint: &Endpoint,
+    flow: &Flow,
+    shared: &Shared,
+    ready: &Barrier,
+    origin: Instant,
+) -> Option<Histogram<u64>> {
+    let latency = flow.rate.and_then(|_| Histogram::new_with_bounds(1, 60_000_000_000, 3).ok());
+    let mut tally = Tally::new(latency);
+    let entered = part(shared, ready, || {
+        let poll = Poll::new()?;
+        let packet = subscription(flow);
+        let enter = |number: usize| {
+            let mut link = Link::enter(endpoint, &format!("{}-s{number}", flow.prefix), Some(&packet))?;
+            link.register(poll.registry(), number)?;
+            Ok(Subscriber::new(link))
+        };
+        let subscribers = (0..flow.subscribers).map(enter).collect::<io::Result<Vec<_>>>()?;
+        Ok((poll, subscribers))
+    });
+    let (poll, mut subscribers) = entered?;
+    let mut turns = Turns::new(poll, flow.subscribers);
+    let mut is_measuring = false;
+    while !shared.is_over() {
+        let now_measuring = shared.phase.load(Ordering::Relaxed) == MEASURING;
+        if now_measuring != is_measuring {
+            is_measuring = now_measuring;
+            if !is_measuring {
+                // What comes from now on is counted and not measured.
+                let measured = tally.latency.take();
+                finish(shared, &mut turns, &mut subscribers, &mut tally);
+                return measured;
+            }
+            if let Some(latency) = &mut tally.latency {
+                latency.reset();
+            }
+        }
+        turns.run(shared, IDLE, |at| subscribers[at].turn(&mut tally, || nanos(origin)));
+        shared.delivered.store(tally.delivered, Ordering::Relaxed);
+        shared.delivered_bytes.store(tally.bytes, Ordering::Relaxed);
+    }
+    None
+}
+
+/// Takes what still comes.
+fn finish(shared: &Shared, turns: &mut Turns, subscribers: &mut [Subscriber], tally: &mut Tally) {
+    while !shared.is_over() {
+        turns.run(shared, IDLE, |at| subscribers[at].turn(tally, || 0));
+        shared.delivered.store(tally.delivered, Ordering::Relaxed);
+    }
+}
+
+fn publish(endpoint: &Endpoint, flow: &Flow, shared: &Shared, ready: &Barrier, origin: Instant) -> Option<()> {
+    let entered = part(shared, ready, || {
+        let poll = Poll::new()?;
+        let enter = |number: usize| {
+            let mut link = Link::enter(endpoint, &format!("{}-p{number}", flow.prefix), None)?;
+            link.register(poll.registry(), number)?;
+            Ok(Publisher::new(link, &topic(flow, number), flow.qos, flow.payload, flow.window))
+        };
+        Ok(((0..flow.publishers).map(enter).collect::<io::Result<Vec<_>>>()?, poll))
+    });
+    let (mut publishers, poll) = entered?;
+    let mut buffer = vec![0; 64 * 1024];
+    let mut turns = Turns::new(poll, flow.publishers);
+    let began = clock();
+    let mut due = 0_u32;
+    while !shared.is_over() {
+        let is_draining = shared.phase.load(Ordering::Relaxed) == DRAINING;
+        match flow.rate {
+            Some(rate) if !is_draining => {
+                let at = began + Duration::from_secs(1) * due / rate.max(1);
+                std::thread::sleep(at.saturating_duration_since(clock()));
+                let publisher = &mut publishers[due as usize % flow.publishers];
+                publisher.send_one(nanos(origin)).unwrap_or_else(|error| shared.fail(error));
+                due += 1;
+                turns.run(shared, Duration::ZERO, |at| publishers[at].turn(&mut buffer, true));
+            }
+            _ => turns.run(shared, IDLE, |at| publishers[at].turn(&mut buffer, is_draining)),
+        }
+        shared.sent.store(publishers.iter().map(|publisher| publisher.sent).sum(), Ordering::Relaxed);
+        let acknowledged = publishers.iter().map(|publisher| publisher.acknowledged).sum();
+        shared.acknowledged.store(acknowledged, Ordering::Relaxed);
+    }
+    Some(())
+}
+
+/// How long a thread waits for anything before it looks whether all is over.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// An event loop: whoever may have something to do has a turn after the other.
+struct Turns {
+    poll: Poll,
+    events: Events,
+    ready: VecDeque<usize>,
+    is_ready: Vec<bool>,
+}
+
+impl Turns {
+    fn new(poll: Poll, count: usize) -> Turns {
+        Turns { poll, events: Events::with_capacity(1024), ready: (0..count).collect(), is_ready: vec![true; count] }
+    }
+
+    /// Waits at most `patience` unless somebody is ready; then everybody who is has one turn, which says whether
+    /// it wants another.
+    fn run(&mut self, shared: &Shared, patience: Duration, mut turn: impl FnMut(usize) -> io::Result<bool>) {
+        let patience = if self.ready.is_empty() { patience } else { Duration::ZERO };
+        if let Err(error) = self.poll.poll(&mut self.events, Some(patience))
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            return shared.fail(error);
+        }
+        for event in &self.events {
+            let at = event.token().0;
+            if !std::mem::replace(&mut self.is_ready[at], true) {
+                self.ready.push_back(at);
+            }
+        }
+        for _ in 0..self.ready.len() {
+            let Some(at) = self.ready.pop_front() else { return };
+            match turn(at) {
+                Ok(true) => self.ready.push_back(at),
+                Ok(false) => self.is_ready[at] = false,
+                Err(error) => return shared.fail(error),
+            }
+        }
+    }
+}

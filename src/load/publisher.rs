@@ -1,0 +1,159 @@
+//! Publishers: as fast as they are let, or at a rate.
+
+use std::io;
+
+use super::link::Link;
+use crate::types::QoS;
+
+/// About what is written at once.
+const BLOCK: usize = 64 * 1024;
+
+/// One that publishes to one topic.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    link: Link,
+    qos: QoS,
+    /// One packet; where its identifier and its payload stand.
+    packet: Vec<u8>,
+    identifier_at: usize,
+    payload_at: usize,
+    /// At QoS 0: many of it, one behind the other.
+    block: Vec<u8>,
+    /// Of `block`, written.
+    written: usize,
+    out: Vec<u8>,
+    next_identifier: u16,
+    /// Messages that may be sent before others are acknowledged.
+    window: usize,
+    /// Bytes of an acknowledgement that is not there whole.
+    rest: Vec<u8>,
+    pub(super) sent: u64,
+    pub(super) acknowledged: u64,
+}
+
+/// A PUBLISH; where its identifier and its payload stand.
+fn publish(topic: &str, qos: QoS, payload: usize) -> (Vec<u8>, usize, usize) {
+    let with_identifier = if qos == QoS::AtMostOnce { 0 } else { 2 };
+    let mut length = 2 + topic.len() + with_identifier + payload;
+    let mut bytes = vec![0x30 | (qos.bits() << 1)];
+    loop {
+        bytes.push((length & 0x7F) as u8 | if length > 0x7F { 0x80 } else { 0 });
+        length >>= 7;
+        if length == 0 {
+            break;
+        }
+    }
+    bytes.extend_from_slice(&(topic.len() as u16).to_be_bytes());
+    bytes.extend_from_slice(topic.as_bytes());
+    let identifier_at = bytes.len();
+    bytes.resize(identifier_at + with_identifier, 0);
+    let payload_at = bytes.len();
+    bytes.resize(payload_at + payload, b'x');
+    (bytes, identifier_at, payload_at)
+}
+
+impl Publisher {
+    pub(super) fn new(link: Link, topic: &str, qos: QoS, payload: usize, window: usize) -> Publisher {
+        let (packet, identifier_at, payload_at) = publish(topic, qos, payload);
+        let block = packet.repeat((BLOCK / packet.len()).max(1));
+        Publisher {
+            link,
+            qos,
+            packet,
+            identifier_at,
+            payload_at,
+            block,
+            written: 0,
+            out: Vec::new(),
+            next_identifier: 1,
+            window,
+            rest: Vec::new(),
+            sent: 0,
+            acknowledged: 0,
+        }
+    }
+
+    /// One message more, that says when it was sent.
+    pub(super) fn send_one(&mut self, now_nanos: u64) -> io::Result<()> {
+        let at = self.append();
+        if let Some(stamp) = self.out.get_mut(at + self.payload_at..at + self.payload_at + 8) {
+            stamp.copy_from_slice(&now_nanos.to_le_bytes());
+        }
+        self.flush().map(drop)
+    }
+
+    fn append(&mut self) -> usize {
+        let at = self.out.len();
+        self.out.extend_from_slice(&self.packet);
+        if self.qos != QoS::AtMostOnce {
+            let identifier = &mut self.out[at + self.identifier_at..at + self.identifier_at + 2];
+            identifier.copy_from_slice(&self.next_identifier.to_be_bytes());
+            self.next_identifier = self.next_identifier.checked_add(1).unwrap_or(1);
+        }
+        self.sent += 1;
+        at
+    }
+
+    /// Reads acknowledgements and sends what the window lets; says whether it could go on at once.
+    pub(super) fn turn(&mut self, buffer: &mut [u8], is_over: bool) -> io::Result<bool> {
+        let has_read = self.read(buffer)?;
+        if is_over {
+            return self.flush().map(|_| has_read);
+        }
+        if self.qos == QoS::AtMostOnce {
+            return self.flood();
+        }
+        while ((self.sent - self.acknowledged) as usize) < self.window && self.out.len() < BLOCK {
+            self.append();
+        }
+        self.flush().map(|_| has_read)
+    }
+
+    /// Takes what came; says whether anything did.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
+        let kept = self.rest.len();
+        buffer[..kept].copy_from_slice(&self.rest);
+        let count = match self.link.read(&mut buffer[kept..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let bytes = &buffer[..kept + count];
+        let whole = bytes.chunks_exact(4);
+        self.rest.clear();
+        self.rest.extend_from_slice(whole.remainder());
+        for ack in whole {
+            match ack[0] {
+                0x40 | 0x70 => self.acknowledged += 1,
+                0x50 => self.out.extend_from_slice(&[0x62, 2, ack[2], ack[3]]),
+                _ => return Err(io::Error::other("the broker says something unexpected to a publisher")),
+            }
+        }
+        Ok(true)
+    }
+
+    fn flood(&mut self) -> io::Result<bool> {
+        let len = self.packet.len();
+        match self.link.write(&self.block[self.written..]) {
+            Ok(count) => {
+                self.sent += ((self.written + count) / len - self.written / len) as u64;
+                self.written = (self.written + count) % self.block.len();
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<bool> {
+        while !self.out.is_empty() {
+            match self.link.write(&self.out) {
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,116 @@
+//! Subscribers: count what comes and acknowledge it.
+
+use std::io;
+
+use hdrhistogram::Histogram;
+
+use super::link::Link;
+
+/// What is read at once.
+const BUFFER: usize = 256 * 1024;
+
+/// One that is subscribed.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    link: Link,
+    /// A packet that is not there whole.
+    rest: Vec<u8>,
+    out: Vec<u8>,
+}
+
+/// What the subscribers of a thread share.
+#[derive(Debug)]
+pub(super) struct Tally {
+    buffer: Vec<u8>,
+    pub(super) delivered: u64,
+    pub(super) bytes: u64,
+    /// µs from publisher to subscriber, where messages say when they were sent.
+    pub(super) latency: Option<Histogram<u64>>,
+}
+
+impl Tally {
+    pub(super) fn new(latency: Option<Histogram<u64>>) -> Tally {
+        Tally { buffer: vec![0; BUFFER], delivered: 0, bytes: 0, latency }
+    }
+}
+
+/// Where a packet ends, and its body begins.
+fn packet_end(bytes: &[u8]) -> Option<(usize, usize)> {
+    let (mut length, mut at) = (0, 1);
+    loop {
+        let byte = *bytes.get(at)?;
+        length |= usize::from(byte & 0x7F) << (7 * (at - 1));
+        at += 1;
+        if byte & 0x80 == 0 || at > 4 {
+            break;
+        }
+    }
+    (bytes.len() >= at + length).then_some((at + length, at))
+}
+
+impl Subscriber {
+    pub(super) fn new(link: Link) -> Subscriber {
+        Subscriber { link, rest: Vec::new(), out: Vec::new() }
+    }
+
+    /// Reads what is there, once; says whether there may be more.
+    pub(super) fn turn(&mut self, tally: &mut Tally, now_nanos: impl Fn() -> u64) -> io::Result<bool> {
+        self.flush()?;
+        let kept = self.rest.len();
+        tally.buffer[..kept].copy_from_slice(&self.rest);
+        let count = match self.link.read(&mut tally.buffer[kept..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let now = tally.latency.is_some().then(now_nanos);
+        let bytes = &tally.buffer[..kept + count];
+        let mut at = 0;
+        while let Some((end, body)) = packet_end(&bytes[at..]) {
+            let packet = &bytes[at..at + end];
+            at += end;
+            match packet[0] >> 4 {
+                3 => {
+                    tally.delivered += 1;
+                    let mut payload = body + 2 + usize::from(u16::from_be_bytes([packet[body], packet[body + 1]]));
+                    let qos = (packet[0] >> 1) & 3;
+                    if qos > 0 {
+                        let kind = if qos == 1 { 0x40 } else { 0x50 };
+                        self.out.extend_from_slice(&[kind, 2, packet[payload], packet[payload + 1]]);
+                        payload += 2;
+                    }
+                    if let (Some(latency), Some(now)) = (&mut tally.latency, now)
+                        && let Some(stamp) = packet.get(payload..payload + 8)
+                    {
+                        let sent = u64::from_le_bytes(stamp.try_into().expect("eight bytes"));
+                        latency.saturating_record(now.saturating_sub(sent));
+                    }
+                }
+                6 => self.out.extend_from_slice(&[0x70, 2, packet[body], packet[body + 1]]),
+                _ => {}
+            }
+        }
+        tally.bytes += at as u64;
+        let is_full = kept + count == tally.buffer.len();
+        if at == 0 && is_full {
+            // A packet that is larger than the room.
+            tally.buffer.resize(2 * BUFFER.max(tally.buffer.len()), 0);
+        }
+        self.rest.clear();
+        self.rest.extend_from_slice(&tally.buffer[at..kept + count]);
+        self.flush()?;
+        Ok(true)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.out.is_empty() {
+            match self.link.write(&self.out) {
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

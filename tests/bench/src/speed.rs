@@ -1,0 +1,294 @@
+//! What a message, a connection, a subscription and a retained message cost, beside the peers.
+//!
+//! The generator is `lockgate bench`, a process of its own: it reads the broker's CPU and memory from /proc over
+//! the same time in which it counts, and says how busy it was itself.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::durable::{Client, publish};
+use crate::peer::{Kind, Peer, Wire};
+
+/// Seconds of one measurement.
+const SECONDS: &str = "2";
+/// A row in which the generator was busier than this, of a core, is void.
+const BUSY_MAX: f64 = 0.9;
+
+/// One row.
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    wire: Wire,
+    arguments: &'static [&'static str],
+    /// The figure's name and unit, and where it stands in the generator's report.
+    figures: &'static [(&'static str, &'static str, f64)],
+}
+
+const CPU: &str = "/broker-cpu-micros-each";
+
+pub(crate) const WORKLOADS: &[Workload] = &[
+    Workload {
+        name: "QoS 0, 1 to 1",
+        wire: Wire::Plain,
+        arguments: &["throughput"],
+        figures: &[("CPU µs a delivery", CPU, 0.40), ("deliveries a second", "delivered/s", f64::NAN)],
+    },
+    Workload {
+        name: "QoS 0, 1 to 100",
+        wire: Wire::Plain,
+        arguments: &["fan-out"],
+        figures: &[("CPU µs a delivery", CPU, 0.15), ("deliveries a second", "delivered/s", f64::NAN)],
+    },
+    Workload {
+        name: "QoS 1, 100 to 1, window 20",
+        wire: Wire::Plain,
+        arguments: &["fan-in"],
+        figures: &[("CPU µs a delivery", CPU, 0.9)],
+    },
+    Workload {
+        name: "QoS 1, 1 to 1, window 100",
+        wire: Wire::Plain,
+        arguments: &["throughput", "--qos", "1", "--window", "100"],
+        figures: &[("CPU µs a delivery", CPU, 1.2)],
+    },
+    Workload {
+        name: "QoS 2, 1 to 1, window 100",
+        wire: Wire::Plain,
+        arguments: &["throughput", "--qos", "2", "--window", "100"],
+        figures: &[("CPU µs a delivery", CPU, 2.4)],
+    },
+    Workload {
+        name: "QoS 1 at 1,000 a second",
+        wire: Wire::Plain,
+        arguments: &["latency"],
+        figures: &[
+            ("p50 µs", "/latency-micros/p50", 43.0),
+            ("p99 µs", "/latency-micros/p99", 126.0),
+            ("CPU µs a message", CPU, 35.0),
+        ],
+    },
+    Workload {
+        name: "QoS 0, 1 to 1, 16 KiB",
+        wire: Wire::Plain,
+        arguments: &["throughput", "--payload", "16384"],
+        figures: &[("CPU µs a delivery", CPU, 15.5)],
+    },
+    Workload {
+        name: "QoS 0, 1 to 1, TLS 1.3",
+        wire: Wire::Tls,
+        arguments: &["throughput"],
+        figures: &[("CPU µs a delivery", CPU, 0.65)],
+    },
+    Workload {
+        name: "QoS 0, 1 to 1, TLS 1.3, 16 KiB",
+        wire: Wire::Tls,
+        arguments: &["throughput", "--payload", "16384"],
+        figures: &[("CPU µs a delivery", CPU, 28.0)],
+    },
+    Workload {
+        name: "plain connect, CONNACK, close",
+        wire: Wire::Plain,
+        arguments: &["connections", "--count", "4000"],
+        figures: &[("CPU µs each", CPU, 45.0)],
+    },
+    Workload {
+        name: "the same with a TLS 1.3 full handshake",
+        wire: Wire::Tls,
+        arguments: &["connections", "--count", "2000"],
+        figures: &[("CPU µs each", CPU, 420.0)],
+    },
+    Workload {
+        name: "the same with a mutual TLS handshake",
+        wire: Wire::MutualTls,
+        arguments: &["connections", "--count", "1000"],
+        figures: &[("CPU µs each", CPU, 600.0)],
+    },
+    Workload {
+        name: "idle plain connection",
+        wire: Wire::Plain,
+        arguments: &["connections", "--count", "5000", "--hold", "2"],
+        figures: &[("bytes of memory each", "rss-each", 600.0)],
+    },
+    Workload {
+        name: "idle TLS 1.3 connection",
+        wire: Wire::Tls,
+        arguments: &["connections", "--count", "2000", "--hold", "2"],
+        figures: &[("bytes of memory each", "rss-each", 12_000.0)],
+    },
+];
+
+const PEERS: [Kind; 3] = [Kind::Lockgate("off"), Kind::Mosquitto { every_change: false }, Kind::Rumqttd];
+
+/// What the generator says of one run; `None`: it could not, or the peer could not.
+fn generate(lockgate: &str, peer: &Peer, workload: &Workload) -> Option<Value> {
+    let scheme = if workload.wire == Wire::Plain { "mqtt" } else { "mqtts" };
+    let mut command = Command::new(lockgate);
+    command.arg("bench").args(workload.arguments).args(["--seconds", SECONDS, "--json"]);
+    command.args(["--pid", &peer.pid().to_string(), "--url", &format!("{scheme}://localhost:{}", peer.port)]);
+    if workload.wire != Wire::Plain {
+        command.arg("--ca").arg(peer.file("pki/ca.crt"));
+    }
+    if workload.wire == Wire::MutualTls {
+        command.arg("--cert").arg(peer.file("pki/clients/c1/client.crt"));
+        command.arg("--key").arg(peer.file("pki/clients/c1/client.key"));
+    }
+    let output = command.output().expect("lockgate bench runs");
+    if !output.status.success() {
+        eprintln!("{}, {}: {}", peer.name(), workload.name, String::from_utf8_lossy(&output.stderr).trim());
+        return None;
+    }
+    serde_json::from_slice(&output.stdout).ok()
+}
+
+fn figure(report: &Value, place: &str) -> Option<f64> {
+    let number = |place: &str| report.pointer(place).and_then(Value::as_f64);
+    match place {
+        "delivered/s" => Some(number("/delivered")? / number("/seconds")?),
+        "rss-each" => {
+            Some((number("/broker-rss-bytes-after")? - number("/broker-rss-bytes-before")?) / number("/connections")?)
+        }
+        _ => number(place),
+    }
+}
+
+/// Whether it is the broker that was measured.
+fn is_valid(report: &Value) -> bool {
+    let busy = report.pointer("/generator-busiest-thread");
+    let is_idle = busy.is_none_or(|busy| busy.is_null() || busy.as_f64().is_some_and(|busy| busy <= BUSY_MAX));
+    let has_own = report.pointer("/generator-cpu-seconds").is_some_and(|cpu| cpu.is_number());
+    let holds = report.pointer("/connections").is_some_and(Value::is_number);
+    is_idle && (has_own || holds)
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {
+    values.sort_by(f64::total_cmp);
+    Some((*values.get(values.len() / 2)?, *values.first()?, *values.last()?))
+}
+
+fn shown(value: f64) -> String {
+    match value {
+        value if value.abs() < 10.0 => format!("{value:.2}"),
+        value if value.abs() < 1_000.0 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
+}
+
+/// One row of the table: medians with minimum and maximum, and the ratio to each peer.
+pub(crate) fn row(name: &str, unit: &str, aim: f64, measured: &[Vec<f64>]) {
+    let medians: Vec<_> = measured.iter().map(|values| median(values.clone())).collect();
+    let ours = medians[0].map(|(middle, ..)| middle);
+    let cells = medians.iter().enumerate().map(|(at, of)| match of {
+        None => "void".to_owned(),
+        Some((middle, least, most)) => {
+            let ratio = ours.filter(|_| at > 0).map(|ours| format!("; ratio {:.2}", ours / middle));
+            format!("{} ({} to {}){}", shown(*middle), shown(*least), shown(*most), ratio.unwrap_or_default())
+        }
+    });
+    let aim = if aim.is_nan() { String::new() } else { shown(aim) };
+    println!("| {name} | {unit} | {} | {aim} |", cells.collect::<Vec<_>>().join(" | "));
+}
+
+/// Prints the table; `only`: the rows whose names contain it.
+pub(crate) fn run(lockgate: &str, rounds: usize, only: &str) {
+    println!("| Workload, 64-byte payload unless said | figure | Lockgate | mosquitto | rumqttd | aim |");
+    println!("|---|---|---|---|---|---|");
+    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(only)) {
+        let mut reports: Vec<Vec<Value>> = PEERS.iter().map(|_| Vec::new()).collect();
+        for _ in 0..rounds {
+            for (at, kind) in PEERS.iter().enumerate() {
+                let peer = Peer::start(lockgate, *kind, workload.wire);
+                let report = generate(lockgate, &peer, workload);
+                if let Some(busy) = report.as_ref().and_then(|report| figure(report, "/generator-busiest-thread")) {
+                    eprintln!("{}, {}: generator {busy:.2} of a core", kind.name(), workload.name);
+                }
+                reports[at].extend(report.filter(is_valid));
+            }
+        }
+        for (unit, place, aim) in workload.figures {
+            let measured: Vec<Vec<f64>> =
+                reports.iter().map(|of| of.iter().filter_map(|report| figure(report, place)).collect()).collect();
+            row(workload.name, unit, *aim, &measured);
+        }
+    }
+    for (name, unit, aim, measure) in STATES.iter().filter(|(name, ..)| name.contains(only)) {
+        let mut measured: Vec<Vec<f64>> = PEERS.iter().map(|_| Vec::new()).collect();
+        for _ in 0..rounds {
+            for (at, kind) in PEERS.iter().enumerate() {
+                measured[at].extend(measure(lockgate, *kind));
+            }
+        }
+        row(name, unit, *aim, &measured);
+    }
+}
+
+type Measure = fn(&str, Kind) -> Option<f64>;
+
+const STATES: &[(&str, &str, f64, Measure)] = &[
+    ("100,000 subscriptions of 1,000 clients", "bytes of memory each", 450.0, |lockgate, kind| {
+        Some(subscriptions(lockgate, kind)?.0)
+    }),
+    ("publishing under them, 10,000 with `+`", "CPU µs each", 3.0, |lockgate, kind| subscriptions(lockgate, kind)?.1),
+    ("1,000,000 retained messages", "bytes each beyond topic and payload", 400.0, retained),
+    ("start to first CONNACK", "ms", 4.0, |lockgate, kind| {
+        let peer = Peer::start(lockgate, kind, Wire::Plain);
+        Some(peer.took.as_secs_f64() * 1_000.0)
+    }),
+    ("memory at start", "MB", 6.0, |lockgate, kind| {
+        let peer = Peer::start(lockgate, kind, Wire::Plain);
+        std::thread::sleep(Duration::from_millis(300));
+        Some(peer.memory_mib("VmRSS") * 1.048_576)
+    }),
+];
+
+const CLIENTS: usize = 1_000;
+const FILTERS: usize = 100;
+
+/// Bytes of a subscription, and CPU µs of a publish under all of them that one client gets; `None`: it does not
+/// come through.
+fn subscriptions(lockgate: &str, kind: Kind) -> Option<(f64, Option<f64>)> {
+    let peer = Peer::start(lockgate, kind, Wire::Plain);
+    let mut clients: Vec<Client> =
+        (0..CLIENTS).map(|number| Client::connect(peer.port, &format!("c{number}"), true)).collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let before = peer.memory_mib("VmRSS");
+    for (number, client) in clients.iter_mut().enumerate() {
+        let filters = (0..FILTERS).map(|at| match at % 10 {
+            0 => format!("site/{number}/+/sensor{at}"),
+            _ => format!("site/{number}/room{at}/sensor{at}"),
+        });
+        client.subscribe_all(filters)?;
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let each = (peer.memory_mib("VmRSS") - before) * 1_048_576.0 / (CLIENTS * FILTERS) as f64;
+    let mut publisher = Client::connect(peer.port, "publisher", true);
+    let count = 200 * CLIENTS;
+    let cpu = peer.cpu_secs();
+    for number in 0..count {
+        let (client, at) = (number % CLIENTS, number / CLIENTS % FILTERS);
+        publisher.publish_qos_0(&format!("site/{client}/room{at}/sensor{at}"), &[b'x'; 64])?;
+    }
+    let came = publisher.is_answered(Duration::from_secs(20));
+    let cpu = (peer.cpu_secs() - cpu) * 1e6 / count as f64;
+    Some((each, came.then_some(cpu)))
+}
+
+/// Bytes of a retained message beside its topic and payload.
+fn retained(lockgate: &str, kind: Kind) -> Option<f64> {
+    const COUNT: usize = 1_000_000;
+    let peer = Peer::start(lockgate, kind, Wire::Plain);
+    let mut publisher = Client::connect(peer.port, "publisher", true);
+    let before = peer.memory_mib("VmRSS");
+    let mut content = 0;
+    for number in 0..COUNT {
+        let topic = format!("site/{}/room{}/sensor", number / 1_000, number % 1_000);
+        content += topic.len() + 64;
+        let (mut packet, at) = publish(&topic, &[b'x'; 64]);
+        packet[0] |= 1;
+        // At QoS 1, so that nobody drops any; answers are read in passing.
+        publisher.send_acknowledged(&mut packet, at, number)?;
+    }
+    publisher.is_answered(Duration::from_secs(60)).then_some(())?;
+    std::thread::sleep(Duration::from_secs(1));
+    Some(((peer.memory_mib("VmRSS") - before) * 1_048_576.0 - content as f64) / COUNT as f64)
+}
