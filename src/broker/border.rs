@@ -489,7 +489,7 @@ impl Core {
             with: None,
         };
         let mut answer = Answer::default();
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.scratch.take().unwrap_or_default();
         let for_everyone = matches!(to, Audience::Everyone);
         match to {
             Audience::Everyone => self.find_targets(&incoming, &mut scratch),
@@ -506,7 +506,7 @@ impl Core {
         }
         self.deliver_all(now, &incoming, &mut scratch, &mut spread, out);
         answer.chosen = std::mem::take(&mut scratch.elsewhere);
-        self.put_back(scratch);
+        self.scratch = Some(scratch);
         answer.queued = spread.queued;
         if let Some(ticket) = ticket {
             answer.holds = self.waiting.get(&ticket).is_some_and(|waiting| !waiting.is_empty());

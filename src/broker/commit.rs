@@ -70,7 +70,7 @@ impl Core {
         let (version, packet_size_max) = (connection.version, connection.packet_size_max as usize);
         // [MQTT-3.1.2-29]: only CONNACK and DISCONNECT may explain themselves unasked.
         let explains = connection.wants_reasons || kind == HeldKind::ConnAck;
-        let mut bytes = std::mem::take(&mut self.scratch.packet);
+        let mut bytes = std::mem::take(&mut self.packet_room);
         bytes.clear();
         codec::encode_within(&mut bytes, packet, version, packet_size_max, explains);
         let connection = self.connection_mut(id).expect("found above");
@@ -78,7 +78,7 @@ impl Core {
             let too_large = Violation::AnswerTooLarge { size: bytes.len(), max: connection.packet_size_max };
             // Heard from in this very turn: acknowledgements answer packets.
             let now = connection.heard;
-            self.scratch.packet = bytes;
+            self.packet_room = bytes;
             return self.violate(now, id, too_large, out);
         }
         if ticket.is_none() && connection.held.is_empty() {
@@ -96,7 +96,7 @@ impl Core {
                 self.wait(ticket, Waiting::Acknowledgement(id));
             }
         }
-        self.scratch.packet = bytes;
+        self.packet_room = bytes;
     }
 
     /// A message that nobody acknowledges waits for the store: so many may, as with those that are.

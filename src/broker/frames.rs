@@ -83,7 +83,9 @@ impl Frames {
                 forwarded: view.forwarded,
                 payload_len: view.payload.as_slice().len(),
             });
-            self.key = Some((view.id, shape.clone()));
+            // Mostly there are no identifiers, and copying none is quicker.
+            let identifiers = if shape.identifiers.is_empty() { Identifiers::new() } else { shape.identifiers.clone() };
+            self.key = Some((view.id, Shape { identifiers, ..*shape }));
         }
         &mut self.frame
     }

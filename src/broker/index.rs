@@ -166,7 +166,7 @@ pub(super) struct Matches {
 
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    Exact,
+    Exact(u32),
     Here(u32),
     Multi(u32),
 }
@@ -174,7 +174,9 @@ enum Place {
 #[derive(Debug)]
 pub(super) struct Index {
     hasher: ahash::RandomState,
-    exact: HashMap<Box<str>, Leaf, ahash::RandomState>,
+    /// Where filters without a wildcard are in `leaves`.
+    exact: HashTable<u32>,
+    leaves: slab::Slab<(Box<str>, Leaf)>,
     nodes: slab::Slab<Node>,
     edges: HashTable<u32>,
     count: usize,
@@ -192,7 +194,8 @@ impl Index {
             multi: Leaf::default(),
         });
         debug_assert_eq!(root as u32, ROOT);
-        Index { exact: HashMap::with_hasher(hasher.clone()), hasher, nodes, edges: HashTable::new(), count: 0 }
+        let (exact, leaves, edges) = (HashTable::new(), slab::Slab::new(), HashTable::new());
+        Index { hasher, exact, leaves, nodes, edges, count: 0 }
     }
 
     /// Subscriptions of all sessions.
@@ -237,17 +240,13 @@ impl Index {
     /// The shared subscription `filter`, if anybody is in it.
     pub(super) fn group_mut(&mut self, filter: Filter<'_>) -> Option<&mut Group> {
         let node = self.node(filter)?;
-        let leaf = match node {
-            Place::Exact => self.exact.get_mut(filter.path())?,
-            Place::Here(node) => &mut self.nodes[node as usize].here,
-            Place::Multi(node) => &mut self.nodes[node as usize].multi,
-        };
-        leaf.groups.as_mut()?.get_mut(filter.as_str())
+        self.leaf_mut(node).groups.as_mut()?.get_mut(filter.as_str())
     }
 
     fn leaf_or_insert(&mut self, filter: Filter<'_>) -> &mut Leaf {
         if !filter.has_wildcard() {
-            return self.exact.entry_ref(filter.path()).or_default();
+            let at = self.exact(filter.path()).unwrap_or_else(|| self.insert_exact(filter.path()));
+            return &mut self.leaves[at as usize].1;
         }
         let mut node = ROOT;
         let mut multi = false;
@@ -265,7 +264,7 @@ impl Index {
     /// Where a filter's subscribers lie.
     fn node(&self, filter: Filter<'_>) -> Option<Place> {
         if !filter.has_wildcard() {
-            return Some(Place::Exact);
+            return self.exact(filter.path()).map(Place::Exact);
         }
         let mut node = ROOT;
         let mut multi = false;
@@ -283,11 +282,11 @@ impl Index {
     fn change(&mut self, filter: Filter<'_>, change: impl FnOnce(&mut Leaf) -> bool) -> bool {
         match self.node(filter) {
             None => false,
-            Some(Place::Exact) => {
-                let Some(leaf) = self.exact.get_mut(filter.path()) else { return false };
+            Some(Place::Exact(at)) => {
+                let leaf = &mut self.leaves[at as usize].1;
                 let changed = change(leaf);
                 if leaf.is_empty() {
-                    self.exact.remove(filter.path());
+                    self.remove_exact(at);
                 }
                 changed
             }
@@ -307,9 +306,7 @@ impl Index {
     /// Finds what matches `topic`; `matches` is scratch space and keeps its room.
     pub(super) fn find(&self, topic: Topic<'_>, matches: &mut Matches) {
         matches.found.clear();
-        if self.exact.contains_key(topic.as_str()) {
-            matches.found.push(Place::Exact);
-        }
+        matches.found.extend(self.exact(topic.as_str()).map(Place::Exact));
         if self.nodes.len() == 1 && self.nodes[ROOT as usize].multi.is_empty() {
             return;
         }
@@ -355,41 +352,57 @@ impl Index {
     }
 
     /// Calls `each` with every list of subscribers found, in the order found.
-    pub(super) fn subscribers<'a>(
-        &'a self,
-        topic: Topic<'_>,
-        matches: &Matches,
-        mut each: impl FnMut(&'a [Subscriber]),
-    ) {
+    pub(super) fn subscribers<'a>(&'a self, matches: &Matches, mut each: impl FnMut(&'a [Subscriber])) {
         for place in &matches.found {
-            each(&self.leaf(topic, *place).subscribers.list);
+            each(&self.leaf(*place).subscribers.list);
         }
     }
 
     /// Whether any of what was found is a shared subscription.
-    pub(super) fn has_groups(&self, topic: Topic<'_>, matches: &Matches) -> bool {
-        matches.found.iter().any(|place| self.leaf(topic, *place).groups.is_some())
+    pub(super) fn has_groups(&self, matches: &Matches) -> bool {
+        matches.found.iter().any(|place| self.leaf(*place).groups.is_some())
     }
 
     /// Calls `each` with every shared subscription found.
-    pub(super) fn groups(&mut self, topic: Topic<'_>, matches: &Matches, mut each: impl FnMut(&mut Group)) {
+    pub(super) fn groups(&mut self, matches: &Matches, mut each: impl FnMut(&mut Group)) {
         for place in &matches.found {
-            let leaf = match *place {
-                Place::Exact => self.exact.get_mut(topic.as_str()),
-                Place::Here(node) => Some(&mut self.nodes[node as usize].here),
-                Place::Multi(node) => Some(&mut self.nodes[node as usize].multi),
-            };
-            for group in leaf.and_then(|leaf| leaf.groups.as_mut()).into_iter().flat_map(|groups| groups.values_mut()) {
+            for group in self.leaf_mut(*place).groups.iter_mut().flat_map(|groups| groups.values_mut()) {
                 each(group);
             }
         }
     }
 
-    fn leaf(&self, topic: Topic<'_>, place: Place) -> &Leaf {
+    fn leaf(&self, place: Place) -> &Leaf {
         match place {
-            Place::Exact => &self.exact[topic.as_str()],
+            Place::Exact(at) => &self.leaves[at as usize].1,
             Place::Here(node) => &self.nodes[node as usize].here,
             Place::Multi(node) => &self.nodes[node as usize].multi,
+        }
+    }
+
+    fn leaf_mut(&mut self, place: Place) -> &mut Leaf {
+        match place {
+            Place::Exact(at) => &mut self.leaves[at as usize].1,
+            Place::Here(node) => &mut self.nodes[node as usize].here,
+            Place::Multi(node) => &mut self.nodes[node as usize].multi,
+        }
+    }
+
+    fn exact(&self, text: &str) -> Option<u32> {
+        self.exact.find(self.hasher.hash_one(text), |&at| *self.leaves[at as usize].0 == *text).copied()
+    }
+
+    fn insert_exact(&mut self, text: &str) -> u32 {
+        let at = self.leaves.insert((text.into(), Leaf::default())) as u32;
+        let (leaves, hasher) = (&self.leaves, &self.hasher);
+        self.exact.insert_unique(hasher.hash_one(text), at, |&at| hasher.hash_one(&*leaves[at as usize].0));
+        at
+    }
+
+    fn remove_exact(&mut self, at: u32) {
+        let (text, _) = self.leaves.remove(at as usize);
+        if let Ok(entry) = self.exact.find_entry(self.hasher.hash_one(&*text), |&other| other == at) {
+            entry.remove();
         }
     }
 
@@ -480,7 +493,7 @@ mod tests {
         let mut matches = Matches::default();
         index.find(topic, &mut matches);
         let mut found = Vec::new();
-        index.subscribers(topic, &matches, |list| found.extend(list.iter().map(|subscriber| subscriber.session)));
+        index.subscribers(&matches, |list| found.extend(list.iter().map(|subscriber| subscriber.session)));
         found.sort_unstable();
         found
     }
@@ -519,7 +532,7 @@ mod tests {
             for (session, filter) in model {
                 index.remove(filter, session);
             }
-            prop_assert_eq!((index.nodes.len(), index.edges.len(), index.exact.len(), index.len()), (1, 0, 0, 0));
+            prop_assert_eq!((index.nodes.len(), index.edges.len(), index.exact.len() + index.leaves.len(), index.len()), (1, 0, 0, 0));
         }
     }
 

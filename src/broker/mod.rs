@@ -129,7 +129,12 @@ pub struct Core {
     next_ticket: u64,
     next_message: u64,
     counters: Counters,
-    scratch: route::Scratch,
+    scratch: Option<Box<route::Scratch>>,
+    frames: frames::Frames,
+    /// Room for a packet that is being encoded.
+    packet_room: Vec<u8>,
+    /// Room for the properties that are passed on.
+    forwarded_room: Vec<u8>,
     shutting_down: bool,
 }
 
@@ -173,7 +178,10 @@ impl Core {
             next_ticket: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
             next_message: u64::from(options.shards.max(1)) + u64::from(options.shard.0),
             counters: Counters::default(),
-            scratch: route::Scratch::default(),
+            scratch: None,
+            frames: frames::Frames::default(),
+            packet_room: Vec::new(),
+            forwarded_room: Vec::new(),
             shutting_down: false,
             hasher,
             options,

@@ -230,7 +230,7 @@ impl Core {
         out: &mut impl Outbox,
     ) -> (bool, Option<Ticket>) {
         let session = self.connection(id).expect("checked by receive").session;
-        let mut forwarded = std::mem::take(&mut self.scratch.forwarded);
+        let mut forwarded = std::mem::take(&mut self.forwarded_room);
         forwarded.clear();
         if !publish.properties.is_empty() {
             publish.properties.forwarded().for_each(|raw| forwarded.extend_from_slice(raw));
@@ -251,7 +251,7 @@ impl Core {
             },
             out,
         );
-        self.scratch.forwarded = forwarded;
+        self.forwarded_room = forwarded;
         routed
     }
 

@@ -42,11 +42,9 @@ pub(super) struct Incoming<'a> {
     pub(super) with: Option<Change>,
 }
 
-/// Room that is used again and again.
+/// Room that is used again and again for what finds and reaches a message's receivers.
 #[derive(Default, Debug)]
 pub(super) struct Scratch {
-    pub(super) packet: Vec<u8>,
-    pub(super) forwarded: Vec<u8>,
     pub(super) matches: Matches,
     pub(super) targets: Vec<Target>,
     /// Members of shared subscriptions that other shards have.
@@ -70,10 +68,15 @@ impl Target {
             session: subscriber.session,
             qos: subscriber.qos,
             retain_as_published: subscriber.retain_as_published,
-            identifiers: (subscriber.identifier != 0).then_some(subscriber.identifier).into_iter().collect(),
+            identifiers: identifiers(subscriber.identifier),
             origin,
         }
     }
+}
+
+/// A subscription's identifier, if it has one.
+fn identifiers(identifier: u32) -> Identifiers {
+    if identifier == 0 { SmallVec::new() } else { smallvec![identifier] }
 }
 
 /// What all deliveries of one message have in common.
@@ -99,7 +102,7 @@ impl Core {
         incoming: &Incoming<'_>,
         out: &mut impl Outbox,
     ) -> (bool, Option<Ticket>) {
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.scratch.take().unwrap_or_default();
         self.find_targets(incoming, &mut scratch);
         let peers = self.border.recipients(incoming.topic, incoming.retain.then(|| self.home(incoming.topic.as_str())));
         let forwards = !peers.is_empty() || !scratch.elsewhere.is_empty();
@@ -112,7 +115,7 @@ impl Core {
             && self.retain(now, incoming, &mut spread.message, ticket, out);
         self.deliver_all(now, incoming, &mut scratch, &mut spread, out);
         let elsewhere = std::mem::take(&mut scratch.elsewhere);
-        self.put_back(scratch);
+        self.scratch = Some(scratch);
         if forwards {
             self.forward(now, incoming, spread, retained, peers, elsewhere, out);
         } else if let Some(ticket) = ticket {
@@ -121,15 +124,6 @@ impl Core {
             out.persist(Some(ticket), &changes);
         }
         (matched, ticket)
-    }
-
-    /// Keeps the room for the next message.
-    pub(super) fn put_back(&mut self, scratch: Scratch) {
-        self.scratch = Scratch {
-            packet: std::mem::take(&mut self.scratch.packet),
-            forwarded: std::mem::take(&mut self.scratch.forwarded),
-            ..scratch
-        };
     }
 
     /// What is written down of a message.
@@ -162,7 +156,7 @@ impl Core {
         self.index.find(topic, &mut scratch.matches);
         let targets = &mut scratch.targets;
         let mut lists = 0;
-        self.index.subscribers(topic, &scratch.matches, |list| {
+        self.index.subscribers(&scratch.matches, |list| {
             lists += usize::from(!list.is_empty());
             // [MQTT-3.8.3-3]: no local.
             let wanted =
@@ -182,7 +176,7 @@ impl Core {
                 same
             });
         }
-        if self.index.has_groups(topic, &scratch.matches) {
+        if self.index.has_groups(&scratch.matches) {
             self.choose_members(topic, scratch);
         }
     }

@@ -18,11 +18,11 @@ impl Core {
     /// repeated, in its order, then the queue.
     pub(super) fn pump(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         self.send_releases(at, out);
-        let mut frames = std::mem::take(&mut self.scratch.frames);
+        let mut frames = std::mem::take(&mut self.frames);
         frames.reset();
         while self.send_next(now, at, &mut frames, out) {}
         frames.reset();
-        self.scratch.frames = frames;
+        self.frames = frames;
         if let Some(session) = self.sessions.get_mut(at as usize) {
             let outgoing = &session.outgoing;
             let is_there = session.connection.is_some();

@@ -131,7 +131,7 @@ impl Scans {
         let mut matches = Matches::default();
         index.find(topic, &mut matches);
         let mut serials = Vec::new();
-        index.subscribers(topic, &matches, |list| serials.extend(list.iter().map(|scan| scan.session)));
+        index.subscribers(&matches, |list| serials.extend(list.iter().map(|scan| scan.session)));
         serials.sort_unstable();
         serials.iter().filter_map(|serial| self.under_way.get(serial)).collect()
     }

@@ -126,7 +126,7 @@ impl Core {
     pub(super) fn choose_members(&mut self, topic: Topic<'_>, scratch: &mut Scratch) {
         let people = People::of(&self.sessions, &self.connections, &self.elsewheres, &self.acl);
         let Scratch { matches, targets, elsewhere, .. } = scratch;
-        self.index.groups(topic, matches, |group| {
+        self.index.groups(matches, |group| {
             let chosen = choose(group, |member| Some(people.rank_for(member, topic))).expect("a group has members");
             match chosen {
                 (Member::Here(_), subscriber) => {

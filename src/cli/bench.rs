@@ -27,7 +27,7 @@ enum Workload {
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  lockgate bench throughput --url mqtt://localhost:1883\n  lockgate bench latency --rate 500 --qos 2\n  lockgate bench connections --url mqtts://broker.lan --ca ca.pem --count 1000\n\nMessages go to topics below `lockgate-bench/`, from client ids that begin so; nothing is retained. Generator and\nbroker share the machine when both run on it: compare brokers on one machine, in one go."
+    after_help = "Examples:\n  lockgate bench throughput --url mqtt://localhost:1883\n  lockgate bench latency --rate 500 --qos 2 --user device1 --password-file password --topic device1/bench\n  lockgate bench connections --url mqtts://broker.lan --ca ca.pem --count 1000\n\nNothing is retained, and no session stays. Generator and broker share the machine\nwhen both run on it: compare brokers on one machine, in one go."
 )]
 pub(super) struct Arguments {
     #[arg(value_enum)]
@@ -50,6 +50,9 @@ pub(super) struct Arguments {
     /// The password, on its first line
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
+    /// What topics begin with: the client has to be allowed to read and write below it
+    #[arg(long, value_name = "PREFIX", default_value = "lockgate-bench")]
+    topic: String,
     /// QoS of publishers and subscribers [default: 0; 1 for fan-in and latency]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=2))]
     qos: Option<u8>,
@@ -91,8 +94,10 @@ pub(super) struct Arguments {
 struct Report {
     workload: Option<Workload>,
     url: String,
+    /// From the end of warming up to the last delivery, or connection.
     seconds: f64,
     published: Option<u64>,
+    published_per_second: Option<f64>,
     acknowledged: Option<u64>,
     delivered: Option<u64>,
     lost: Option<u64>,
@@ -146,9 +151,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What no other run on the same broker has.
-fn prefix() -> String {
-    format!("lockgate-bench/{}", std::process::id())
+/// What client ids of this run begin with; not every broker takes a slash in them.
+fn client_prefix() -> String {
+    format!("lockgate-bench-{}", std::process::id())
 }
 
 fn progress_bar(len: u64, template: &str) -> Result<ProgressBar, Failure> {
@@ -163,7 +168,8 @@ fn messages(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Process>
     let qos = arguments.qos.unwrap_or(u8::from(matches!(workload, FanIn | LatencyOf)));
     let many = |wanted: Option<u32>, by_default: bool| wanted.unwrap_or(if by_default { 100 } else { 1 }) as usize;
     let flow = Flow {
-        prefix: prefix(),
+        topic: format!("{}/{}", arguments.topic.trim_end_matches('/'), std::process::id()),
+        client: client_prefix(),
         publishers: many(arguments.publishers, workload == FanIn),
         subscribers: many(arguments.subscribers, workload == FanOut),
         qos: QoS::from_bits(qos).expect("0 to 2 by the parser"),
@@ -181,6 +187,13 @@ fn messages(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Process>
     let outcome = load::run(endpoint, &flow, broker, told);
     bar.finish_and_clear();
     let outcome = outcome.map_err(|error| refused(&arguments.url, &error))?;
+    if outcome.delivered == 0 {
+        let topic = &arguments.topic;
+        return Err(Failure::new(format!(
+            "{}: of {} messages none came back: may the client write and read below {topic}/ (--topic)?",
+            arguments.url, outcome.sent
+        )));
+    }
     let micros = |latency: &hdrhistogram::Histogram<u64>| {
         let at = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1_000.0;
         Latency { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: latency.max() as f64 / 1_000.0 }
@@ -190,6 +203,7 @@ fn messages(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Process>
         url: arguments.url.clone(),
         seconds: outcome.secs,
         published: Some(outcome.sent),
+        published_per_second: Some(outcome.sent_per_sec),
         acknowledged: (flow.qos != QoS::AtMostOnce).then_some(outcome.acknowledged),
         delivered: Some(outcome.delivered),
         lost: Some(outcome.lost),
@@ -204,7 +218,7 @@ fn messages(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Process>
 
 fn connections(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Process>) -> Result<Report, Failure> {
     let count = arguments.count as usize;
-    let plan = Connections { prefix: prefix(), count, threads: 2 };
+    let plan = Connections { prefix: client_prefix(), count, threads: 2 };
     let bar = progress_bar(count as u64, "{bar:40} {pos} of {len} connections")?;
     let told = |done: usize| bar.set_position(done as u64);
     let base = Report {
@@ -258,7 +272,12 @@ impl Report {
     fn print(&self) {
         let rate = |count: u64| format!("{count} ({:.0} a second)", count as f64 / self.seconds);
         let lines = [
-            ("published", self.published.map(rate)),
+            (
+                "published",
+                self.published
+                    .zip(self.published_per_second)
+                    .map(|(count, rate)| format!("{count} ({rate:.0} a second)")),
+            ),
             ("acknowledged", self.acknowledged.map(rate)),
             ("delivered", self.delivered.map(rate)),
             ("lost", self.lost.map(|lost| lost.to_string())),

@@ -12,15 +12,17 @@ use mio::{Events, Poll};
 use super::endpoint::Endpoint;
 use super::link::Link;
 use super::process::{Process, Usage, clock};
-use super::publisher::Publisher;
+use super::publisher::{Publisher, framed};
 use super::subscriber::{Subscriber, Tally};
 use crate::types::QoS;
 
 /// Who sends what to whom.
 #[derive(Clone, Debug)]
 pub struct Flow {
-    /// What topics and client ids begin with.
-    pub prefix: String,
+    /// What topics begin with.
+    pub topic: String,
+    /// What client ids begin with.
+    pub client: String,
     /// Each has a topic of its own.
     pub publishers: usize,
     /// Each gets everything.
@@ -36,11 +38,14 @@ pub struct Flow {
     pub lasts: Duration,
 }
 
-/// What was measured while it lasted.
+/// What was measured, from the end of warming up until nothing was under way any more.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// From its begin to the last delivery.
     pub secs: f64,
     pub sent: u64,
+    /// While it lasted.
+    pub sent_per_sec: f64,
     /// At QoS 1 and 2.
     pub acknowledged: u64,
     pub delivered: u64,
@@ -168,14 +173,19 @@ fn watch(
     shared.phase.store(MEASURING, Ordering::Relaxed);
     let before = Sample::take(shared, broker)?;
     wait_until(whole);
-    let after = Sample::take(shared, broker)?;
+    let sent = shared.sent.load(Ordering::Relaxed) - before.sent;
+    let lasted = before.at.elapsed();
     shared.phase.store(DRAINING, Ordering::Relaxed);
-    let (draining, mut last, mut since) = (clock(), u64::MAX, clock());
-    while !shared.is_over() && since.elapsed() < QUIET && draining.elapsed() < DRAIN_MAX {
-        std::thread::sleep(Duration::from_millis(10));
+    // What waits in the broker is part of what it costs.
+    let (mut last, mut after) = (u64::MAX, Sample::take(shared, broker)?);
+    let draining = clock();
+    while !shared.is_over() && after.at.elapsed() < QUIET && draining.elapsed() < DRAIN_MAX {
+        std::thread::sleep(Duration::from_millis(5));
         let delivered = shared.delivered.load(Ordering::Relaxed);
         if delivered != last {
-            (last, since) = (delivered, clock());
+            last = delivered;
+            after = Sample::take(shared, broker)?;
+            rss_max = rss_max.max(after.broker.map_or(0, |usage| usage.rss_bytes));
         }
     }
     let wanted = shared.sent.load(Ordering::Relaxed) * flow.subscribers as u64;
@@ -184,7 +194,8 @@ fn watch(
     let busiest = after.threads.iter().map(|(name, cpu)| cpu - cpu_of(name)).fold(0.0, f64::max);
     Ok(Outcome {
         secs,
-        sent: after.sent - before.sent,
+        sent,
+        sent_per_sec: sent as f64 / lasted.as_secs_f64(),
         acknowledged: after.acknowledged - before.acknowledged,
         delivered: after.delivered - before.delivered,
         delivered_bytes: after.delivered_bytes - before.delivered_bytes,
@@ -203,16 +214,13 @@ fn nanos(origin: Instant) -> u64 {
 }
 
 fn topic(flow: &Flow, publisher: usize) -> String {
-    format!("{}/{publisher}", flow.prefix)
+    format!("{}/{publisher}", flow.topic)
 }
 
 fn subscription(flow: &Flow) -> Vec<u8> {
-    let filter = if flow.publishers == 1 { topic(flow, 0) } else { format!("{}/#", flow.prefix) };
-    let mut packet = vec![0x82, (filter.len() + 5) as u8, 0, 1];
-    packet.extend_from_slice(&(filter.len() as u16).to_be_bytes());
-    packet.extend_from_slice(filter.as_bytes());
-    packet.push(flow.qos.bits());
-    packet
+    let filter = if flow.publishers == 1 { topic(flow, 0) } else { format!("{}/#", flow.topic) };
+    let body = [&[0, 1][..], &(filter.len() as u16).to_be_bytes(), filter.as_bytes(), &[flow.qos.bits()]].concat();
+    framed(0x82, &body)
 }
 
 /// Runs a thread's part; what goes wrong ends everything.
@@ -235,7 +243,7 @@ fn subscribe(
         let poll = Poll::new()?;
         let packet = subscription(flow);
         let enter = |number: usize| {
-            let mut link = Link::enter(endpoint, &format!("{}-s{number}", flow.prefix), Some(&packet))?;
+            let mut link = Link::enter(endpoint, &format!("{}-s{number}", flow.client), Some(&packet))?;
             link.register(poll.registry(), number)?;
             Ok(Subscriber::new(link))
         };
@@ -278,7 +286,7 @@ fn publish(endpoint: &Endpoint, flow: &Flow, shared: &Shared, ready: &Barrier, o
     let entered = part(shared, ready, || {
         let poll = Poll::new()?;
         let enter = |number: usize| {
-            let mut link = Link::enter(endpoint, &format!("{}-p{number}", flow.prefix), None)?;
+            let mut link = Link::enter(endpoint, &format!("{}-p{number}", flow.client), None)?;
             link.register(poll.registry(), number)?;
             Ok(Publisher::new(link, &topic(flow, number), flow.qos, flow.payload, flow.window))
         };

@@ -31,11 +31,10 @@ pub(super) struct Publisher {
     pub(super) acknowledged: u64,
 }
 
-/// A PUBLISH; where its identifier and its payload stand.
-fn publish(topic: &str, qos: QoS, payload: usize) -> (Vec<u8>, usize, usize) {
-    let with_identifier = if qos == QoS::AtMostOnce { 0 } else { 2 };
-    let mut length = 2 + topic.len() + with_identifier + payload;
-    let mut bytes = vec![0x30 | (qos.bits() << 1)];
+/// A packet of this first byte and body.
+pub(super) fn framed(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    let mut length = body.len();
     loop {
         bytes.push((length & 0x7F) as u8 | if length > 0x7F { 0x80 } else { 0 });
         length >>= 7;
@@ -43,13 +42,17 @@ fn publish(topic: &str, qos: QoS, payload: usize) -> (Vec<u8>, usize, usize) {
             break;
         }
     }
-    bytes.extend_from_slice(&(topic.len() as u16).to_be_bytes());
-    bytes.extend_from_slice(topic.as_bytes());
-    let identifier_at = bytes.len();
-    bytes.resize(identifier_at + with_identifier, 0);
-    let payload_at = bytes.len();
-    bytes.resize(payload_at + payload, b'x');
-    (bytes, identifier_at, payload_at)
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// A PUBLISH; where its identifier and its payload stand.
+fn publish(topic: &str, qos: QoS, payload: usize) -> (Vec<u8>, usize, usize) {
+    let identifier: &[u8] = if qos == QoS::AtMostOnce { &[] } else { &[0, 0] };
+    let head = [&(topic.len() as u16).to_be_bytes(), topic.as_bytes(), identifier].concat();
+    let bytes = framed(0x30 | (qos.bits() << 1), &[&head[..], &vec![b'x'; payload]].concat());
+    let payload_at = bytes.len() - payload;
+    (bytes, payload_at - identifier.len(), payload_at)
 }
 
 impl Publisher {
@@ -103,8 +106,12 @@ impl Publisher {
         if self.qos == QoS::AtMostOnce {
             return self.flood();
         }
-        while ((self.sent - self.acknowledged) as usize) < self.window && self.out.len() < BLOCK {
-            self.append();
+        // Many at once, as a client does that has much to say: half a window, or more.
+        let under_way = (self.sent - self.acknowledged) as usize;
+        if under_way <= self.window / 2 {
+            for _ in under_way..self.window {
+                self.append();
+            }
         }
         self.flush().map(|_| has_read)
     }

@@ -50,27 +50,42 @@ impl Link {
         }
     }
 
-    /// Reads plain bytes into `buffer`. `Ok(0)`: the peer closed; `WouldBlock`: nothing more now;
-    /// `Interrupted`: much was read and none of it was plain, others should get their turn.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads plain bytes into `buffer`, by way of `sealed` where they come by TLS; that must not be larger.
+    /// `WouldBlock`: nothing more now; `Interrupted`: much was read and none of it was plain, others should get
+    /// their turn.
+    pub(super) fn read(&mut self, buffer: &mut [u8], sealed: &mut [u8]) -> io::Result<Taken> {
         let Some(tls) = &mut self.tls else {
-            return read_socket(&mut self.socket, buffer);
+            let count = read_socket(&mut self.socket, buffer)?;
+            return Ok(Taken { count, is_drained: count > 0 && count < buffer.len() });
         };
+        // What came with the handshake.
+        let count = read_plain(tls, buffer)?;
+        if let Some(count) = count.filter(|count| *count > 0) {
+            return Ok(Taken { count, is_drained: false });
+        }
+        if count.is_none() {
+            return Ok(Taken { count: 0, is_drained: false });
+        }
         for _ in 0..RECORDS {
-            match tls.reader().read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // A peer that goes away without close_notify goes away all the same: MQTT has its
-                // own goodbye.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                other => return other,
+            let whole = read_socket(&mut self.socket, sealed)?;
+            if whole == 0 {
+                return Ok(Taken { count: 0, is_drained: false });
             }
-            if tls.read_tls(&mut self.socket)? == 0 {
-                return Ok(0);
+            let (mut rest, mut count, mut is_over) = (&sealed[..whole], 0, false);
+            while !rest.is_empty() && !is_over {
+                tls.read_tls(&mut rest)?;
+                if let Err(error) = tls.process_new_packets() {
+                    // The alert says why.
+                    drop(tls.write_tls(&mut self.socket));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+                match read_plain(tls, &mut buffer[count..])? {
+                    Some(more) => count += more,
+                    None => is_over = true,
+                }
             }
-            if let Err(error) = tls.process_new_packets() {
-                // The alert says why.
-                drop(tls.write_tls(&mut self.socket));
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            if count > 0 || is_over {
+                return Ok(Taken { count, is_drained: whole < sealed.len() && !is_over });
             }
         }
         Err(io::ErrorKind::Interrupted.into())
@@ -113,6 +128,33 @@ impl Link {
     pub(super) fn discard(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         read_socket(&mut self.socket, buffer)
     }
+}
+
+/// What a read brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    /// Plain bytes; 0: the peer closed.
+    pub(super) count: usize,
+    /// The socket has no more: an event will tell when it has.
+    pub(super) is_drained: bool,
+}
+
+/// Takes what is decrypted; `None` once the peer has closed and all is taken.
+fn read_plain(tls: &mut ServerConnection, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match tls.reader().read(&mut buffer[count..]) {
+            Ok(0) if count == 0 => return Ok(None),
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // A peer that goes away without close_notify goes away all the same: MQTT has its own goodbye.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && count == 0 => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(count))
 }
 
 fn read_socket(socket: &mut MioSocket, buffer: &mut [u8]) -> io::Result<usize> {

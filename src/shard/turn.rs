@@ -3,12 +3,13 @@ use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use mio::event::Event;
 use mio::{Events, Poll, Token};
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::farewell;
-use super::link::Link;
+use super::link::{Link, Taken};
 use super::output::Output;
 use super::report::{ClientRow, ConnectedRow, ShardReport};
 use super::wire::{Connection, Wire, who};
@@ -43,6 +44,8 @@ pub(super) struct Shard {
     core: Core,
     wire: Wire,
     buffer: Box<[u8]>,
+    /// Its place for what TLS has not opened yet.
+    sealed: Box<[u8]>,
     /// Connections with bytes to read, in turn.
     ready: VecDeque<usize>,
     /// Closing connections and when they go, whatever is left.
@@ -85,6 +88,7 @@ impl Shard {
             core,
             wire: Wire::new(store, peers),
             buffer: vec![0; BUFFER].into_boxed_slice(),
+            sealed: vec![0; BUFFER / 2].into_boxed_slice(),
             ready: VecDeque::new(),
             lingering: VecDeque::new(),
             next_epoch: 1,
@@ -118,7 +122,7 @@ impl Shard {
                 if event.token() == WAKER {
                     inbox = true;
                 } else {
-                    self.mark(event.token().0, event.is_readable() || event.is_read_closed(), event.is_writable());
+                    self.mark(event);
                 }
             }
             self.read_ready(now);
@@ -153,8 +157,11 @@ impl Shard {
         deadlines.into_iter().flatten().min().map(|at| at.saturating_duration_since(now))
     }
 
-    fn mark(&mut self, key: usize, readable: bool, writable: bool) {
+    fn mark(&mut self, event: &Event) {
+        let key = event.token().0;
         let Some(connection) = self.wire.connections.get_mut(key) else { return };
+        connection.read_closed |= event.is_read_closed();
+        let (readable, writable) = (event.is_readable() || event.is_read_closed(), event.is_writable());
         if readable && !connection.ready {
             connection.ready = true;
             self.ready.push_back(key);
@@ -200,11 +207,16 @@ impl Shard {
                     }
                 }
             } else {
-                match connection.link.read(&mut self.buffer) {
-                    Ok(0) => return self.lost(now, key, None),
-                    Ok(count) => {
+                match connection.link.read(&mut self.buffer, &mut self.sealed) {
+                    Ok(Taken { count: 0, .. }) => return self.lost(now, key, None),
+                    Ok(Taken { count, is_drained }) => {
                         self.bytes_received += count as u64;
+                        let is_drained = is_drained && !connection.read_closed;
                         self.take(now, id, count);
+                        if is_drained && self.wire.connection(id).is_some_and(|connection| connection.closing.is_none())
+                        {
+                            return;
+                        }
                         left = left.saturating_sub(count);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -368,6 +380,7 @@ impl Shard {
             packet_size_max: self.core.limits().packet_size_max as usize,
             // rustls may hold bytes that no event will tell of.
             ready: true,
+            read_closed: false,
             dirty: false,
             closing: None,
             finished: false,

@@ -31,6 +31,8 @@ pub(super) struct Connection {
     pub(super) packet_size_max: usize,
     /// Waits in the list of those to read.
     pub(super) ready: bool,
+    /// The peer has ended its side: it is read until that comes, for no other event tells of it.
+    pub(super) read_closed: bool,
     /// Waits in the list of those to write.
     pub(super) dirty: bool,
     /// The core is done with it; what was written may still leave.

@@ -13,6 +13,7 @@ mod mqtt;
 #[path = "../support/site.rs"]
 mod site;
 
+mod bench;
 mod client;
 mod files;
 mod init;

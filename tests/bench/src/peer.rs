@@ -198,7 +198,7 @@ fn write_configuration(folder: &Path, kind: Kind, wire: Wire, port: u16) {
             };
             let text = format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\n\
-                 max_queued_messages 0\nuser root\n{}{tls}",
+                 max_queued_messages 0\nmax_inflight_messages 100\nuser root\n{}{tls}",
                 folder.display(),
                 if every_change { "autosave_on_changes true\nautosave_interval 1\n" } else { "" }
             );
