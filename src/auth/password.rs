@@ -62,6 +62,11 @@ impl PasswordHash {
         PasswordHash { params, salt: salt.to_vec(), hash }
     }
 
+    /// Nobody's: it costs what others cost to check, and no password is known that it is of.
+    pub fn of_nobody(cost: Cost) -> PasswordHash {
+        PasswordHash { params: cost.params(), salt: vec![0; 16], hash: vec![0; HASH_BYTES] }
+    }
+
     pub fn parse(text: &str) -> Result<PasswordHash, HashError> {
         let mut parts = text.split('$');
         let kind = match (parts.next(), parts.next()) {

@@ -179,6 +179,7 @@ fn messages(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Process>
         warm_up: Duration::from_millis(500),
         lasts: Duration::from_secs(arguments.seconds),
     };
+    raise_open_files((flow.publishers + flow.subscribers) as u64 + 100)?;
     let bar = progress_bar(1_000, "{bar:40} {msg}")?;
     let told = |part: f64, delivered: u64| {
         bar.set_position((part * 1_000.0) as u64);
@@ -230,15 +231,18 @@ fn connections(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Proce
     let outcome = match arguments.hold {
         None => load::open(endpoint, &plan, broker, told).map(|opened| {
             let generator_cpu_seconds = Some(opened.own_cpu_secs);
-            let report = Report { seconds: opened.secs, generator_cpu_seconds, ..base };
+            let generator_busiest_thread = Some(opened.busy);
+            let report = Report { seconds: opened.secs, generator_cpu_seconds, generator_busiest_thread, ..base };
             report.with_broker(opened.broker, count as f64)
         }),
         Some(secs) => {
             // A file for each.
             raise_open_files(u64::from(arguments.count) + 100)?;
             let lasts = Duration::from_secs(secs);
-            load::hold(endpoint, &plan, lasts, broker, told)
-                .map(|held| Report { seconds: held.secs, ..base }.with_broker(held.broker, count as f64))
+            load::hold(endpoint, &plan, lasts, broker, told).map(|held| {
+                let report = Report { seconds: held.secs, generator_cpu_seconds: Some(held.own_cpu_secs), ..base };
+                report.with_broker(held.broker, count as f64)
+            })
         }
     };
     bar.finish_and_clear();

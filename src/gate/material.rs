@@ -284,7 +284,7 @@ fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut V
     }
     let min_levels = read_min_levels(settings).map_err(|problem| problems.push(problem)).ok()?;
     let current = ledger.map(Ledger::current).unwrap_or_default();
-    let fallback = PasswordHash::new(b"", Cost::Human, [0; 16]);
+    let fallback = PasswordHash::of_nobody(Cost::Human);
     Some(Directory::new(passwords, min_levels, current, fallback))
 }
 

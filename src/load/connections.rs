@@ -27,6 +27,8 @@ pub struct Opened {
     pub secs: f64,
     pub broker: Option<(Usage, Usage)>,
     pub own_cpu_secs: f64,
+    /// The share of a core that each of its threads used.
+    pub busy: f64,
 }
 
 /// What connections that do nothing cost.
@@ -36,11 +38,23 @@ pub struct Held {
     /// Until all were in.
     pub secs: f64,
     pub broker: Option<(Usage, Usage)>,
+    pub own_cpu_secs: f64,
 }
 
 struct Connected {
     stream: TcpStream,
     tls: Option<rustls::ClientConnection>,
+}
+
+impl Connected {
+    fn is_closed(&self) -> bool {
+        let looked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut [0]));
+        let _ = self.stream.set_nonblocking(false);
+        match looked {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
 }
 
 fn enter(endpoint: &Endpoint, client_id: &str) -> io::Result<Connected> {
@@ -96,7 +110,8 @@ pub fn open(
     std::thread::sleep(Duration::from_millis(100));
     let after = broker.map(Process::usage).transpose()?;
     let own_cpu_secs = Process::own().usage()?.cpu_secs - own.cpu_secs;
-    Ok(Opened { count: plan.count, secs, broker: before.zip(after), own_cpu_secs })
+    let busy = own_cpu_secs / secs / plan.threads as f64;
+    Ok(Opened { count: plan.count, secs, broker: before.zip(after), own_cpu_secs, busy })
 }
 
 /// Opens connections and holds them for a while.
@@ -107,6 +122,7 @@ pub fn hold(
     broker: Option<&Process>,
     progress: impl Fn(usize) + Sync,
 ) -> io::Result<Held> {
+    let own = Process::own().usage()?;
     let before = broker.map(Process::usage).transpose()?;
     let began = clock();
     let done = std::sync::atomic::AtomicUsize::new(0);
@@ -132,7 +148,12 @@ pub fn hold(
     let secs = began.elapsed().as_secs_f64();
     std::thread::sleep(lasts);
     let after = broker.map(Process::usage).transpose()?;
+    let own_cpu_secs = Process::own().usage()?.cpu_secs - own.cpu_secs;
     let count = held.len();
+    let closed = held.iter().filter(|connected| connected.is_closed()).count();
+    if closed > 0 {
+        return Err(io::Error::other(format!("{closed} of {count} connections were closed meanwhile")));
+    }
     held.into_iter().for_each(|connected| drop(leave(connected)));
-    Ok(Held { count, secs, broker: before.zip(after) })
+    Ok(Held { count, secs, broker: before.zip(after), own_cpu_secs })
 }

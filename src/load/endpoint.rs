@@ -15,7 +15,8 @@ use crate::codec::{self, Connect, ConnectProperties, Packet, Version};
 /// A broker, and who comes to it.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    address: SocketAddr,
+    /// Tried in this order.
+    addresses: Vec<SocketAddr>,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     login: Option<(String, String)>,
 }
@@ -65,17 +66,17 @@ impl Endpoint {
             return Err(bad());
         }
         let named = |error| EndpointError::Name { host: host.to_owned(), error };
-        let address = (host, port).to_socket_addrs().map_err(named)?.next().ok_or_else(bad)?;
+        let addresses = (host, port).to_socket_addrs().map_err(named)?.collect();
         let tls = match is_tls {
             false => None,
             true => Some((Arc::new(configuration(trust)?), ServerName::try_from(host.to_owned()).map_err(|_| bad())?)),
         };
-        Ok(Endpoint { address, tls, login })
+        Ok(Endpoint { addresses, tls, login })
     }
 
     /// A connection without TLS on it yet; the TLS that is to be spoken on it.
     pub(super) fn dial(&self) -> io::Result<(TcpStream, Option<rustls::ClientConnection>)> {
-        let stream = TcpStream::connect(self.address)?;
+        let stream = TcpStream::connect(&self.addresses[..])?;
         stream.set_nodelay(true)?;
         let tls = self.tls.as_ref().map(|(config, name)| {
             rustls::ClientConnection::new(config.clone(), name.clone()).map_err(io::Error::other)

@@ -52,6 +52,18 @@ impl Link {
         }
     }
 
+    /// Sends what TLS holds back.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        while tls.wants_write() {
+            match tls.write_tls(&mut self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+
     /// Says how many bytes were taken: all of `bytes` unless the socket is full.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.socket.write(bytes) };
@@ -59,12 +71,7 @@ impl Link {
             tls.write_tls(&mut self.socket)?;
         }
         let count = tls.writer().write(&bytes[..bytes.len().min(TLS_BATCH)])?;
-        while tls.wants_write() {
-            match tls.write_tls(&mut self.socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                other => drop(other?),
-            }
-        }
+        self.flush()?;
         Ok(count)
     }
 }

@@ -8,12 +8,13 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub struct Process {
     folder: PathBuf,
+    is_own: bool,
 }
 
 /// So far.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Usage {
-    /// User and system time.
+    /// User and system time of the threads that it has.
     pub cpu_secs: f64,
     /// Resident memory now.
     pub rss_bytes: u64,
@@ -34,8 +35,15 @@ fn text(path: PathBuf) -> io::Result<String> {
     std::fs::read_to_string(path)
 }
 
-/// User and system time of a `stat` file.
-fn cpu_secs(path: PathBuf) -> io::Result<f64> {
+/// Time on a processor of a thread, from its `schedstat`: to the nanosecond, where `stat` counts in hundredths.
+fn thread_secs(path: PathBuf) -> io::Result<f64> {
+    let text = text(path)?;
+    let nanos: Option<u64> = text.split_whitespace().next().and_then(|field| field.parse().ok());
+    nanos.map(|nanos| nanos as f64 / 1e9).ok_or_else(|| broken("the time on a processor"))
+}
+
+/// User and system time of a process and of all threads that it had, to a hundredth of a second or so.
+fn process_secs(path: PathBuf) -> io::Result<f64> {
     let text = text(path)?;
     let after_name = text.rsplit(')').next().unwrap_or_default();
     let ticks = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
@@ -44,12 +52,12 @@ fn cpu_secs(path: PathBuf) -> io::Result<f64> {
 
 impl Process {
     pub fn new(pid: u32) -> Process {
-        Process { folder: PathBuf::from(format!("/proc/{pid}")) }
+        Process { folder: PathBuf::from(format!("/proc/{pid}")), is_own: false }
     }
 
     /// This one.
     pub fn own() -> Process {
-        Process { folder: PathBuf::from("/proc/self") }
+        Process { folder: PathBuf::from("/proc/self"), is_own: true }
     }
 
     pub fn usage(&self) -> io::Result<Usage> {
@@ -57,7 +65,12 @@ impl Process {
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let rss_kib: u64 =
             rss.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).ok_or_else(|| broken("VmRSS"))?;
-        Ok(Usage { cpu_secs: cpu_secs(self.folder.join("stat"))?, rss_bytes: rss_kib * 1024 })
+        // A broker keeps its threads; ours that have ended are only in the process' own count.
+        let cpu_secs = match self.is_own {
+            true => process_secs(self.folder.join("stat"))?,
+            false => self.threads()?.iter().map(|(_, secs)| secs).sum(),
+        };
+        Ok(Usage { cpu_secs, rss_bytes: rss_kib * 1024 })
     }
 
     /// CPU seconds of each of its threads.
@@ -65,7 +78,9 @@ impl Process {
         let mut threads = Vec::new();
         for entry in std::fs::read_dir(self.folder.join("task"))? {
             let entry = entry?;
-            threads.push((entry.file_name().to_string_lossy().into_owned(), cpu_secs(entry.path().join("stat"))?));
+            // One that ends just now.
+            let Ok(secs) = thread_secs(entry.path().join("schedstat")) else { continue };
+            threads.push((entry.file_name().to_string_lossy().into_owned(), secs));
         }
         Ok(threads)
     }

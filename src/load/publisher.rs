@@ -99,6 +99,7 @@ impl Publisher {
 
     /// Reads acknowledgements and sends what the window lets; says whether it could go on at once.
     pub(super) fn turn(&mut self, buffer: &mut [u8], is_over: bool) -> io::Result<bool> {
+        self.link.flush()?;
         let has_read = self.read(buffer)?;
         if is_over {
             return self.flush().map(|_| has_read);

@@ -24,7 +24,7 @@ pub(super) struct Tally {
     buffer: Vec<u8>,
     pub(super) delivered: u64,
     pub(super) bytes: u64,
-    /// µs from publisher to subscriber, where messages say when they were sent.
+    /// Nanoseconds from publisher to subscriber, where messages say when they were sent.
     pub(super) latency: Option<Histogram<u64>>,
 }
 
@@ -48,6 +48,12 @@ fn packet_end(bytes: &[u8]) -> Option<(usize, usize)> {
     (bytes.len() >= at + length).then_some((at + length, at))
 }
 
+/// Two bytes of a packet that may be cut short.
+fn pair(packet: &[u8], at: usize) -> io::Result<[u8; 2]> {
+    let found = packet.get(at..at + 2).and_then(|bytes| bytes.try_into().ok());
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the broker sends a packet that is cut short"))
+}
+
 impl Subscriber {
     pub(super) fn new(link: Link) -> Subscriber {
         Subscriber { link, rest: Vec::new(), out: Vec::new() }
@@ -55,6 +61,7 @@ impl Subscriber {
 
     /// Reads what is there, once; says whether there may be more.
     pub(super) fn turn(&mut self, tally: &mut Tally, now_nanos: impl Fn() -> u64) -> io::Result<bool> {
+        self.link.flush()?;
         self.flush()?;
         let kept = self.rest.len();
         tally.buffer[..kept].copy_from_slice(&self.rest);
@@ -73,11 +80,11 @@ impl Subscriber {
             match packet[0] >> 4 {
                 3 => {
                     tally.delivered += 1;
-                    let mut payload = body + 2 + usize::from(u16::from_be_bytes([packet[body], packet[body + 1]]));
                     let qos = (packet[0] >> 1) & 3;
+                    let mut payload = body + 2 + usize::from(u16::from_be_bytes(pair(packet, body)?));
                     if qos > 0 {
-                        let kind = if qos == 1 { 0x40 } else { 0x50 };
-                        self.out.extend_from_slice(&[kind, 2, packet[payload], packet[payload + 1]]);
+                        let [high, low] = pair(packet, payload)?;
+                        self.out.extend_from_slice(&[if qos == 1 { 0x40 } else { 0x50 }, 2, high, low]);
                         payload += 2;
                     }
                     if let (Some(latency), Some(now)) = (&mut tally.latency, now)
@@ -87,7 +94,10 @@ impl Subscriber {
                         latency.saturating_record(now.saturating_sub(sent));
                     }
                 }
-                6 => self.out.extend_from_slice(&[0x70, 2, packet[body], packet[body + 1]]),
+                6 => {
+                    let [high, low] = pair(packet, body)?;
+                    self.out.extend_from_slice(&[0x70, 2, high, low]);
+                }
                 _ => {}
             }
         }

@@ -39,8 +39,8 @@ impl Link {
         self.source().register(registry, token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    pub(super) fn deregister(&mut self, registry: &Registry) {
-        drop(self.source().deregister(registry));
+    pub(super) fn is_plain(&self) -> bool {
+        self.tls.is_none()
     }
 
     fn source(&mut self) -> &mut dyn Source {
@@ -50,7 +50,8 @@ impl Link {
         }
     }
 
-    /// Reads plain bytes into `buffer`, by way of `sealed` where they come by TLS; that must not be larger.
+    /// Reads plain bytes into `buffer`, by way of `sealed` where they come by TLS; that must be smaller by a record
+    /// at least, for one may be left from before.
     /// `WouldBlock`: nothing more now; `Interrupted`: much was read and none of it was plain, others should get
     /// their turn.
     pub(super) fn read(&mut self, buffer: &mut [u8], sealed: &mut [u8]) -> io::Result<Taken> {
@@ -74,15 +75,16 @@ impl Link {
             let (mut rest, mut count, mut is_over) = (&sealed[..whole], 0, false);
             while !rest.is_empty() && !is_over {
                 tls.read_tls(&mut rest)?;
-                if let Err(error) = tls.process_new_packets() {
-                    // The alert says why.
-                    drop(tls.write_tls(&mut self.socket));
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                match tls.process_new_packets() {
+                    // Its close_notify may come with the last bytes, and no event after it.
+                    Ok(state) => is_over = state.peer_has_closed(),
+                    Err(error) => {
+                        // The alert says why.
+                        drop(tls.write_tls(&mut self.socket));
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                    }
                 }
-                match read_plain(tls, &mut buffer[count..])? {
-                    Some(more) => count += more,
-                    None => is_over = true,
-                }
+                count += read_plain(tls, &mut buffer[count..])?.unwrap_or(0);
             }
             if count > 0 || is_over {
                 return Ok(Taken { count, is_drained: whole < sealed.len() && !is_over });

@@ -12,7 +12,7 @@ pub struct ShardReport {
     pub levels: [usize; 3],
     pub bytes_received: u64,
     pub bytes_sent: u64,
-    /// How long the store took to commit; all shards observe one.
+    /// How long the store took to commit; where there are several shards none keeps anything.
     pub commits: std::sync::Arc<Histogram>,
 }
 

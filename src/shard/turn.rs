@@ -62,6 +62,11 @@ pub(super) struct Shard {
     more_messages: bool,
 }
 
+/// Nobody reads any more on the other side.
+fn is_over_at_once(why: Closing) -> bool {
+    matches!(why, Closing::ByClient(_) | Closing::Lost)
+}
+
 /// A list of sessions in the making.
 struct Listing {
     cursor: usize,
@@ -351,8 +356,8 @@ impl Shard {
 
     fn remove(&mut self, key: usize) {
         self.said_why(key);
-        let mut connection = self.wire.connections.remove(key);
-        connection.link.deregister(self.poll.registry());
+        // Closing the socket, its last and only handle, takes it out of the poll too.
+        let connection = self.wire.connections.remove(key);
         self.levels[connection.about.level as usize] -= 1;
     }
 
@@ -532,8 +537,11 @@ impl Shard {
                 return self.lost(now, key, Some(&error));
             }
         }
-        if connection.closing.is_some() {
-            connection.link.finish();
+        if let Some(why) = connection.closing {
+            // Who said goodbye itself, and not by TLS, is told enough by the close that follows.
+            if !(is_over_at_once(why) && connection.link.is_plain()) {
+                connection.link.finish();
+            }
             connection.finished = true;
             self.linger(now, key);
         } else if std::mem::take(&mut connection.pressed) {
@@ -548,7 +556,7 @@ impl Shard {
         let connection = &self.wire.connections[key];
         match connection.closing {
             // It said goodbye itself, or is gone: nobody reads any more.
-            Some(Closing::ByClient(_) | Closing::Lost) if connection.finished => self.remove(key),
+            Some(why) if is_over_at_once(why) && connection.finished => self.remove(key),
             _ => {
                 let id = connection.id;
                 if !std::mem::replace(&mut self.wire.connections[key].lingers, true) {

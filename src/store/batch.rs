@@ -19,6 +19,9 @@ pub(super) struct Unit {
     pub(super) must: bool,
 }
 
+/// Room for records that the next batch begins with, bytes.
+const ROOM_MAX: usize = 128 * 1024;
+
 /// Changes as the records that they will be, made by whoever has them.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -59,7 +62,7 @@ impl Batch {
             timeline: self.timeline,
             since: None,
             units: Vec::with_capacity(self.units.len()),
-            records: Vec::with_capacity(self.records.len()),
+            records: Vec::with_capacity(self.records.len().min(ROOM_MAX)),
         };
         std::mem::replace(self, room)
     }

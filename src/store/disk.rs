@@ -36,10 +36,14 @@ pub trait DiskFile: Send {
         match self.read_at(&mut bytes, at) {
             Ok(count) => bytes.truncate(count),
             Err(_) => {
-                for (number, piece) in bytes.chunks_mut(PIECE).enumerate() {
-                    if self.read_at(piece, at + (number * PIECE) as u64).is_err() {
-                        piece.fill(0);
+                // As the disk has them: one bad sector is not to take its neighbours along.
+                let mut from = 0;
+                while from < bytes.len() {
+                    let to = bytes.len().min(from + PIECE - (at as usize + from) % PIECE);
+                    if self.read_at(&mut bytes[from..to], at + from as u64).is_err() {
+                        bytes[from..to].fill(0);
                     }
+                    from = to;
                 }
             }
         }
@@ -166,5 +170,55 @@ impl DiskFile for File {
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         File::set_len(self, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of which one sector cannot be read.
+    struct Worn {
+        bytes: Vec<u8>,
+    }
+
+    const BAD: std::ops::Range<usize> = 2 * PIECE..3 * PIECE;
+
+    impl DiskFile for Worn {
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.bytes.len() as u64)
+        }
+
+        fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+            let (from, to) = (at as usize, self.bytes.len().min(at as usize + buffer.len()));
+            if from < BAD.end && to > BAD.start {
+                return Err(io::Error::other("a bad sector"));
+            }
+            buffer[..to - from].copy_from_slice(&self.bytes[from..to]);
+            Ok(to - from)
+        }
+
+        fn write_at(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn set_len(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sector_that_cannot_be_read_takes_no_other_along() {
+        let file = Worn { bytes: vec![7; 5 * PIECE + 11] };
+        for at in [0, 32, PIECE + 1, 2 * PIECE] {
+            let bytes = file.read_from(at as u64).unwrap();
+            assert_eq!(bytes.len(), file.bytes.len() - at);
+            let is_right = |(number, byte): (usize, &u8)| (*byte == 7) != BAD.contains(&(at + number));
+            assert!(bytes.iter().enumerate().all(is_right), "from {at}");
+        }
     }
 }

@@ -150,8 +150,9 @@ pub struct Engine<D: Disk> {
     pub(super) checkpoint_bytes: u64,
     pub(super) since_checkpoint: u64,
     pub(super) pending: VecDeque<Pending>,
-    /// A frame's header is to come here, and the records of what is pending.
+    /// The records of what is pending, from `frame_from` on; before that is room for a frame's header.
     frame: Vec<u8>,
+    frame_from: usize,
     /// Since when tickets waited that the last commit was for, and how many.
     waited: Vec<(Instant, u64)>,
     answers: Vec<Answer>,
@@ -208,6 +209,7 @@ impl<D: Disk> Engine<D> {
             since_checkpoint: 0,
             pending: VecDeque::new(),
             frame: vec![0; FRAME_HEADER],
+            frame_from: FRAME_HEADER,
             waited: Vec::new(),
             answers: Vec::new(),
             failing: None,
@@ -243,7 +245,7 @@ impl<D: Disk> Engine<D> {
 
     /// Bytes of records that are not committed.
     pub(super) fn pending_bytes(&self) -> usize {
-        self.frame.len() - FRAME_HEADER
+        self.frame.len() - self.frame_from
     }
 
     /// Whether what is acted upon has to survive a power cut.
@@ -333,20 +335,21 @@ impl<D: Disk> Engine<D> {
         if taken == 0 {
             return Ok(false);
         }
+        // The header goes where records were that are committed, or where nothing was.
+        let (from, to) = (self.frame_from, self.frame_from + len);
         let mut frame = std::mem::take(&mut self.frame);
-        let rest = frame.split_off(FRAME_HEADER + len);
-        let written = self.write_frame(clocks, &mut frame, counts, reserve);
-        match written {
-            Ok(at) => {
-                self.stats.messages += u64::from(counts.messages);
-                self.committed(taken, &frame[FRAME_HEADER..], at);
-                frame.truncate(FRAME_HEADER);
-                frame.shrink_to(FRAME_KEPT);
-                frame.extend_from_slice(&rest);
-            }
-            Err(_) => frame.extend_from_slice(&rest),
+        let written = self.write_frame(clocks, &mut frame[from - FRAME_HEADER..to], counts, reserve);
+        if let Ok(at) = written {
+            self.stats.messages += u64::from(counts.messages);
+            self.committed(taken, &frame[from..to], at);
+            self.frame_from = to;
         }
         self.frame = frame;
+        if self.pending.is_empty() {
+            self.frame.truncate(FRAME_HEADER);
+            self.frame.shrink_to(FRAME_KEPT);
+            self.frame_from = FRAME_HEADER;
+        }
         written.map(|_| true)
     }
 
@@ -514,20 +517,21 @@ impl<D: Disk> Engine<D> {
             return;
         }
         // Whoever can be told is told; what is left is written to the room that was kept for it.
-        let mut records = std::mem::replace(&mut self.frame, vec![0; FRAME_HEADER]).split_off(FRAME_HEADER);
+        let records = std::mem::replace(&mut self.frame, vec![0; FRAME_HEADER]);
+        let mut to = std::mem::replace(&mut self.frame_from, FRAME_HEADER);
         for mut pending in std::mem::take(&mut self.pending) {
-            let rest = records.split_off(pending.unit.len);
+            let from = to;
+            to += pending.unit.len;
             if pending.unit.must || clocks.now.saturating_duration_since(pending.since) < RETRY {
-                self.frame.append(&mut records);
+                self.frame.extend_from_slice(&records[from..to]);
                 self.pending.push_back(pending);
-            } else {
-                self.answers.extend(pending.unit.ticket.map(Answer::Failed));
-                match self.pending.back_mut() {
-                    Some(before) => before.rewinds.append(&mut pending.rewinds),
-                    None => pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight)),
-                }
+                continue;
             }
-            records = rest;
+            self.answers.extend(pending.unit.ticket.map(Answer::Failed));
+            match self.pending.back_mut() {
+                Some(before) => before.rewinds.append(&mut pending.rewinds),
+                None => pending.rewinds.iter().for_each(|(client, inflight)| self.image.rewind(client, inflight)),
+            }
         }
         let front = self.pending.iter().take_while(|pending| pending.unit.must).count();
         if front > 0 && (self.has_reserve || self.writer.is_some()) {

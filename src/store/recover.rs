@@ -213,7 +213,7 @@ impl<D: Disk> Opening<D> {
                     let beside = headers.values().next_back().map(|(header, _): &(FileHeader, D::File)| header.tag);
                     let guess = FileHeader::guess(&bytes);
                     let (tag, first_sequence) = guess.unwrap_or((beside.unwrap_or(self.engine.tag), 0));
-                    self.damage(name, 0, &bytes[..FILE_HEADER], None);
+                    self.damage(name, 0, bytes.get(..FILE_HEADER).unwrap_or(&bytes), None);
                     headers.insert(number, (FileHeader { number, first_sequence, tag }, file));
                 }
             }

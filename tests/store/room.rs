@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lockgate::auth::{Acl, Methods};
-use lockgate::broker::{ConnectionId, Limits};
-use lockgate::store::{Clocks, MemoryStore, Sizes};
+use lockgate::broker::{Change, ConnectionId, Limits, MessageId, Ticket};
+use lockgate::store::{Answer, Clocks, MemoryStore, Sizes, Store};
+use lockgate::types::{ClientId, PacketId};
 
 use crate::rig::{Rig, client};
 
@@ -228,4 +229,38 @@ fn a_few_messages_do_not_hold_the_room_of_many() {
         rig.handle_timer();
     }
     assert_eq!(rig.take(s).len(), 1 + 31);
+}
+
+#[test]
+fn whoever_waits_on_a_full_disk_is_told_in_time_however_much_is_pending() {
+    let now = std::time::Instant::now();
+    let clocks = |secs: u64| Clocks::new(now + Duration::from_secs(secs), WALL + secs, None);
+    let mut store = MemoryStore::new(clocks(0), SIZES);
+    store.be_lazy();
+    let used = store.disk().used();
+    store.disk().set_capacity(Some(used));
+    let done = |number: u64| Change::Done {
+        client: ClientId::new("s").unwrap(),
+        message: MessageId(number),
+        packet_id: PacketId::new(1),
+    };
+    (0..300_000).for_each(|number| store.append(None, &[done(number)]));
+    let subscribed = Change::Unsubscribed { client: ClientId::new("s").unwrap(), filter: "t".into() };
+    store.append(Some(Ticket(7)), &[subscribed]);
+    let began = std::time::Instant::now();
+    for secs in 0..8 {
+        store.set_clocks(clocks(secs));
+        store.work();
+    }
+    let answers: Vec<Answer> = std::iter::from_fn(|| store.poll_answer()).collect();
+    assert!(matches!(answers[..], [Answer::Failed(Ticket(7))]), "{answers:?}");
+    // Promised: within five seconds, and they have passed in the store's time already.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // What must be kept is kept, in its order, once there is room.
+    store.disk().set_capacity(None);
+    store.set_clocks(clocks(20));
+    store.append(Some(Ticket(8)), &[done(300_000)]);
+    store.work();
+    assert!(matches!(store.poll_answer(), Some(Answer::Committed(Ticket(8)))));
+    store.reopen().expect("what was written can be read");
 }

@@ -181,3 +181,30 @@ fn a_client_that_stops_sending_still_gets_its_answer() {
     assert_eq!(raw.packet().as_deref(), Some("PUBACK #7"));
     assert_eq!(raw.packet(), None);
 }
+
+#[test]
+fn over_tls_an_end_that_comes_with_the_last_bytes_ends_the_connection() {
+    let site = Site::new(&["--client", "device1"]);
+    let broker = site.serve();
+    let password = site.variable("device1", "MQTT_PASSWORD");
+    let login = Some(("device1", &*password));
+    let (mut watcher, _) = Raw::connect(broker.plain_port, Version::V311, "w", login);
+    watcher.send(b"\x82\x06\x00\x01\x00\x01t\x00");
+    assert_eq!(watcher.packet().as_deref(), Some("SUBACK #1 0"));
+    let client = Arc::new(config(&site.path("pki/ca.crt"), None, &[&rustls::version::TLS13]));
+    let mut ending = open(broker.tls_port, &client);
+    ending.write_all(&connect_bytes(Version::V311, "ending", login)).unwrap();
+    ending.read_exact(&mut [0; 4]).unwrap();
+    // PUBLISH and close_notify in one segment; the socket stays open until the broker closes, as with `SSL_shutdown`.
+    ending.conn.writer().write_all(&publish("t", 5, 0, 0)).unwrap();
+    ending.conn.send_close_notify();
+    let mut sealed = Vec::new();
+    while ending.conn.wants_write() {
+        ending.conn.write_tls(&mut sealed).unwrap();
+    }
+    ending.sock.write_all(&sealed).unwrap();
+    assert!(watcher.packet().unwrap().starts_with("PUBLISH t"));
+    ending.sock.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut rest = Vec::new();
+    ending.sock.read_to_end(&mut rest).expect("the broker closes too");
+}

@@ -48,7 +48,7 @@ impl Client {
     }
 
     pub(crate) fn publish_qos_0(&mut self, topic: &str, payload: &[u8]) -> Option<()> {
-        self.stream.set_write_timeout(Some(Duration::from_secs(20))).ok()?;
+        self.stream.set_write_timeout(Some(Duration::from_secs(5))).ok()?;
         self.stream.write_all(&framed(0x30, &[&field(topic.as_bytes())[..], payload].concat())).ok()
     }
 
