@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release --manifest-path tests/bench/Cargo.toml -- speed|durable|queue|attacks target/release/lockgate [ROUNDS]`
 //!
-//! `speed [.. ROUNDS [NAME]]`: CPU of each message and memory of each client, beside the peers; `peers` builds those;
+//! `speed [LOCKGATE [ROUNDS [NAME]]]`: CPU of each message and memory of each client, beside the peers, which `peers`
+//! builds; `floor`: the same bytes through a bare relay;
 //! `durable`: what keeping costs; `queue`: a million messages for those who are not there; `attacks`: what
 //! hostile clients do to the latency of another client.
 //!
@@ -16,6 +17,7 @@
 mod attacks;
 mod broker;
 mod durable;
+mod floor;
 mod peer;
 mod queue;
 mod speed;
@@ -39,12 +41,13 @@ fn main() {
     match what.as_str() {
         "peers" => build_peers(),
         "speed" => speed::run(&binary, rounds, &arguments.next().unwrap_or_default()),
+        "floor" => floor::run(rounds),
         "attacks" => attacks(&binary, rounds),
         "durable" => durable::run(&binary, rounds),
         "queue" => queue::run(&binary, &[Kind::Lockgate("fsync")]),
         "queue-peer" => queue::run(&binary, &[Kind::Mosquitto { every_change: false }]),
         _ => {
-            eprintln!("usage: lockgate-bench peers|speed|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]");
+            eprintln!("usage: lockgate-bench peers|speed|floor|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]");
             std::process::exit(2);
         }
     }
