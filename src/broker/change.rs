@@ -203,14 +203,14 @@ pub struct RestoredSession {
     /// First those that are released, in the order of their PUBREC.
     pub inflight: Vec<RestoredInflight>,
     /// Those that wait.
-    pub waiting: Vec<RestoredWaiting>,
+    pub waiting: Vec<StoredPosition>,
     /// The shared subscriptions that brought some of them.
     pub shares: Vec<Arc<str>>,
 }
 
 /// A message that waits in a queue, and that only the store has: 16 bytes, for there can be very many.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RestoredWaiting {
+pub struct StoredPosition {
     pub message: MessageId,
     /// What it counts in the queue, bytes.
     pub size: u32,

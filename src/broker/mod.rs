@@ -45,7 +45,7 @@ use smallvec::SmallVec;
 
 pub use change::{
     Change, Fetched, QueuedFor, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
-    RestoredWaiting, StoredWill, Ticket, Wanted,
+    StoredPosition, StoredWill, Ticket, Wanted,
 };
 pub use connection::ConnectionId;
 pub use counters::{Counters, Drops, Gauges, Refusals};

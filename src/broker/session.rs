@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 use indexmap::IndexMap;
 
 use super::ConnectionId;
-use super::change::{RestoredWaiting, StoredWill, Ticket};
+use super::change::{StoredPosition, StoredWill, Ticket};
 use super::index::{Index, Matches, Subscriber};
 use super::letter::ShardId;
 use super::message::{Body, Delivery, MessageId, Origin};
@@ -287,7 +287,7 @@ impl Outgoing {
     }
 
     /// As a store has it.
-    pub(super) fn restore_waiting(&mut self, waiting: Vec<RestoredWaiting>, shares: Vec<Arc<str>>) {
+    pub(super) fn restore_waiting(&mut self, waiting: Vec<StoredPosition>, shares: Vec<Arc<str>>) {
         self.queue_bytes += waiting.iter().map(|position| position.size as usize).sum::<usize>();
         self.stored = Stored { positions: waiting.into(), shares };
     }
@@ -470,12 +470,12 @@ impl Outgoing {
 /// Messages of a queue that only the store has, in its order.
 #[derive(Debug, Default)]
 pub(super) struct Stored {
-    positions: VecDeque<RestoredWaiting>,
+    positions: VecDeque<StoredPosition>,
     /// The shared subscriptions that brought some.
     shares: Vec<Arc<str>>,
 }
 
-impl RestoredWaiting {
+impl StoredPosition {
     fn share<'s>(&self, shares: &'s [Arc<str>]) -> Option<&'s Arc<str>> {
         self.share.checked_sub(1).map(|at| &shares[at as usize])
     }
@@ -494,16 +494,16 @@ impl Stored {
         &self.shares
     }
 
-    fn position(&mut self, message: MessageId, size: u32, share: Option<&Arc<str>>) -> RestoredWaiting {
-        let Some(share) = share else { return RestoredWaiting { message, size, share: 0 } };
+    fn position(&mut self, message: MessageId, size: u32, share: Option<&Arc<str>>) -> StoredPosition {
+        let Some(share) = share else { return StoredPosition { message, size, share: 0 } };
         let at = self.shares.iter().position(|known| known == share).unwrap_or_else(|| {
             self.shares.push(share.clone());
             self.shares.len() - 1
         });
-        RestoredWaiting { message, size, share: at as u32 + 1 }
+        StoredPosition { message, size, share: at as u32 + 1 }
     }
 
-    fn is_of(&self, position: &RestoredWaiting, share: Option<&Arc<str>>) -> bool {
+    fn is_of(&self, position: &StoredPosition, share: Option<&Arc<str>>) -> bool {
         position.share(&self.shares) == share
     }
 
@@ -530,7 +530,7 @@ impl Outgoing {
 
     /// Not the store alone has this any more: it is at hand. Mostly it is the first.
     pub(super) fn remove_stored(&mut self, message: MessageId, share: Option<&Arc<str>>) -> bool {
-        let is_it = |position: &RestoredWaiting| position.message == message && self.stored.is_of(position, share);
+        let is_it = |position: &StoredPosition| position.message == message && self.stored.is_of(position, share);
         let found = self.stored.positions.iter().position(is_it);
         self.take_position(found).is_some()
     }

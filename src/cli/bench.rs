@@ -222,31 +222,28 @@ fn connections(arguments: &Arguments, endpoint: &Endpoint, broker: Option<&Proce
     let plan = Connections { prefix: client_prefix(), count, threads: 2 };
     let bar = progress_bar(count as u64, "{bar:40} {pos} of {len} connections")?;
     let told = |done: usize| bar.set_position(done as u64);
-    let base = Report {
-        workload: Some(arguments.workload),
-        url: arguments.url.clone(),
-        connections: Some(count),
-        ..Report::default()
-    };
     let outcome = match arguments.hold {
-        None => load::open(endpoint, &plan, broker, told).map(|opened| {
-            let generator_cpu_seconds = Some(opened.own_cpu_secs);
-            let generator_busiest_thread = Some(opened.busy);
-            let report = Report { seconds: opened.secs, generator_cpu_seconds, generator_busiest_thread, ..base };
-            report.with_broker(opened.broker, count as f64)
-        }),
+        None => load::open(endpoint, &plan, broker, told)
+            .map(|cost| (cost, Some(cost.own_cpu_secs / cost.secs / plan.threads as f64))),
         Some(secs) => {
             // A file for each.
             raise_open_files(u64::from(arguments.count) + 100)?;
             let lasts = Duration::from_secs(secs);
-            load::hold(endpoint, &plan, lasts, broker, told).map(|held| {
-                let report = Report { seconds: held.secs, generator_cpu_seconds: Some(held.own_cpu_secs), ..base };
-                report.with_broker(held.broker, count as f64)
-            })
+            load::hold(endpoint, &plan, lasts, broker, told).map(|cost| (cost, None))
         }
     };
     bar.finish_and_clear();
-    outcome.map_err(|error| refused(&arguments.url, &error))
+    let (cost, generator_busiest_thread) = outcome.map_err(|error| refused(&arguments.url, &error))?;
+    Ok(Report {
+        workload: Some(arguments.workload),
+        url: arguments.url.clone(),
+        seconds: cost.secs,
+        connections: Some(count),
+        generator_cpu_seconds: Some(cost.own_cpu_secs),
+        generator_busiest_thread,
+        ..Report::default()
+    }
+    .with_broker(cost.broker, count as f64))
 }
 
 fn raise_open_files(wanted: u64) -> Result<(), Failure> {

@@ -96,13 +96,8 @@ impl Client {
 
     /// One filter; answered by [`Event::SubAck`].
     pub fn subscribe(&mut self, filter: &str, qos: QoS) -> io::Result<()> {
-        let len = u16::try_from(filter.len()).map_err(broken)?;
-        let rest =
-            u8::try_from(filter.len() + 5).ok().filter(|rest| *rest < 128).ok_or_else(|| broken("a long filter"))?;
-        let mut bytes = vec![0x82, rest, 0, 1];
-        bytes.extend_from_slice(&len.to_be_bytes());
-        bytes.extend_from_slice(filter.as_bytes());
-        bytes.push(qos.bits());
+        let mut bytes = Vec::new();
+        codec::encode_subscription(&mut bytes, PacketId::FIRST, filter, qos, VERSION);
         self.stream.write_all(&bytes)
     }
 

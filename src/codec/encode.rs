@@ -1,5 +1,6 @@
 use super::packet::{
-    Ack, Auth, ConnAck, Connect, Disconnect, Packet, Publish, SubAck, Subscribe, UnsubAck, Unsubscribe, Version,
+    Ack, Auth, ConnAck, Connect, Disconnect, Packet, Publish, SubAck, Subscribe, SubscribeFilters, UnsubAck,
+    Unsubscribe, Version,
 };
 use super::properties::{UserProperties, id};
 use super::v3;
@@ -394,6 +395,20 @@ fn encode_ack(out: &mut Vec<u8>, first_byte: u8, ack: &Ack<'_>, version: Version
             });
         });
     }
+}
+
+/// Appends a SUBSCRIBE for one filter.
+pub fn encode_subscription(out: &mut Vec<u8>, packet_id: PacketId, filter: &str, qos: QoS, version: Version) {
+    let mut bytes = Vec::new();
+    text(&mut bytes, filter);
+    bytes.push(qos.bits());
+    let subscribe = Subscribe {
+        packet_id,
+        subscription_identifier: None,
+        user_properties: UserProperties::default(),
+        filters: SubscribeFilters { version, bytes: &bytes },
+    };
+    encode(out, &Packet::Subscribe(subscribe), version);
 }
 
 fn encode_subscribe(out: &mut Vec<u8>, subscribe: &Subscribe<'_>, version: Version) {

@@ -14,7 +14,7 @@ mod v3;
 mod v5;
 
 pub use decode::{Frame, connect_level, decode, frame};
-pub use encode::{PublishFrame, PublishHead, encode, encode_within};
+pub use encode::{PublishFrame, PublishHead, encode, encode_subscription, encode_within};
 pub use error::DecodeError;
 pub use packet::{
     Ack, Auth, ConnAck, Connect, ConnectProperties, Disconnect, Packet, Publish, SubAck, Subscribe, SubscribeFilter,

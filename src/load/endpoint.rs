@@ -1,9 +1,10 @@
 //! A broker's address, and how to be let in.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -11,6 +12,11 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::codec::{self, Connect, ConnectProperties, Packet, Version};
+
+/// What the generator speaks.
+pub(super) const VERSION: Version = Version::V311;
+/// How long a broker may take to let somebody in.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A broker, and who comes to it.
 #[derive(Clone, Debug)]
@@ -74,21 +80,24 @@ impl Endpoint {
         Ok(Endpoint { addresses, tls, login })
     }
 
-    /// A connection without TLS on it yet; the TLS that is to be spoken on it.
-    pub(super) fn dial(&self) -> io::Result<(TcpStream, Option<rustls::ClientConnection>)> {
+    /// Lets itself in: once this returns the broker has agreed.
+    pub(super) fn enter(&self, client_id: &str) -> io::Result<Connected> {
         let stream = TcpStream::connect(&self.addresses[..])?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let tls = self.tls.as_ref().map(|(config, name)| {
-            rustls::ClientConnection::new(config.clone(), name.clone()).map_err(io::Error::other)
+            rustls::ClientConnection::new(config.clone(), name.clone()).map(Box::new).map_err(io::Error::other)
         });
-        Ok((stream, tls.transpose()?))
+        let mut connected = Connected { stream, tls: tls.transpose()? };
+        connected.ask(&self.connect(client_id), &mut [0; 4], |connack| connack[3] == 0)?;
+        Ok(connected)
     }
 
-    /// The bytes of a CONNECT without a session that stays.
-    pub(super) fn connect(&self, client_id: &str) -> Vec<u8> {
+    /// A CONNECT without a session that stays.
+    fn connect(&self, client_id: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let connect = Connect {
-            version: Version::V311,
+        let connect = Packet::Connect(Box::new(Connect {
+            version: VERSION,
             clean_start: true,
             // Longer than any run; some brokers refuse none.
             keep_alive: 3_600,
@@ -97,9 +106,60 @@ impl Endpoint {
             will: None,
             user_name: self.login.as_ref().map(|(name, _)| name.as_str()),
             password: self.login.as_ref().map(|(_, password)| password.as_bytes()),
-        };
-        codec::encode(&mut bytes, &Packet::Connect(Box::new(connect)), Version::V311);
+        }));
+        codec::encode(&mut bytes, &connect, VERSION);
         bytes
+    }
+}
+
+/// A connection that a broker has accepted, and that blocks.
+pub(super) struct Connected {
+    pub(super) stream: TcpStream,
+    pub(super) tls: Option<Box<rustls::ClientConnection>>,
+}
+
+impl Connected {
+    /// Sends a packet and waits for an answer of a known length.
+    pub(super) fn ask(&mut self, packet: &[u8], answer: &mut [u8], is_good: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+        match &mut self.tls {
+            None => {
+                self.stream.write_all(packet)?;
+                self.stream.read_exact(answer)?;
+            }
+            Some(tls) => {
+                let mut stream = rustls::Stream::new(&mut **tls, &mut self.stream);
+                stream.write_all(packet)?;
+                stream.flush()?;
+                stream.read_exact(answer)?;
+            }
+        }
+        match is_good(answer) {
+            true => Ok(()),
+            false => Err(io::Error::other("the broker refuses (user name, password or ACL)")),
+        }
+    }
+
+    /// DISCONNECT, and the end of the stream.
+    pub(super) fn leave(mut self) -> io::Result<()> {
+        const DISCONNECT: [u8; 2] = [0xE0, 0];
+        match &mut self.tls {
+            None => self.stream.write_all(&DISCONNECT),
+            Some(tls) => {
+                let mut stream = rustls::Stream::new(&mut **tls, &mut self.stream);
+                stream.write_all(&DISCONNECT)?;
+                stream.conn.send_close_notify();
+                stream.flush()
+            }
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        let looked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut [0]));
+        let _ = self.stream.set_nonblocking(false);
+        match looked {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
     }
 }
 

@@ -3,18 +3,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use mio::{Events, Poll};
+use mio::{Events, Poll, Registry};
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, VERSION};
 use super::link::Link;
 use super::process::{Process, Usage, clock};
-use super::publisher::{Publisher, framed};
+use super::publisher::Publisher;
 use super::subscriber::{Subscriber, Tally};
-use crate::types::QoS;
+use crate::codec;
+use crate::types::{PacketId, QoS};
 
 /// Who sends what to whom.
 #[derive(Clone, Debug)]
@@ -49,7 +50,6 @@ pub struct Outcome {
     /// At QoS 1 and 2.
     pub acknowledged: u64,
     pub delivered: u64,
-    pub delivered_bytes: u64,
     /// Sent, warming up included, and not delivered when nothing came any more, or after 20 seconds.
     pub lost: u64,
     /// Nanoseconds from publisher to subscriber, with a rate.
@@ -79,7 +79,6 @@ struct Shared {
     sent: AtomicU64,
     acknowledged: AtomicU64,
     delivered: AtomicU64,
-    delivered_bytes: AtomicU64,
     failure: Mutex<Option<io::Error>>,
 }
 
@@ -102,9 +101,9 @@ pub fn run(
     broker: Option<&Process>,
     mut progress: impl FnMut(f64, u64),
 ) -> io::Result<Outcome> {
-    let shared = Arc::new(Shared::default());
+    let shared = Shared::default();
     // Both threads are connected.
-    let ready = Arc::new(Barrier::new(3));
+    let ready = Barrier::new(3);
     let origin = clock();
     std::thread::scope(|scope| {
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -129,7 +128,6 @@ struct Sample {
     sent: u64,
     acknowledged: u64,
     delivered: u64,
-    delivered_bytes: u64,
     broker: Option<Usage>,
     own: Usage,
     threads: Vec<(String, f64)>,
@@ -142,7 +140,6 @@ impl Sample {
             sent: shared.sent.load(Ordering::Relaxed),
             acknowledged: shared.acknowledged.load(Ordering::Relaxed),
             delivered: shared.delivered.load(Ordering::Relaxed),
-            delivered_bytes: shared.delivered_bytes.load(Ordering::Relaxed),
             broker: broker.map(Process::usage).transpose()?,
             own: Process::own().usage()?,
             threads: Process::own().threads()?,
@@ -198,7 +195,6 @@ fn watch(
         sent_per_sec: sent as f64 / lasted.as_secs_f64(),
         acknowledged: after.acknowledged - before.acknowledged,
         delivered: after.delivered - before.delivered,
-        delivered_bytes: after.delivered_bytes - before.delivered_bytes,
         lost: wanted.saturating_sub(shared.delivered.load(Ordering::Relaxed)),
         latency: None,
         broker: before.broker.zip(after.broker),
@@ -219,13 +215,23 @@ fn topic(flow: &Flow, publisher: usize) -> String {
 
 fn subscription(flow: &Flow) -> Vec<u8> {
     let filter = if flow.publishers == 1 { topic(flow, 0) } else { format!("{}/#", flow.topic) };
-    let body = [&[0, 1][..], &(filter.len() as u16).to_be_bytes(), filter.as_bytes(), &[flow.qos.bits()]].concat();
-    framed(0x82, &body)
+    let mut packet = Vec::new();
+    codec::encode_subscription(&mut packet, PacketId::FIRST, &filter, flow.qos, VERSION);
+    packet
 }
 
-/// Runs a thread's part; what goes wrong ends everything.
-fn part<T>(shared: &Shared, ready: &Barrier, enter: impl FnOnce() -> io::Result<T>) -> Option<T> {
-    let entered = enter();
+/// Lets a thread's clients in, each with a number, and waits for the other thread's; what goes wrong ends
+/// everything.
+fn enter<T>(
+    shared: &Shared,
+    ready: &Barrier,
+    count: usize,
+    mut enter: impl FnMut(&Registry, usize) -> io::Result<T>,
+) -> Option<(Vec<T>, Turns)> {
+    let entered = Poll::new().and_then(|poll| {
+        let clients = (0..count).map(|number| enter(poll.registry(), number)).collect::<io::Result<Vec<T>>>()?;
+        Ok((clients, Turns::new(poll, count)))
+    });
     ready.wait();
     entered.map_err(|error| shared.fail(error)).ok()
 }
@@ -239,19 +245,12 @@ fn subscribe(
 ) -> Option<Histogram<u64>> {
     let latency = flow.rate.and_then(|_| Histogram::new_with_bounds(1, 60_000_000_000, 3).ok());
     let mut tally = Tally::new(latency);
-    let entered = part(shared, ready, || {
-        let poll = Poll::new()?;
-        let packet = subscription(flow);
-        let enter = |number: usize| {
-            let mut link = Link::enter(endpoint, &format!("{}-s{number}", flow.client), Some(&packet))?;
-            link.register(poll.registry(), number)?;
-            Ok(Subscriber::new(link))
-        };
-        let subscribers = (0..flow.subscribers).map(enter).collect::<io::Result<Vec<_>>>()?;
-        Ok((poll, subscribers))
-    });
-    let (poll, mut subscribers) = entered?;
-    let mut turns = Turns::new(poll, flow.subscribers);
+    let packet = subscription(flow);
+    let (mut subscribers, mut turns) = enter(shared, ready, flow.subscribers, |registry, number| {
+        let mut connected = endpoint.enter(&format!("{}-s{number}", flow.client))?;
+        connected.ask(&packet, &mut [0; 5], |suback| suback[4] < 0x80)?;
+        Ok(Subscriber::new(Link::new(connected, registry, number)?))
+    })?;
     let mut is_measuring = false;
     while !shared.is_over() {
         let now_measuring = shared.phase.load(Ordering::Relaxed) == MEASURING;
@@ -264,24 +263,18 @@ fn subscribe(
         }
         turns.run(shared, IDLE, |at| subscribers[at].turn(&mut tally, || nanos(origin)));
         shared.delivered.store(tally.delivered, Ordering::Relaxed);
-        shared.delivered_bytes.store(tally.bytes, Ordering::Relaxed);
     }
     tally.latency
 }
 
-fn publish(endpoint: &Endpoint, flow: &Flow, shared: &Shared, ready: &Barrier, origin: Instant) -> Option<()> {
-    let entered = part(shared, ready, || {
-        let poll = Poll::new()?;
-        let enter = |number: usize| {
-            let mut link = Link::enter(endpoint, &format!("{}-p{number}", flow.client), None)?;
-            link.register(poll.registry(), number)?;
-            Ok(Publisher::new(link, &topic(flow, number), flow.qos, flow.payload, flow.window))
-        };
-        Ok(((0..flow.publishers).map(enter).collect::<io::Result<Vec<_>>>()?, poll))
+fn publish(endpoint: &Endpoint, flow: &Flow, shared: &Shared, ready: &Barrier, origin: Instant) {
+    let entered = enter(shared, ready, flow.publishers, |registry, number| {
+        let connected = endpoint.enter(&format!("{}-p{number}", flow.client))?;
+        let link = Link::new(connected, registry, number)?;
+        Ok(Publisher::new(link, &topic(flow, number), flow.qos, flow.payload, flow.window))
     });
-    let (mut publishers, poll) = entered?;
+    let Some((mut publishers, mut turns)) = entered else { return };
     let mut buffer = vec![0; 64 * 1024];
-    let mut turns = Turns::new(poll, flow.publishers);
     let began = clock();
     let mut due = 0_u32;
     while !shared.is_over() {
@@ -301,7 +294,6 @@ fn publish(endpoint: &Endpoint, flow: &Flow, shared: &Shared, ready: &Barrier, o
         let acknowledged = publishers.iter().map(|publisher| publisher.acknowledged).sum();
         shared.acknowledged.store(acknowledged, Ordering::Relaxed);
     }
-    Some(())
 }
 
 /// How long a thread waits for anything before it looks whether all is over.

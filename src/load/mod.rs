@@ -11,7 +11,7 @@ mod process;
 mod publisher;
 mod subscriber;
 
-pub use connections::{Connections, Held, Opened, hold, open};
+pub use connections::{Connections, Cost, hold, open};
 pub use endpoint::{Endpoint, EndpointError, Trust};
 pub use flow::{Flow, Outcome, run};
 pub use process::{Process, Usage};

@@ -2,8 +2,10 @@
 
 use std::io;
 
+use super::endpoint::VERSION;
 use super::link::Link;
-use crate::types::QoS;
+use crate::codec::{self, Packet, PublishProperties};
+use crate::types::{PacketId, QoS};
 
 /// About what is written at once.
 const BLOCK: usize = 64 * 1024;
@@ -31,28 +33,21 @@ pub(super) struct Publisher {
     pub(super) acknowledged: u64,
 }
 
-/// A packet of this first byte and body.
-pub(super) fn framed(first: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first];
-    let mut length = body.len();
-    loop {
-        bytes.push((length & 0x7F) as u8 | if length > 0x7F { 0x80 } else { 0 });
-        length >>= 7;
-        if length == 0 {
-            break;
-        }
-    }
-    bytes.extend_from_slice(body);
-    bytes
-}
-
 /// A PUBLISH; where its identifier and its payload stand.
 fn publish(topic: &str, qos: QoS, payload: usize) -> (Vec<u8>, usize, usize) {
-    let identifier: &[u8] = if qos == QoS::AtMostOnce { &[] } else { &[0, 0] };
-    let head = [&(topic.len() as u16).to_be_bytes(), topic.as_bytes(), identifier].concat();
-    let bytes = framed(0x30 | (qos.bits() << 1), &[&head[..], &vec![b'x'; payload]].concat());
+    let mut bytes = Vec::new();
+    let publish = codec::Publish {
+        dup: false,
+        qos,
+        retain: false,
+        topic,
+        packet_id: (qos != QoS::AtMostOnce).then_some(PacketId::FIRST),
+        properties: PublishProperties::default(),
+        payload: &vec![b'x'; payload],
+    };
+    codec::encode(&mut bytes, &Packet::Publish(publish), VERSION);
     let payload_at = bytes.len() - payload;
-    (bytes, payload_at - identifier.len(), payload_at)
+    (bytes, payload_at - 2, payload_at)
 }
 
 impl Publisher {
@@ -82,7 +77,7 @@ impl Publisher {
         if let Some(stamp) = self.out.get_mut(at + self.payload_at..at + self.payload_at + 8) {
             stamp.copy_from_slice(&now_nanos.to_le_bytes());
         }
-        self.flush().map(drop)
+        self.link.send(&mut self.out)
     }
 
     fn append(&mut self) -> usize {
@@ -99,34 +94,26 @@ impl Publisher {
 
     /// Reads acknowledgements and sends what the window lets; says whether it could go on at once.
     pub(super) fn turn(&mut self, buffer: &mut [u8], is_over: bool) -> io::Result<bool> {
-        self.link.flush()?;
         let has_read = self.read(buffer)?;
-        if is_over {
-            return self.flush().map(|_| has_read);
-        }
-        if self.qos == QoS::AtMostOnce {
+        if !is_over && self.qos == QoS::AtMostOnce {
             return self.flood();
         }
         // Many at once, as a client does that has much to say: half a window, or more.
         let under_way = (self.sent - self.acknowledged) as usize;
-        if under_way <= self.window / 2 {
+        if !is_over && under_way <= self.window / 2 {
             for _ in under_way..self.window {
                 self.append();
             }
         }
-        self.flush().map(|_| has_read)
+        self.link.send(&mut self.out)?;
+        Ok(has_read)
     }
 
     /// Takes what came; says whether anything did.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
         let kept = self.rest.len();
         buffer[..kept].copy_from_slice(&self.rest);
-        let count = match self.link.read(&mut buffer[kept..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some(count) = self.link.read(&mut buffer[kept..])? else { return Ok(false) };
         let bytes = &buffer[..kept + count];
         let whole = bytes.chunks_exact(4);
         self.rest.clear();
@@ -141,27 +128,12 @@ impl Publisher {
         Ok(true)
     }
 
+    /// Says whether the socket takes more.
     fn flood(&mut self) -> io::Result<bool> {
         let len = self.packet.len();
-        match self.link.write(&self.block[self.written..]) {
-            Ok(count) => {
-                self.sent += ((self.written + count) / len - self.written / len) as u64;
-                self.written = (self.written + count) % self.block.len();
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<bool> {
-        while !self.out.is_empty() {
-            match self.link.write(&self.out) {
-                Ok(count) => drop(self.out.drain(..count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
+        let count = self.link.write(&self.block[self.written..])?;
+        self.sent += ((self.written + count) / len - self.written / len) as u64;
+        self.written = (self.written + count) % self.block.len();
+        Ok(count > 0)
     }
 }

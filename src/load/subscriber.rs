@@ -5,6 +5,7 @@ use std::io;
 use hdrhistogram::Histogram;
 
 use super::link::Link;
+use crate::codec;
 
 /// What is read at once.
 const BUFFER: usize = 256 * 1024;
@@ -23,29 +24,14 @@ pub(super) struct Subscriber {
 pub(super) struct Tally {
     buffer: Vec<u8>,
     pub(super) delivered: u64,
-    pub(super) bytes: u64,
     /// Nanoseconds from publisher to subscriber, where messages say when they were sent.
     pub(super) latency: Option<Histogram<u64>>,
 }
 
 impl Tally {
     pub(super) fn new(latency: Option<Histogram<u64>>) -> Tally {
-        Tally { buffer: vec![0; BUFFER], delivered: 0, bytes: 0, latency }
+        Tally { buffer: vec![0; BUFFER], delivered: 0, latency }
     }
-}
-
-/// Where a packet ends, and its body begins.
-fn packet_end(bytes: &[u8]) -> Option<(usize, usize)> {
-    let (mut length, mut at) = (0, 1);
-    loop {
-        let byte = *bytes.get(at)?;
-        length |= usize::from(byte & 0x7F) << (7 * (at - 1));
-        at += 1;
-        if byte & 0x80 == 0 || at > 4 {
-            break;
-        }
-    }
-    (bytes.len() >= at + length).then_some((at + length, at))
 }
 
 /// Two bytes of a packet that may be cut short.
@@ -61,26 +47,20 @@ impl Subscriber {
 
     /// Reads what is there, once; says whether there may be more.
     pub(super) fn turn(&mut self, tally: &mut Tally, now_nanos: impl Fn() -> u64) -> io::Result<bool> {
-        self.link.flush()?;
-        self.flush()?;
+        self.link.send(&mut self.out)?;
         let kept = self.rest.len();
         tally.buffer[..kept].copy_from_slice(&self.rest);
-        let count = match self.link.read(&mut tally.buffer[kept..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some(count) = self.link.read(&mut tally.buffer[kept..])? else { return Ok(false) };
         let now = tally.latency.is_some().then(now_nanos);
         let bytes = &tally.buffer[..kept + count];
         let mut at = 0;
-        while let Some((end, body)) = packet_end(&bytes[at..]) {
-            let packet = &bytes[at..at + end];
-            at += end;
-            match packet[0] >> 4 {
+        while let Some(frame) = codec::frame(&bytes[at..], codec::PACKET_SIZE_MAX).map_err(io::Error::other)? {
+            let (packet, body) = (&bytes[at..at + frame.end], frame.body_start);
+            at += frame.end;
+            match frame.first_byte >> 4 {
                 3 => {
                     tally.delivered += 1;
-                    let qos = (packet[0] >> 1) & 3;
+                    let qos = (frame.first_byte >> 1) & 3;
                     let mut payload = body + 2 + usize::from(u16::from_be_bytes(pair(packet, body)?));
                     if qos > 0 {
                         let [high, low] = pair(packet, payload)?;
@@ -101,7 +81,6 @@ impl Subscriber {
                 _ => {}
             }
         }
-        tally.bytes += at as u64;
         let is_full = kept + count == tally.buffer.len();
         if at == 0 && is_full {
             // A packet that is larger than the room.
@@ -109,18 +88,7 @@ impl Subscriber {
         }
         self.rest.clear();
         self.rest.extend_from_slice(&tally.buffer[at..kept + count]);
-        self.flush()?;
+        self.link.send(&mut self.out)?;
         Ok(true)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        while !self.out.is_empty() {
-            match self.link.write(&self.out) {
-                Ok(count) => drop(self.out.drain(..count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }

@@ -60,12 +60,9 @@ impl Link {
             return Ok(Taken { count, is_drained: count > 0 && count < buffer.len() });
         };
         // What came with the handshake.
-        let count = read_plain(tls, buffer)?;
-        if let Some(count) = count.filter(|count| *count > 0) {
-            return Ok(Taken { count, is_drained: false });
-        }
-        if count.is_none() {
-            return Ok(Taken { count: 0, is_drained: false });
+        match read_plain(tls, buffer)? {
+            Some(0) => {}
+            held => return Ok(Taken { count: held.unwrap_or(0), is_drained: false }),
         }
         for _ in 0..RECORDS {
             let whole = read_socket(&mut self.socket, sealed)?;

@@ -216,10 +216,9 @@ impl Shard {
                     Ok(Taken { count: 0, .. }) => return self.lost(now, key, None),
                     Ok(Taken { count, is_drained }) => {
                         self.bytes_received += count as u64;
-                        let is_drained = is_drained && !connection.read_closed;
+                        let may_rest = is_drained && !connection.read_closed;
                         self.take(now, id, count);
-                        if is_drained && self.wire.connection(id).is_some_and(|connection| connection.closing.is_none())
-                        {
+                        if may_rest && self.wire.connection(id).is_some_and(|connection| connection.closing.is_none()) {
                             return;
                         }
                         left = left.saturating_sub(count);

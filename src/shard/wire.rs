@@ -73,7 +73,7 @@ impl Wire {
 
     /// The store has so much to write down that nobody is asked for more.
     pub(super) fn is_store_busy(&self) -> bool {
-        self.store.pending_bytes() >= PENDING_MAX
+        self.store.pending_size() >= PENDING_MAX
     }
 
     pub(super) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {

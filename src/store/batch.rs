@@ -19,6 +19,8 @@ pub(super) struct Unit {
     pub(super) must: bool,
 }
 
+/// About what a unit takes in memory beside its records, bytes.
+pub(super) const UNIT_SIZE: usize = 64;
 /// Room for records that the next batch begins with, bytes.
 const ROOM_MAX: usize = 128 * 1024;
 
@@ -51,9 +53,9 @@ impl Batch {
         self.units.is_empty()
     }
 
-    /// Bytes of its records.
-    pub(super) fn len(&self) -> usize {
-        self.records.len()
+    /// About what it takes in memory, bytes.
+    pub(super) fn size(&self) -> usize {
+        self.records.len() + UNIT_SIZE * self.units.len()
     }
 
     /// What was appended; nothing of it stays.

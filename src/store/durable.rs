@@ -18,7 +18,7 @@ use crate::types::{ClientId, Histogram};
 
 /// How long nothing has to come before the store tidies up.
 const IDLE: Duration = Duration::from_secs(2);
-/// Bytes appended at most before they are sent.
+/// Bytes appended at most before they are sent, about.
 const APPENDED_MAX: usize = 64 * 1024;
 /// Commands taken for one commit.
 const BATCH_MAX: usize = 1_000;
@@ -46,7 +46,7 @@ pub struct DurableStore {
     thread: Option<JoinHandle<()>>,
     /// Appended in this turn: sent together.
     appended: Batch,
-    /// Bytes that were sent and are not committed.
+    /// About what takes memory because it was sent and is not committed, bytes.
     pending: Arc<AtomicUsize>,
     commit_times: Arc<Histogram>,
     /// Answers that were received and not yet asked for.
@@ -119,7 +119,7 @@ impl DurableStore {
 
     fn flush(&mut self) {
         if !self.appended.is_empty() {
-            self.pending.fetch_add(self.appended.len(), Ordering::Relaxed);
+            self.pending.fetch_add(self.appended.size(), Ordering::Relaxed);
             let _ = self.commands.send(Command::Append(self.appended.take()));
         }
     }
@@ -139,7 +139,7 @@ impl Store for DurableStore {
         // Of those that go together the first is timed.
         let now = self.appended.since.unwrap_or_else(Clocks::monotonic);
         self.appended.append(now, ticket, changes);
-        if self.appended.len() >= APPENDED_MAX {
+        if self.appended.size() >= APPENDED_MAX {
             self.flush();
         }
     }
@@ -161,8 +161,8 @@ impl Store for DurableStore {
         self.ready.pop_front()
     }
 
-    fn pending_bytes(&self) -> usize {
-        self.pending.load(Ordering::Relaxed) + self.appended.len()
+    fn pending_size(&self) -> usize {
+        self.pending.load(Ordering::Relaxed) + self.appended.size()
     }
 
     fn commit_times(&self) -> Arc<Histogram> {
@@ -218,7 +218,7 @@ struct Committer {
     first: Option<Instant>,
     /// Asked for, and answered after the commit.
     fetches: Vec<(ClientId, u64, Wanted)>,
-    /// Bytes that were sent here and are not committed.
+    /// About what takes memory because it was sent here and is not committed, bytes.
     pending: Arc<AtomicUsize>,
     /// What of these has come.
     taken: usize,
@@ -284,7 +284,7 @@ impl Committer {
         match command {
             Command::Append(batch) => {
                 self.first.get_or_insert(now);
-                self.taken += batch.len();
+                self.taken += batch.size();
                 self.engine.append(batch);
             }
             // What was appended before is to be seen.
@@ -312,7 +312,7 @@ impl Committer {
         for (since, count) in self.engine.waited() {
             self.commit_times.observe_all(now.saturating_duration_since(*since), *count);
         }
-        let left = self.engine.pending_bytes();
+        let left = self.engine.pending_size();
         self.pending.fetch_sub(self.taken - left, Ordering::Relaxed);
         self.taken = left;
         if !self.engine.has_pending() {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::batch::{Batch, Unit};
+use super::batch::{Batch, UNIT_SIZE, Unit};
 use super::disk::{Disk, DiskFile};
 use super::frame::{Counts, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Tag};
 use super::image::{At, Image, Kept};
@@ -243,9 +243,9 @@ impl<D: Disk> Engine<D> {
         self.pending.extend(pending);
     }
 
-    /// Bytes of records that are not committed.
-    pub(super) fn pending_bytes(&self) -> usize {
-        self.frame.len() - self.frame_from
+    /// About what takes memory because it is not committed, bytes.
+    pub(super) fn pending_size(&self) -> usize {
+        self.frame.len() - self.frame_from + UNIT_SIZE * self.pending.len()
     }
 
     /// Whether what is acted upon has to survive a power cut.

@@ -261,14 +261,11 @@ impl Image {
 
     /// Of a session that has nothing any more nothing stays, and room of a queue that was long is given back.
     fn tidy(&mut self, client: &str) {
-        if let Some(Kept { queue, .. }) = self.sessions.get_mut(client)
-            && queue.capacity() > ROOM_KEPT
-            && queue.len() < queue.capacity() / 4
-        {
-            queue.shrink_to(queue.len() * 2);
-        }
-        if self.sessions.get(client).is_some_and(Kept::is_empty) {
+        let Some(kept) = self.sessions.get_mut(client) else { return };
+        if kept.is_empty() {
             self.sessions.remove(client);
+        } else if kept.queue.capacity() > ROOM_KEPT && kept.queue.len() < kept.queue.capacity() / 4 {
+            kept.queue.shrink_to(kept.queue.len() * 2);
         }
     }
 

@@ -121,8 +121,8 @@ pub trait Store {
     /// The next answer that is ready.
     fn poll_answer(&mut self) -> Option<Answer>;
 
-    /// Bytes that were appended and are not committed.
-    fn pending_bytes(&self) -> usize {
+    /// About what takes memory because it was appended and is not committed, bytes.
+    fn pending_size(&self) -> usize {
         0
     }
 

@@ -16,7 +16,7 @@ use super::record::{Record, Records};
 use super::time::{Clocks, LastTime, Timeline};
 use crate::broker::{
     Message, MessageId, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
-    RestoredWaiting,
+    StoredPosition,
 };
 use crate::types::{ClientId, PacketId};
 
@@ -377,7 +377,7 @@ impl<D: Disk> Engine<D> {
         waiting.extend(kept.queue.iter().filter(is_waiting).map(|entry| {
             let share = self.image.extra(entry).and_then(|extra| extra.shared.as_ref());
             let share = share.map_or(0, &mut place_of);
-            RestoredWaiting { message: MessageId(entry.id), size: entry.size, share }
+            StoredPosition { message: MessageId(entry.id), size: entry.size, share }
         }));
         RestoredSession {
             client: client.clone(),

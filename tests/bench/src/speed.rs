@@ -15,106 +15,137 @@ use crate::peer::{Kind, Peer, Wire};
 const SECONDS: &str = "2";
 /// A row in which the generator was busier than this, of a core, is void.
 const BUSY_MAX: f64 = 0.9;
+const BUSY: &str = "/generator-busiest-thread";
 
-/// One row.
-pub(crate) struct Workload {
-    pub(crate) name: &'static str,
-    wire: Wire,
-    arguments: &'static [&'static str],
-    /// The figure's name and unit, and where it stands in the generator's report.
-    figures: &'static [(&'static str, &'static str, f64)],
+/// A figure of a generator's report, with its unit, and what it is to be at most.
+struct Figure {
+    unit: &'static str,
+    of: fn(&Value) -> Option<f64>,
+    aim: Option<f64>,
 }
 
-const CPU: &str = "/broker-cpu-micros-each";
+/// Some rows.
+struct Workload {
+    name: &'static str,
+    wire: Wire,
+    arguments: &'static [&'static str],
+    figures: &'static [Figure],
+}
 
-pub(crate) const WORKLOADS: &[Workload] = &[
+fn number(report: &Value, place: &str) -> Option<f64> {
+    report.pointer(place).and_then(Value::as_f64)
+}
+
+const fn cpu(unit: &'static str, aim: f64) -> Figure {
+    Figure { unit, of: |report| number(report, "/broker-cpu-micros-each"), aim: Some(aim) }
+}
+
+const RATE: Figure = Figure {
+    unit: "deliveries a second",
+    of: |report| Some(number(report, "/delivered")? / number(report, "/seconds")?),
+    aim: None,
+};
+
+const fn memory_each(aim: f64) -> Figure {
+    Figure {
+        unit: "bytes of memory each",
+        of: |report| {
+            let (before, after) =
+                (number(report, "/broker-rss-bytes-before")?, number(report, "/broker-rss-bytes-after")?);
+            Some((after - before) / number(report, "/connections")?)
+        },
+        aim: Some(aim),
+    }
+}
+
+const WORKLOADS: &[Workload] = &[
     Workload {
         name: "QoS 0, 1 to 1",
         wire: Wire::Plain,
         arguments: &["throughput"],
-        figures: &[("CPU µs a delivery", CPU, 0.40), ("deliveries a second", "delivered/s", f64::NAN)],
+        figures: &[cpu("CPU µs a delivery", 0.40), RATE],
     },
     Workload {
         name: "QoS 0, 1 to 100",
         wire: Wire::Plain,
         arguments: &["fan-out"],
-        figures: &[("CPU µs a delivery", CPU, 0.15), ("deliveries a second", "delivered/s", f64::NAN)],
+        figures: &[cpu("CPU µs a delivery", 0.15), RATE],
     },
     Workload {
         name: "QoS 1, 100 to 1, window 20",
         wire: Wire::Plain,
         arguments: &["fan-in"],
-        figures: &[("CPU µs a delivery", CPU, 0.9)],
+        figures: &[cpu("CPU µs a delivery", 0.9)],
     },
     Workload {
         name: "QoS 1, 1 to 1, window 100",
         wire: Wire::Plain,
         arguments: &["throughput", "--qos", "1", "--window", "100"],
-        figures: &[("CPU µs a delivery", CPU, 1.2)],
+        figures: &[cpu("CPU µs a delivery", 1.2)],
     },
     Workload {
         name: "QoS 2, 1 to 1, window 100",
         wire: Wire::Plain,
         arguments: &["throughput", "--qos", "2", "--window", "100"],
-        figures: &[("CPU µs a delivery", CPU, 2.4)],
+        figures: &[cpu("CPU µs a delivery", 2.4)],
     },
     Workload {
         name: "QoS 1 at 1,000 a second",
         wire: Wire::Plain,
         arguments: &["latency"],
         figures: &[
-            ("p50 µs", "/latency-micros/p50", 43.0),
-            ("p99 µs", "/latency-micros/p99", 126.0),
-            ("CPU µs a message", CPU, 35.0),
+            Figure { unit: "p50 µs", of: |report| number(report, "/latency-micros/p50"), aim: Some(43.0) },
+            Figure { unit: "p99 µs", of: |report| number(report, "/latency-micros/p99"), aim: Some(126.0) },
+            cpu("CPU µs a message", 35.0),
         ],
     },
     Workload {
         name: "QoS 0, 1 to 1, 16 KiB",
         wire: Wire::Plain,
         arguments: &["throughput", "--payload", "16384"],
-        figures: &[("CPU µs a delivery", CPU, 15.5)],
+        figures: &[cpu("CPU µs a delivery", 15.5)],
     },
     Workload {
         name: "QoS 0, 1 to 1, TLS 1.3",
         wire: Wire::Tls,
         arguments: &["throughput"],
-        figures: &[("CPU µs a delivery", CPU, 0.65)],
+        figures: &[cpu("CPU µs a delivery", 0.65)],
     },
     Workload {
         name: "QoS 0, 1 to 1, TLS 1.3, 16 KiB",
         wire: Wire::Tls,
         arguments: &["throughput", "--payload", "16384"],
-        figures: &[("CPU µs a delivery", CPU, 28.0)],
+        figures: &[cpu("CPU µs a delivery", 28.0)],
     },
     Workload {
         name: "plain connect, CONNACK, close",
         wire: Wire::Plain,
         arguments: &["connections", "--count", "4000"],
-        figures: &[("CPU µs each", CPU, 45.0)],
+        figures: &[cpu("CPU µs each", 45.0)],
     },
     Workload {
         name: "the same with a TLS 1.3 full handshake",
         wire: Wire::Tls,
         arguments: &["connections", "--count", "2000"],
-        figures: &[("CPU µs each", CPU, 420.0)],
+        figures: &[cpu("CPU µs each", 420.0)],
     },
     Workload {
         name: "the same with a mutual TLS handshake",
         wire: Wire::MutualTls,
         arguments: &["connections", "--count", "1000"],
-        figures: &[("CPU µs each", CPU, 600.0)],
+        figures: &[cpu("CPU µs each", 600.0)],
     },
     Workload {
         name: "idle plain connection",
         wire: Wire::Plain,
         arguments: &["connections", "--count", "5000", "--hold", "2"],
-        figures: &[("bytes of memory each", "rss-each", 600.0)],
+        figures: &[memory_each(600.0)],
     },
     Workload {
         name: "idle TLS 1.3 connection",
         wire: Wire::Tls,
         arguments: &["connections", "--count", "2000", "--hold", "2"],
-        figures: &[("bytes of memory each", "rss-each", 12_000.0)],
+        figures: &[memory_each(12_000.0)],
     },
 ];
 
@@ -141,23 +172,10 @@ fn generate(lockgate: &str, peer: &Peer, workload: &Workload) -> Option<Value> {
     serde_json::from_slice(&output.stdout).ok()
 }
 
-fn figure(report: &Value, place: &str) -> Option<f64> {
-    let number = |place: &str| report.pointer(place).and_then(Value::as_f64);
-    match place {
-        "delivered/s" => Some(number("/delivered")? / number("/seconds")?),
-        "rss-each" => {
-            Some((number("/broker-rss-bytes-after")? - number("/broker-rss-bytes-before")?) / number("/connections")?)
-        }
-        _ => number(place),
-    }
-}
-
 /// Whether it is the broker that was measured.
 fn is_valid(report: &Value) -> bool {
-    let busy = report.pointer("/generator-busiest-thread");
-    let is_idle = busy.is_none_or(|busy| busy.is_null() || busy.as_f64().is_some_and(|busy| busy <= BUSY_MAX));
-    let has_own = report.pointer("/generator-cpu-seconds").is_some_and(|cpu| cpu.is_number());
-    is_idle && has_own
+    let is_idle = number(report, BUSY).is_none_or(|busy| busy <= BUSY_MAX);
+    is_idle && number(report, "/generator-cpu-seconds").is_some()
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {
@@ -174,7 +192,7 @@ fn shown(value: f64) -> String {
 }
 
 /// One row of the table: medians with minimum and maximum, and the ratio to each peer.
-pub(crate) fn row(name: &str, unit: &str, aim: f64, measured: &[Vec<f64>]) {
+fn row(name: &str, unit: &str, aim: Option<f64>, measured: &[Vec<f64>]) {
     let medians: Vec<_> = measured.iter().map(|values| median(values.clone())).collect();
     let ours = medians[0].map(|(middle, ..)| middle);
     let cells = medians.iter().enumerate().map(|(at, of)| match of {
@@ -184,7 +202,7 @@ pub(crate) fn row(name: &str, unit: &str, aim: f64, measured: &[Vec<f64>]) {
             format!("{} ({} to {}){}", shown(*middle), shown(*least), shown(*most), ratio.unwrap_or_default())
         }
     });
-    let aim = if aim.is_nan() { String::new() } else { shown(aim) };
+    let aim = aim.map_or_else(String::new, shown);
     println!("| {name} | {unit} | {} | {aim} |", cells.collect::<Vec<_>>().join(" | "));
 }
 
@@ -198,15 +216,14 @@ pub(crate) fn run(lockgate: &str, rounds: usize, only: &str) {
             for (at, kind) in PEERS.iter().enumerate() {
                 let peer = Peer::start(lockgate, *kind, workload.wire);
                 let report = generate(lockgate, &peer, workload);
-                if let Some(busy) = report.as_ref().and_then(|report| figure(report, "/generator-busiest-thread")) {
+                if let Some(busy) = report.as_ref().and_then(|report| number(report, BUSY)) {
                     eprintln!("{}, {}: generator {busy:.2} of a core", kind.name(), workload.name);
                 }
                 reports[at].extend(report.filter(is_valid));
             }
         }
-        for (unit, place, aim) in workload.figures {
-            let measured: Vec<Vec<f64>> =
-                reports.iter().map(|of| of.iter().filter_map(|report| figure(report, place)).collect()).collect();
+        for Figure { unit, of, aim } in workload.figures {
+            let measured: Vec<Vec<f64>> = reports.iter().map(|peer| peer.iter().filter_map(of).collect()).collect();
             row(workload.name, unit, *aim, &measured);
         }
     }
@@ -219,7 +236,7 @@ pub(crate) fn run(lockgate: &str, rounds: usize, only: &str) {
             }
         }
         for ((unit, aim), measured) in state.figures.iter().zip(&measured) {
-            row(state.name, unit, *aim, measured);
+            row(state.name, unit, Some(*aim), measured);
         }
     }
 }
