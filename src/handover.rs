@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::codec::Version;
@@ -38,11 +39,11 @@ pub struct About {
     /// One number for all the log says of it.
     pub number: u64,
     pub peer: Peer,
-    pub listener: String,
+    pub listener: Arc<str>,
     pub version: Version,
     pub level: Level,
     /// Of the client's certificate.
-    pub certificate_serial: Option<Vec<u8>>,
+    pub certificate_serial: Option<Box<[u8]>>,
     pub since: SystemTime,
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Core;
 use super::connect::Farewell;
-use super::connection::ConnectionId;
+use super::connection::{Authentication, ConnectionId};
 use super::outbox::{Closing, Outbox};
 use super::violation::Violation;
 use crate::auth::Step;
@@ -17,26 +17,27 @@ impl Core {
         let methods = self.options.methods.clone();
         let Some(connection) = self.connection_mut(id) else { return };
         // [MQTT-4.12.0-5]: always the method of CONNECT; without one there is no AUTH.
-        let Some(method) = connection.method.as_deref().filter(|method| Some(*method) == packet.method) else {
+        let session = connection.session;
+        let is_it = |authentication: &&mut Box<Authentication>| Some(&*authentication.method) == packet.method;
+        let Some(authentication) = connection.authentication.as_mut().filter(is_it) else {
             return self.violate(now, id, Violation::UnexpectedAuth, out);
         };
         match packet.reason {
             // [MQTT-4.12.1-1]
             ReasonCode::ReAuthenticate => {
-                let Some(method) = methods.find(method) else {
+                let Some(method) = methods.find(&authentication.method) else {
                     return self.violate(now, id, Violation::UnexpectedAuth, out);
                 };
-                connection.exchange = Some(method.begin());
+                authentication.exchange = Some(method.begin());
             }
-            ReasonCode::ContinueAuthentication if connection.exchange.is_some() => {}
+            ReasonCode::ContinueAuthentication if authentication.exchange.is_some() => {}
             _ => return self.violate(now, id, Violation::UnexpectedAuth, out),
         }
-        let exchange = connection.exchange.as_mut().expect("there, or begun above");
+        let exchange = authentication.exchange.as_mut().expect("there, or begun above");
         match exchange.step(packet.data.unwrap_or_default()) {
             Step::Continue(data) => self.send_auth(now, id, ReasonCode::ContinueAuthentication, Some(&data), out),
             Step::Admit { identity, data } => {
-                connection.exchange = None;
-                let session = connection.session;
+                authentication.exchange = None;
                 // The session is of the identity that made it.
                 if self.sessions[session as usize].identity.as_ref() != Some(&identity) {
                     return self.refuse_again(now, id, out);
@@ -58,7 +59,7 @@ impl Core {
         let Some(connection) = self.connection(id) else { return };
         let packet = Packet::Auth(Auth {
             reason,
-            method: connection.method.as_deref(),
+            method: connection.authentication.as_ref().map(|authentication| &*authentication.method),
             data,
             reason_string: None,
             user_properties: UserProperties::default(),

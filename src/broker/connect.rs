@@ -1,7 +1,7 @@
 //! A session's beginning, take-over and end.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use indexmap::IndexMap;
 
 use super::change::{Change, StoredWill};
 use super::commit::Waiting;
-use super::connection::{Before, Connection, ConnectionId, HeldKind, SentAliases};
+use super::connection::{Authentication, Before, Connection, ConnectionId, HeldKind, SentAliases};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
-use super::session::{Live, Outgoing, Permissions, Scans, Session};
-use super::shared::{Departure, Rank};
+use super::session::Session;
+use super::shared::Departure;
 use super::timers::Timer;
 use super::violation::Violation;
 use super::{Core, dialect};
@@ -164,27 +164,10 @@ impl Core {
             return (at, before);
         }
         self.next_session += 1;
-        let at = self.sessions.insert(Session {
-            client: admission.client.clone(),
-            serial: self.next_session,
-            identity: admission.identity.clone(),
-            connection: None,
-            expiry_secs,
-            expires: None,
-            subscriptions: IndexMap::with_hasher(self.hasher.clone()),
-            outgoing: Outgoing::new(),
-            received: BTreeMap::new(),
-            will: None,
-            will_due: None,
-            scans: Scans::new(self.hasher.clone()),
-            permissions: Permissions::default(),
-            in_scanning: false,
-            live: Live::default(),
-            stored: false,
-            retry: None,
-            shared_at: BTreeMap::new(),
-            rank_told: Rank::default(),
-        }) as u32;
+        let (client, identity) = (admission.client.clone(), admission.identity.clone());
+        let mut session = Session::new(client, self.next_session, identity, self.keys.clone());
+        session.expiry_secs = expiry_secs;
+        let at = self.sessions.insert(session) as u32;
         self.by_client.insert(admission.client.clone(), at);
         (at, Before::New)
     }
@@ -229,8 +212,10 @@ impl Core {
             wants_reasons: connect.properties.request_problem_information,
             aliases: Vec::new(),
             sent_aliases: SentAliases::new(connect.properties.topic_alias_maximum.min(limits.client_topic_alias_max)),
-            method: connect.properties.authentication_method.map(Box::from),
-            exchange: None,
+            authentication: connect
+                .properties
+                .authentication_method
+                .map(|method| Box::new(Authentication { method: method.into(), exchange: None })),
             before: Some(Box::new(before)),
             forwarded: 0,
             held: VecDeque::new(),
@@ -449,7 +434,7 @@ impl Core {
     pub(super) fn end_session(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         self.cancel_session_timers(at);
         // Its subscriptions first: a will is not for the session that dies.
-        let none = IndexMap::with_hasher(self.hasher.clone());
+        let none = IndexMap::with_hasher(self.keys.clone());
         let filters = std::mem::replace(&mut self.sessions[at as usize].subscriptions, none);
         for filter in filters.keys() {
             self.forget_filter(now, at, Filter::from_parsed(filter), out);

@@ -41,10 +41,8 @@ pub(super) struct Connection {
     /// Topic aliases that the client set, by number less one.
     pub(super) aliases: Vec<Option<Box<str>>>,
     pub(super) sent_aliases: SentAliases,
-    /// The Authentication Method of CONNECT.
-    pub(super) method: Option<Box<str>>,
-    /// Re-authentication under way (section 4.12.1).
-    pub(super) exchange: Option<Box<dyn Exchange>>,
+    /// Where CONNECT had an Authentication Method.
+    pub(super) authentication: Option<Box<Authentication>>,
     /// What its CONNECT changed of the session, until CONNACK says that it holds.
     pub(super) before: Option<Box<Before>>,
     /// Its publishes that other shards have not answered for.
@@ -60,6 +58,14 @@ pub(super) struct Connection {
     /// As CONNACK told the client.
     pub(super) our_receive_maximum: u16,
     pub(super) our_topic_alias_max: u16,
+}
+
+/// Extended authentication (MQTT 5 section 4.12).
+#[derive(Debug)]
+pub(super) struct Authentication {
+    pub(super) method: Box<str>,
+    /// Re-authentication under way (section 4.12.1).
+    pub(super) exchange: Option<Box<dyn Exchange>>,
 }
 
 /// A session as it was before a CONNECT that may yet be refused.

@@ -19,6 +19,7 @@ mod counters;
 mod dialect;
 mod frames;
 mod index;
+mod keys;
 mod letter;
 mod limits;
 mod message;
@@ -28,6 +29,7 @@ mod restore;
 mod retained;
 mod route;
 mod scan;
+mod scans;
 mod send;
 mod session;
 mod shared;
@@ -97,6 +99,7 @@ impl Options {
 pub struct Core {
     options: Options,
     hasher: ahash::RandomState,
+    keys: keys::Keys,
     acl: Arc<Acl>,
     acl_generation: u64,
     connections: Vec<Option<Connection>>,
@@ -183,6 +186,7 @@ impl Core {
             packet_room: Vec::new(),
             forwarded_room: Vec::new(),
             shutting_down: false,
+            keys: keys::Keys::new(hasher.clone()),
             hasher,
             options,
         }

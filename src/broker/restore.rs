@@ -1,10 +1,8 @@
 //! What the store had at start.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
-
-use indexmap::IndexMap;
 
 use super::Core;
 use super::change::{Change, Restored, RestoredInflight, RestoredSession};
@@ -12,8 +10,8 @@ use super::commit::Waiting;
 use super::index::Subscriber;
 use super::message::{Body, Delivery, Origin};
 use super::outbox::Outbox;
-use super::session::{Inflight, Live, Outgoing, Permissions, Scans, Session, State, Subscription};
-use super::shared::{Rank, group_of};
+use super::session::{Inflight, Session, State, Subscription};
+use super::shared::group_of;
 use super::timers::Timer;
 use crate::types::{Filter, QoS};
 
@@ -51,32 +49,17 @@ impl Core {
 
     fn restore_session(&mut self, now: Instant, restored: RestoredSession, out: &mut impl Outbox) {
         self.next_session += 1;
-        let mut outgoing = Outgoing::new();
-        outgoing.inflight = restored.inflight.into_iter().map(inflight).collect();
-        outgoing.restore_waiting(restored.waiting, restored.shares);
+        let (client, keys) = (restored.client.clone(), self.keys.clone());
+        let mut session = Session::new(client, self.next_session, restored.identity, keys);
+        session.outgoing.inflight = restored.inflight.into_iter().map(inflight).collect();
+        session.outgoing.restore_waiting(restored.waiting, restored.shares);
+        session.expiry_secs = restored.expiry_interval_secs;
+        session.received = restored.received.into_iter().map(|packet_id| (packet_id, None)).collect();
+        session.stored = true;
         let expires = (restored.expiry_interval_secs != u32::MAX).then(|| now + restored.expires_in);
         let will_due = restored.will.as_ref().map(|_| now + restored.will_in);
-        let at = self.sessions.insert(Session {
-            client: restored.client.clone(),
-            serial: self.next_session,
-            identity: restored.identity,
-            connection: None,
-            expiry_secs: restored.expiry_interval_secs,
-            expires,
-            subscriptions: IndexMap::with_hasher(self.hasher.clone()),
-            outgoing,
-            received: restored.received.into_iter().map(|packet_id| (packet_id, None)).collect(),
-            will: restored.will,
-            will_due,
-            scans: Scans::new(self.hasher.clone()),
-            permissions: Permissions::default(),
-            in_scanning: false,
-            live: Live::default(),
-            stored: true,
-            retry: None,
-            shared_at: BTreeMap::new(),
-            rank_told: Rank::default(),
-        }) as u32;
+        (session.expires, session.will, session.will_due) = (expires, restored.will, will_due);
+        let at = self.sessions.insert(session) as u32;
         self.by_client.insert(restored.client, at);
         if let Some(expires) = expires {
             self.timers.set(expires, Timer::SessionExpiry(at));

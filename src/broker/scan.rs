@@ -10,7 +10,8 @@ use super::letter::{Content, ShardId, Slice};
 use super::message::{Body, Delivery, Message, Origin};
 use super::outbox::Outbox;
 use super::retained::Scan;
-use super::session::{RetainedScan, Subscription};
+use super::scans::Liveness;
+use super::session::Subscription;
 use super::{Core, permitted};
 use crate::auth::Operation;
 use crate::types::{ClientId, Filter, QoS, Topic};
@@ -44,16 +45,7 @@ impl Core {
         let serial = self.next_scan;
         self.next_scan = self.next_scan.wrapping_add(1);
         let session = &mut self.sessions[at as usize];
-        let scan = RetainedScan {
-            filter: filter.as_str().into(),
-            subscription,
-            since: session.live.now,
-            after: None,
-            shard: ShardId(0),
-            scan: Some(Scan::new(filter)),
-            upto: None,
-        };
-        session.scans.insert(serial, scan);
+        session.scans.insert(serial, filter, subscription, &self.hasher);
     }
 
     /// A live message of `topic` is about to go to a session that scans: what is retained of the topic
@@ -103,9 +95,10 @@ impl Core {
 
     /// What is retained of `topic` is not to be found for the session any more.
     pub(super) fn needs_no_scan(&mut self, at: u32, topic: Topic<'_>) {
-        let session = &mut self.sessions[at as usize];
-        if !session.scans.is_empty() && !session.scans.matching(topic).is_empty() {
-            session.live.note(self.hasher.hash_one(topic.as_str()), self.options.limits.queued_bytes_max);
+        let scans = &mut self.sessions[at as usize].scans;
+        if !scans.is_empty() {
+            let hash = self.hasher.hash_one(topic.as_str());
+            scans.note_live(topic, hash, self.options.limits.queued_bytes_max);
         }
     }
 
@@ -264,9 +257,6 @@ impl Core {
         } else {
             let filter = std::mem::take(&mut current.filter);
             session.scans.remove(&filter);
-            if session.scans.is_empty() {
-                session.live.clear();
-            }
         }
         self.pump(now, at, out);
     }
@@ -294,9 +284,13 @@ impl Core {
         let topic = self.hasher.hash_one(&*message.topic);
         let session = &mut self.sessions[at as usize];
         // Sent already, before a live message of this topic, or replaced by one.
-        if session.live.is_after(topic, since) {
-            self.counters.dropped.queue_full += u64::from(session.live.is_full);
-            return;
+        match session.scans.liveness(topic, since) {
+            Liveness::Current => {}
+            Liveness::Void => return,
+            Liveness::Unknown => {
+                self.counters.dropped.queue_full += 1;
+                return;
+            }
         }
         if message.is_expired(now) {
             return;

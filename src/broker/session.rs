@@ -2,18 +2,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use hashbrown::HashMap;
 use indexmap::IndexMap;
 
 use super::ConnectionId;
 use super::change::{StoredPosition, StoredWill, Ticket};
-use super::index::{Index, Matches, Subscriber};
+use super::keys::Keys;
 use super::letter::ShardId;
 use super::message::{Body, Delivery, MessageId, Origin};
-use super::retained::Scan;
+use super::scans::Scans;
 use super::shared::Rank;
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Filter, Identity, PacketId, QoS, Topic};
+use crate::types::{ClientId, Identity, PacketId, QoS, Topic};
 
 /// What outlives a connection (MQTT 5 section 4.1).
 #[derive(Debug)]
@@ -28,7 +27,7 @@ pub(super) struct Session {
     pub(super) expiry_secs: u32,
     /// While disconnected: when it ends.
     pub(super) expires: Option<Instant>,
-    pub(super) subscriptions: IndexMap<Box<str>, Subscription, ahash::RandomState>,
+    pub(super) subscriptions: IndexMap<Box<str>, Subscription, Keys>,
     pub(super) outgoing: Outgoing,
     /// QoS 2 identifiers received and not yet released, each with the commit it belongs to.
     pub(super) received: BTreeMap<PacketId, Option<Ticket>>,
@@ -40,7 +39,6 @@ pub(super) struct Session {
     pub(super) permissions: Permissions,
     /// In the core's list of those to scan for.
     pub(super) in_scanning: bool,
-    pub(super) live: Live,
     /// The store knows it: it is told of its end, whatever its expiry has become.
     pub(super) stored: bool,
     /// When what could not be written down is tried again.
@@ -57,138 +55,6 @@ pub(super) struct Subscription {
     pub(super) identifier: Option<u32>,
 }
 
-/// A session's walks over the retained messages, one a filter.
-#[derive(Debug)]
-pub(super) struct Scans {
-    /// By their serials: oldest first.
-    under_way: BTreeMap<u32, RetainedScan>,
-    by_filter: HashMap<Box<str>, u32, ahash::RandomState>,
-    /// Which of them find a topic.
-    index: Option<Box<Index>>,
-    /// Another shard has been asked for a slice, for one that may not be wanted any more.
-    pub(super) asked: bool,
-    /// The core's list of those that wait for changes has the session.
-    pub(super) waits: bool,
-}
-
-impl Scans {
-    pub(super) fn new(hasher: ahash::RandomState) -> Scans {
-        let by_filter = HashMap::with_hasher(hasher);
-        Scans { under_way: BTreeMap::new(), by_filter, index: None, asked: false, waits: false }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.under_way.is_empty()
-    }
-
-    /// In place of the filter's old one: it sees all that that had left.
-    pub(super) fn insert(&mut self, serial: u32, scan: RetainedScan) {
-        self.remove(&scan.filter);
-        let hasher = self.by_filter.hasher();
-        let index = self.index.get_or_insert_with(|| Box::new(Index::new(hasher.clone())));
-        let plain = Subscriber {
-            session: serial,
-            identifier: 0,
-            qos: QoS::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-        };
-        index.insert(Filter::from_parsed(&scan.filter), false, plain);
-        self.by_filter.insert(scan.filter.clone(), serial);
-        self.under_way.insert(serial, scan);
-    }
-
-    pub(super) fn remove(&mut self, filter: &str) {
-        let Some(serial) = self.by_filter.remove(filter) else { return };
-        self.under_way.remove(&serial);
-        if let Some(index) = &mut self.index {
-            index.remove(Filter::from_parsed(filter), serial);
-        }
-        if self.under_way.is_empty() {
-            self.index = None;
-        }
-    }
-
-    pub(super) fn of_mut(&mut self, filter: &str) -> Option<&mut RetainedScan> {
-        self.under_way.get_mut(self.by_filter.get(filter)?)
-    }
-
-    pub(super) fn get_mut(&mut self, serial: u32) -> Option<&mut RetainedScan> {
-        self.under_way.get_mut(&serial)
-    }
-
-    pub(super) fn oldest_mut(&mut self) -> Option<(u32, &mut RetainedScan)> {
-        self.under_way.iter_mut().next().map(|(serial, scan)| (*serial, scan))
-    }
-
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut RetainedScan> {
-        self.under_way.values_mut()
-    }
-
-    /// Those whose filters match `topic`, oldest first.
-    pub(super) fn matching(&self, topic: Topic<'_>) -> Vec<&RetainedScan> {
-        let Some(index) = &self.index else { return Vec::new() };
-        let mut matches = Matches::default();
-        index.find(topic, &mut matches);
-        let mut serials = Vec::new();
-        index.subscribers(&matches, |list| serials.extend(list.iter().map(|scan| scan.session)));
-        serials.sort_unstable();
-        serials.iter().filter_map(|serial| self.under_way.get(serial)).collect()
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct RetainedScan {
-    pub(super) filter: Box<str>,
-    pub(super) subscription: Subscription,
-    /// Live messages that came later void what is retained of their topics.
-    pub(super) since: u64,
-    /// Not before every shard forwards what the filter matches.
-    pub(super) after: Option<Ticket>,
-    /// The shard whose retained messages are looked at, and how far.
-    pub(super) shard: ShardId,
-    /// `None`: that shard has been asked for a slice.
-    pub(super) scan: Option<Scan>,
-    /// The newest of the changes here that were under way when it came to them.
-    pub(super) upto: Option<u64>,
-}
-
-/// Topics whose retained message a session needs no more while it scans: a live message has gone,
-/// and what was retained went before it, or was replaced by it. A topic is known by its keyed hash.
-#[derive(Debug, Default)]
-pub(super) struct Live {
-    topics: BTreeMap<u64, u64>,
-    pub(super) now: u64,
-    /// More came than may be remembered: what is retained can no longer be told from what is stale.
-    pub(super) is_full: bool,
-}
-
-/// Bytes that a topic takes.
-const LIVE_SIZE: usize = 24;
-
-impl Live {
-    pub(super) fn note(&mut self, topic: u64, bytes_max: usize) {
-        self.now += 1;
-        if let Some(at) = self.topics.get_mut(&topic) {
-            *at = self.now;
-        } else if (self.topics.len() + 1) * LIVE_SIZE <= bytes_max {
-            self.topics.insert(topic, self.now);
-        } else {
-            self.is_full = true;
-        }
-    }
-
-    pub(super) fn is_after(&self, topic: u64, since: u64) -> bool {
-        self.is_full || self.topics.get(&topic).is_some_and(|at| *at > since)
-    }
-
-    /// No scan is left that would ask.
-    pub(super) fn clear(&mut self) {
-        self.topics.clear();
-        self.is_full = false;
-    }
-}
-
 /// Shortcuts through the ACL, valid for one version of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Permissions {
@@ -199,6 +65,30 @@ pub(super) struct Permissions {
 }
 
 impl Session {
+    /// Without a connection, a subscription or a message.
+    pub(super) fn new(client: ClientId, serial: u64, identity: Option<Identity>, keys: Keys) -> Session {
+        Session {
+            client,
+            serial,
+            identity,
+            connection: None,
+            expiry_secs: 0,
+            expires: None,
+            subscriptions: IndexMap::with_hasher(keys),
+            outgoing: Outgoing::new(),
+            received: BTreeMap::new(),
+            will: None,
+            will_due: None,
+            scans: Scans::default(),
+            permissions: Permissions::default(),
+            in_scanning: false,
+            stored: false,
+            retry: None,
+            shared_at: BTreeMap::new(),
+            rank_told: Rank::default(),
+        }
+    }
+
     /// Whether it is written down: it is to outlive its connection, or was to.
     pub(super) fn is_durable(&self) -> bool {
         self.expiry_secs > 0 || self.stored
@@ -222,6 +112,8 @@ pub(super) struct Outgoing {
     /// Of both.
     pub(super) queue_bytes: usize,
     next_id: PacketId,
+    /// How many identifiers from `next_id` on are not in use.
+    free_ids: u16,
     /// The store has been asked under this number; 0: it has not.
     pub(super) fetching: u64,
     /// That was for what comes next, not for what was sent before.
@@ -262,6 +154,7 @@ impl Outgoing {
             stored: Stored::default(),
             queue_bytes: 0,
             next_id: PacketId::FIRST,
+            free_ids: 0,
             fetching: 0,
             fetches_next: false,
             scanned: 0,
@@ -326,15 +219,19 @@ impl Outgoing {
     }
 
     /// An identifier that is not in use [MQTT-2.2.1-3]. There are fewer in flight than there are
-    /// identifiers.
+    /// identifiers; those in use are looked through only where a run of free ones ends.
     pub(super) fn free_id(&mut self) -> PacketId {
-        loop {
-            let id = self.next_id;
-            self.next_id = id.next();
-            if self.find(id).is_none() {
-                return id;
+        while self.free_ids == 0 {
+            let ahead = |entry: &Inflight| self.next_id.distance_to(entry.packet_id);
+            self.free_ids = self.inflight.iter().map(ahead).min().unwrap_or(u16::MAX);
+            if self.free_ids == 0 {
+                self.next_id = self.next_id.next();
             }
         }
+        let id = self.next_id;
+        self.next_id = id.next();
+        self.free_ids -= 1;
+        id
     }
 
     /// Acknowledgements mostly come in order: the first is looked at first.
@@ -580,5 +477,51 @@ impl Outgoing {
         self.queue_bytes -= bytes;
         self.stored.left();
         dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Message;
+
+    fn inflight(packet_id: u16) -> Inflight {
+        let topic = Topic::from_parsed("t");
+        let body =
+            Message::new(MessageId(1), topic, Default::default(), Default::default(), QoS::AtLeastOnce, None, None);
+        Inflight {
+            packet_id: PacketId::new(packet_id).unwrap(),
+            state: State::Published,
+            delivery: Delivery {
+                body: Body::Here(Arc::new(body)),
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                kept: false,
+                identifiers: Default::default(),
+                hold: None,
+                origin: Origin::Live,
+                published: QoS::AtLeastOnce,
+                size: 1,
+            },
+            tried: true,
+            unkept: false,
+            pubrel_sent: false,
+        }
+    }
+
+    /// [MQTT-2.2.1-3]
+    #[test]
+    fn an_identifier_in_use_is_passed_over_round_after_round() {
+        let mut outgoing = Outgoing::new();
+        outgoing.inflight.extend([1, 2, 700, 65_535].map(inflight));
+        for _ in 0..3 {
+            let mut given: Vec<u16> = (0..65_531).map(|_| outgoing.free_id().value()).collect();
+            given.sort_unstable();
+            let free: Vec<u16> = (1..=u16::MAX).filter(|id| ![1, 2, 700, 65_535].contains(id)).collect();
+            assert!(given == free);
+        }
+        outgoing.inflight.clear();
+        let given: std::collections::BTreeSet<u16> = (0..65_535).map(|_| outgoing.free_id().value()).collect();
+        assert_eq!(given.len(), 65_535);
     }
 }

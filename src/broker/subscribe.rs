@@ -156,9 +156,6 @@ impl Core {
                 }
                 Ok(filter) if session.subscriptions.swap_remove(text).is_some() => {
                     session.scans.remove(text);
-                    if session.scans.is_empty() {
-                        session.live.clear();
-                    }
                     if self.options.durable && session.is_durable() {
                         changes.push(Change::Unsubscribed { client: session.client.clone(), filter: text.into() });
                     }

@@ -41,8 +41,8 @@ pub(super) struct Arrival {
     pub(super) current: Arc<Current>,
     pub(super) material: Arc<ListenerMaterial>,
     /// As configured, and as the log names it.
-    pub(super) name: String,
-    pub(super) listener: String,
+    pub(super) name: Arc<str>,
+    pub(super) listener: Arc<str>,
     pub(super) peer: Peer,
     /// One number for all that the log says of this connection.
     pub(super) number: u64,
@@ -161,7 +161,7 @@ impl Arrival {
             if Arc::ptr_eq(&current, &self.gate.current.load()) {
                 drop(connect);
                 bytes.append(&mut rest);
-                let certificate_serial = certificate.map(|certificate| certificate.serial);
+                let certificate_serial = certificate.map(|certificate| certificate.serial.into_boxed_slice());
                 let authentication_data = proof.and_then(|proof| proof.data);
                 let ready = Ready {
                     bytes,
@@ -182,7 +182,7 @@ impl Arrival {
 
     /// What the listener demands now; it may have been reloaded since this connection came.
     fn rules(&self, current: &Current, certificate: Option<&Certificate>) -> Result<ListenerRules, Stop> {
-        let Some(material) = current.listeners.get(&self.name) else {
+        let Some(material) = current.listeners.get(&*self.name) else {
             return Err(Stop::Quiet("its listener is gone"));
         };
         if certificate.is_some() && !Arc::ptr_eq(material, &self.material) {
@@ -378,7 +378,7 @@ impl Arrival {
     }
 
     async fn turn_away(&self, link: Option<Link>, stop: Stop) {
-        let (address, listener, id) = (self.peer, &self.listener, self.number);
+        let (address, listener, id) = (self.peer, &*self.listener, self.number);
         let mut answer = Vec::new();
         match stop {
             Stop::Quiet(what) => {
@@ -433,7 +433,7 @@ struct Ready {
     authentication_data: Option<Vec<u8>>,
     level: Level,
     version: Version,
-    certificate_serial: Option<Vec<u8>>,
+    certificate_serial: Option<Box<[u8]>>,
 }
 
 async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, answer: &[u8]) {

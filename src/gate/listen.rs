@@ -164,7 +164,7 @@ fn bind_unix(listener: &Listener, path: &Path) -> Result<std::os::unix::net::Uni
 impl Bound {
     /// Starts to accept; to be called within the runtime.
     pub fn start(mut self, gate: &Arc<Gate>) -> io::Result<Listening> {
-        let name = self.listener.address.to_string();
+        let name: Arc<str> = self.listener.address.to_string().into();
         let mut addresses = Vec::new();
         let mut tasks = Vec::new();
         for socket in std::mem::take(&mut self.sockets) {
@@ -176,7 +176,7 @@ impl Bound {
                     tasks.push(tokio::spawn(async move { accept_tcp(&gate, &name, &socket, address).await }));
                 }
                 BoundSocket::Unix(socket) => {
-                    addresses.push(name.clone());
+                    addresses.push(name.to_string());
                     let socket = UnixListener::from_std(socket)?;
                     tasks.push(tokio::spawn(async move { accept_unix(&gate, &name, &socket).await }));
                 }
@@ -207,14 +207,14 @@ impl Listening {
     }
 }
 
-async fn accept_tcp(gate: &Arc<Gate>, listener: &str, socket: &TcpListener, address: SocketAddr) {
+async fn accept_tcp(gate: &Arc<Gate>, listener: &Arc<str>, socket: &TcpListener, address: SocketAddr) {
+    let local: Arc<str> = format!("{}:{}", listener_host(listener), address.port()).into();
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
                 // Small packets leave at once; whole turns are written together anyway.
                 drop(stream.set_nodelay(true));
-                let local = format!("{}:{}", listener_host(listener), address.port());
-                arrive(gate, listener, local, Peer::Network(peer), Stream::Tcp(stream));
+                arrive(gate, listener, &local, Peer::Network(peer), Stream::Tcp(stream));
             }
             Err(error) => accept_failed(listener, &error).await,
         }
@@ -225,10 +225,10 @@ fn listener_host(listener: &str) -> &str {
     listener.rsplit_once(':').map_or(listener, |(host, _)| host)
 }
 
-async fn accept_unix(gate: &Arc<Gate>, listener: &str, socket: &UnixListener) {
+async fn accept_unix(gate: &Arc<Gate>, listener: &Arc<str>, socket: &UnixListener) {
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => arrive(gate, listener, listener.to_owned(), Peer::Unix, Stream::Unix(stream)),
+            Ok((stream, _)) => arrive(gate, listener, listener, Peer::Unix, Stream::Unix(stream)),
             Err(error) => accept_failed(listener, &error).await,
         }
     }
@@ -240,11 +240,11 @@ async fn accept_failed(listener: &str, error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-fn arrive(gate: &Arc<Gate>, listener: &str, local: String, peer: Peer, stream: Stream) {
+fn arrive(gate: &Arc<Gate>, listener: &Arc<str>, local: &Arc<str>, peer: Peer, stream: Stream) {
     gate.stats.accepted.fetch_add(1, Ordering::Relaxed);
     let current = gate.current.load_full();
     // Gone with a reload: its task is about to end.
-    let Some(material) = current.listeners.get(listener).cloned() else { return };
+    let Some(material) = current.listeners.get(&**listener).cloned() else { return };
     let address = match peer {
         Peer::Network(address) => Some(address.ip()),
         Peer::Unix => None,
@@ -253,8 +253,8 @@ fn arrive(gate: &Arc<Gate>, listener: &str, local: String, peer: Peer, stream: S
         Ok((slot, pending)) => {
             let number = gate.next_number();
             let terms = OnceLock::new();
-            let name = listener.to_owned();
-            let arrival = Arrival { gate: gate.clone(), current, material, name, listener: local, peer, number, terms };
+            let (gate, name, listener) = (gate.clone(), listener.clone(), local.clone());
+            let arrival = Arrival { gate, current, material, name, listener, peer, number, terms };
             tokio::spawn(async move {
                 arrival.admit(stream, slot).await;
                 drop(pending);
@@ -262,7 +262,7 @@ fn arrive(gate: &Arc<Gate>, listener: &str, local: String, peer: Peer, stream: S
         }
         Err(full) => {
             gate.stats.refuse("full");
-            warn!(address = %peer, listener = local, "turned away: {} is reached", full.key());
+            warn!(address = %peer, listener = &**local, "turned away: {} is reached", full.key());
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Slots {
 #[derive(Debug, Default)]
 struct Counts {
     all: usize,
-    listeners: HashMap<String, usize>,
+    listeners: HashMap<Arc<str>, usize>,
     addresses: HashMap<IpAddr, usize>,
     pending: usize,
     pending_addresses: HashMap<IpAddr, usize>,
@@ -50,7 +50,7 @@ impl Full {
 #[derive(Debug)]
 pub(super) struct Slot {
     slots: Arc<Slots>,
-    listener: String,
+    listener: Arc<str>,
     address: Option<IpAddr>,
 }
 
@@ -83,7 +83,7 @@ impl Slots {
 
     pub(super) fn take(
         self: &Arc<Self>,
-        listener: &str,
+        listener: &Arc<str>,
         listener_max: usize,
         address: Option<IpAddr>,
     ) -> Result<(Slot, Pending), Full> {
@@ -95,7 +95,7 @@ impl Slots {
         if counts.all >= self.max.load(Ordering::Relaxed) {
             return Err(Full::Connections);
         }
-        if counts.listeners.get(listener).is_some_and(|count| *count >= listener_max) {
+        if counts.listeners.get(&**listener).is_some_and(|count| *count >= listener_max) {
             return Err(Full::Listener);
         }
         if let Some(address) = address {
@@ -112,8 +112,8 @@ impl Slots {
         }
         counts.all += 1;
         counts.pending += 1;
-        *counts.listeners.entry(listener.to_owned()).or_default() += 1;
-        let slot = Slot { slots: self.clone(), listener: listener.to_owned(), address };
+        *counts.listeners.entry(listener.clone()).or_default() += 1;
+        let slot = Slot { slots: self.clone(), listener: listener.clone(), address };
         Ok((slot, Pending { slots: self.clone(), address }))
     }
 }
@@ -165,21 +165,22 @@ mod tests {
         let mut admission =
             Admission { connections_max: 3, connections_per_address_max: 2, pending_max: 3, ..Admission::default() };
         let slots = Slots::new(&admission);
+        let (a, b) = (Arc::from("a"), Arc::from("b"));
         let address = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
-        let (first, pending) = slots.take("a", 10, address(1)).unwrap();
-        let second = slots.take("a", 10, address(1)).unwrap();
-        assert_eq!(slots.take("a", 10, address(1)).unwrap_err(), Full::Address);
-        assert_eq!(slots.take("a", 2, address(2)).unwrap_err(), Full::Listener);
-        let third = slots.take("a", 10, address(2)).unwrap();
-        assert_eq!(slots.take("a", 10, address(3)).unwrap_err(), Full::Pending);
+        let (first, pending) = slots.take(&a, 10, address(1)).unwrap();
+        let second = slots.take(&a, 10, address(1)).unwrap();
+        assert_eq!(slots.take(&a, 10, address(1)).unwrap_err(), Full::Address);
+        assert_eq!(slots.take(&a, 2, address(2)).unwrap_err(), Full::Listener);
+        let third = slots.take(&a, 10, address(2)).unwrap();
+        assert_eq!(slots.take(&a, 10, address(3)).unwrap_err(), Full::Pending);
         drop(pending);
         admission.pending_per_address_max = 1;
         slots.configure(&admission);
-        assert_eq!(slots.take("a", 10, address(2)).unwrap_err(), Full::Connections);
-        assert_eq!(slots.take("b", 10, address(3)).unwrap_err(), Full::Connections);
+        assert_eq!(slots.take(&a, 10, address(2)).unwrap_err(), Full::Connections);
+        assert_eq!(slots.take(&b, 10, address(3)).unwrap_err(), Full::Connections);
         drop(first);
-        assert_eq!(slots.take("b", 10, address(1)).unwrap_err(), Full::PendingAddress);
-        assert!(slots.take("b", 10, address(4)).is_ok());
+        assert_eq!(slots.take(&b, 10, address(1)).unwrap_err(), Full::PendingAddress);
+        assert!(slots.take(&b, 10, address(4)).is_ok());
         drop((second, third));
         let counts = slots.counts.lock().unwrap();
         assert_eq!((counts.all, counts.pending, counts.addresses.len(), counts.pending_addresses.len()), (0, 0, 0, 0));

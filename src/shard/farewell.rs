@@ -9,7 +9,7 @@ pub(super) fn say(connection: &Connection) {
     let number = connection.about.number;
     let name = who(connection.identity.as_ref());
     let client = &connection.client;
-    let (address, listener) = (connection.about.peer, &connection.about.listener);
+    let (address, listener) = (connection.about.peer, &*connection.about.listener);
     if connection.denials > 1 {
         info!(id = number, "{name} was refused {} publishes and subscriptions in all", connection.denials);
     }

@@ -91,6 +91,9 @@ impl Output {
             self.written = 0;
             self.chunks.pop_front();
         }
+        if self.len == 0 {
+            self.chunks = VecDeque::new();
+        }
     }
 }
 

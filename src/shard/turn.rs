@@ -447,7 +447,7 @@ impl Shard {
             Message::Revoke(serials) => {
                 let serials: HashSet<Vec<u8>> = serials.into_iter().collect();
                 self.kick(now, Closing::Revoked, |connection| {
-                    connection.about.certificate_serial.as_ref().is_some_and(|serial| serials.contains(serial))
+                    connection.about.certificate_serial.as_ref().is_some_and(|serial| serials.contains(&**serial))
                 });
             }
             Message::Report(answer) => drop(answer.send(self.report())),
@@ -610,7 +610,7 @@ impl Shard {
                 .map(|connection| ConnectedRow {
                     number: connection.about.number,
                     address: connection.about.peer.to_string(),
-                    listener: connection.about.listener.clone(),
+                    listener: connection.about.listener.to_string(),
                     level: connection.about.level,
                     version: connection.about.version.as_str(),
                     since: connection.about.since,

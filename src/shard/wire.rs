@@ -173,7 +173,7 @@ impl Outbox for Wire {
                 info!(
                     id = about.number,
                     address = %about.peer,
-                    listener = about.listener,
+                    listener = &*about.listener,
                     security = %about.level,
                     version = %about.version,
                     "{} connected as client {:?}, {session}",

@@ -21,6 +21,13 @@ impl PacketId {
     pub fn next(self) -> PacketId {
         PacketId(self.0.checked_add(1).unwrap_or(NonZeroU16::MIN))
     }
+
+    /// How often [`PacketId::next`] leads from this one to `other`.
+    pub fn distance_to(self, other: PacketId) -> u16 {
+        let (from, to) = (self.value(), other.value());
+        // There is no zero between 65,535 and 1.
+        if to >= from { to - from } else { u16::MAX - from + to }
+    }
 }
 
 impl fmt::Display for PacketId {
