@@ -1,10 +1,10 @@
 //! Measures a broker from outside, beside its peers in one run. The machine is shared: ratios are the
 //! figures. What is printed are Markdown tables.
 //!
-//! `cargo run --release --manifest-path tests/bench/Cargo.toml -- speed|durable|queue|attacks target/release/lockgate [ROUNDS]`
+//! `cargo run --release --manifest-path tests/bench/Cargo.toml -- speed|flat|durable|queue|attacks target/release/lockgate [ROUNDS]`
 //!
 //! `speed [LOCKGATE [ROUNDS [NAME]]]`: CPU of each message and memory of each client, beside the peers, which `peers`
-//! builds; `floor`: the same bytes through a bare relay;
+//! builds; `floor`: the same bytes through a bare relay; `flat`: how little it depends on what else is there;
 //! `durable`: what keeping costs; `queue`: a million messages for those who are not there; `attacks`: what
 //! hostile clients do to the latency of another client.
 //!
@@ -17,6 +17,7 @@
 mod attacks;
 mod broker;
 mod durable;
+mod flat;
 mod floor;
 mod peer;
 mod queue;
@@ -42,12 +43,15 @@ fn main() {
         "peers" => build_peers(),
         "speed" => speed::run(&binary, rounds, &arguments.next().unwrap_or_default()),
         "floor" => floor::run(rounds),
+        "flat" => flat::run(&binary, rounds),
         "attacks" => attacks(&binary, rounds),
         "durable" => durable::run(&binary, rounds),
         "queue" => queue::run(&binary, &[Kind::Lockgate("fsync")]),
         "queue-peer" => queue::run(&binary, &[Kind::Mosquitto { every_change: false }]),
         _ => {
-            eprintln!("usage: lockgate-bench peers|speed|floor|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]");
+            eprintln!(
+                "usage: lockgate-bench peers|speed|floor|flat|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]"
+            );
             std::process::exit(2);
         }
     }

@@ -178,7 +178,7 @@ fn write_configuration(folder: &Path, kind: Kind, wire: Wire, port: u16) {
             };
             let text = format!(
                 "name: bench\ndata: ../data\npki: ../pki\npasswords: none\nacl: none\nidentities: none\n\
-                 durability: {durability}\nlisteners:\n  - address: 127.0.0.1\n    port: {port}\n{transport}    \
+                 durability: {durability}\nadmission:\n  connections-per-address-max: 100000\nlisteners:\n  - address: 127.0.0.1\n    port: {port}\n{transport}    \
                  allow-anonymous: true\nlimits:\n  queued-messages-max: 2000000\n  queued-bytes-max: 4GiB\n  \
                  retained-messages-max: 2000000\n  retained-bytes-max: 4GiB\n"
             );

@@ -32,7 +32,7 @@ struct Workload {
     figures: &'static [Figure],
 }
 
-fn number(report: &Value, place: &str) -> Option<f64> {
+pub(crate) fn number(report: &Value, place: &str) -> Option<f64> {
     report.pointer(place).and_then(Value::as_f64)
 }
 
@@ -153,20 +153,31 @@ const PEERS: [Kind; 3] = [Kind::Lockgate("off"), Kind::Mosquitto { every_change:
 
 /// What the generator says of one run; `None`: it could not, or the peer could not.
 fn generate(lockgate: &str, peer: &Peer, workload: &Workload) -> Option<Value> {
-    let scheme = if workload.wire == Wire::Plain { "mqtt" } else { "mqtts" };
+    let mut command = generator(lockgate, peer, workload.wire, workload.arguments);
+    report_of(command.args(["--seconds", SECONDS]), &format!("{}, {}", peer.name(), workload.name))
+}
+
+/// The generator against a peer.
+pub(crate) fn generator(lockgate: &str, peer: &Peer, wire: Wire, arguments: &[&str]) -> Command {
+    let scheme = if wire == Wire::Plain { "mqtt" } else { "mqtts" };
     let mut command = Command::new(lockgate);
-    command.arg("bench").args(workload.arguments).args(["--seconds", SECONDS, "--json"]);
+    command.arg("bench").args(arguments).arg("--json");
     command.args(["--pid", &peer.pid().to_string(), "--url", &format!("{scheme}://localhost:{}", peer.port)]);
-    if workload.wire != Wire::Plain {
+    if wire != Wire::Plain {
         command.arg("--ca").arg(peer.file("pki/ca.crt"));
     }
-    if workload.wire == Wire::MutualTls {
+    if wire == Wire::MutualTls {
         command.arg("--cert").arg(peer.file("pki/clients/c1/client.crt"));
         command.arg("--key").arg(peer.file("pki/clients/c1/client.key"));
     }
+    command
+}
+
+/// Runs the generator; `what` is measured.
+pub(crate) fn report_of(command: &mut Command, what: &str) -> Option<Value> {
     let output = command.output().expect("lockgate bench runs");
     if !output.status.success() {
-        eprintln!("{}, {}: {}", peer.name(), workload.name, String::from_utf8_lossy(&output.stderr).trim());
+        eprintln!("{what}: {}", String::from_utf8_lossy(&output.stderr).trim());
         return None;
     }
     serde_json::from_slice(&output.stdout).ok()
@@ -183,7 +194,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {
     Some((*values.get(values.len() / 2)?, *values.first()?, *values.last()?))
 }
 
-fn shown(value: f64) -> String {
+pub(crate) fn shown(value: f64) -> String {
     match value {
         value if value.abs() < 10.0 => format!("{value:.2}"),
         value if value.abs() < 1_000.0 => format!("{value:.1}"),
