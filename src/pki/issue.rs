@@ -124,10 +124,10 @@ impl Authority {
             });
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(params, kind)
+        self.sign(params, generate(kind)?)
     }
 
-    /// A client certificate whose common name is the identity's.
+    /// A client certificate whose common name is the identity's, for a new key.
     pub fn issue_client(
         &self,
         site: &str,
@@ -136,11 +136,34 @@ impl Authority {
         days: u32,
         now: OffsetDateTime,
     ) -> Result<Issued, IssueError> {
+        self.sign_client(site, identity, generate(kind)?, days, now)
+    }
+
+    /// Another client certificate for a key that there is already: PEM, PKCS#8.
+    pub fn renew_client(
+        &self,
+        site: &str,
+        identity: &Identity,
+        key_pem: &str,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<Issued, IssueError> {
+        self.sign_client(site, identity, KeyPair::from_pem(key_pem)?, days, now)
+    }
+
+    fn sign_client(
+        &self,
+        site: &str,
+        identity: &Identity,
+        key: KeyPair,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<Issued, IssueError> {
         let mut params = self.leaf(days, now);
         params.distinguished_name =
             distinguished_name(&[(DnType::OrganizationName, site), (DnType::CommonName, identity.as_str())]);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params, kind)
+        self.sign(params, key)
     }
 
     fn leaf(&self, days: u32, now: OffsetDateTime) -> CertificateParams {
@@ -153,12 +176,11 @@ impl Authority {
         params
     }
 
-    fn sign(&self, mut params: CertificateParams, kind: KeyType) -> Result<Issued, IssueError> {
-        if matches!(kind, KeyType::Rsa2048 | KeyType::Rsa3072) {
+    fn sign(&self, mut params: CertificateParams, key: KeyPair) -> Result<Issued, IssueError> {
+        if key.is_compatible(&rcgen::PKCS_RSA_SHA256) {
             // TLS 1.2 without forward secrecy, which old microcontrollers may be left with.
             params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
         }
-        let key = generate(kind)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         issued(&certificate, &key)
     }

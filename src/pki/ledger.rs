@@ -54,6 +54,9 @@ pub struct Entry {
     pub expires: OffsetDateTime,
     /// SHA-256 of the certificate.
     pub fingerprint: String,
+    /// The serial number of the one in whose place it was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renews: Option<String>,
 }
 
 impl Entry {
@@ -75,6 +78,7 @@ impl Entry {
             key_origin: "generated".to_owned(),
             expires: info.not_after,
             fingerprint: info.fingerprint.clone(),
+            renews: None,
         }
     }
 }
@@ -156,6 +160,7 @@ mod tests {
                 key_origin: "generated".to_owned(),
                 expires: now,
                 fingerprint: String::new(),
+                renews: None,
             })
         };
         let text = Ledger::lines(&[

@@ -262,3 +262,57 @@ fn a_password_that_a_person_chose_leaves_a_bundle_that_connects() {
     let text = site.text("pki/clients/device1/mqtt.env");
     assert!(!text.contains("MQTT_USER") && text.contains("MQTT_CERTFILE"), "{text}");
 }
+
+/// Both certificates admit until the old one expires: the device moves over when it can.
+#[test]
+fn a_renewed_certificate_admits_beside_the_old_one() {
+    let site = Site::new(&["--client", "pump7"]);
+    let broker = site.serve();
+    let folder = |name: &str| site.path(&format!("pki/clients/pump7/{name}"));
+    let url = format!("mqtts://localhost:{}", broker.tls_port);
+    let comes_in = |certificate: &std::path::Path, key: &std::path::Path| {
+        let mut bench = lockgate();
+        bench.args(["bench", "connections", "--count", "1", "--url", &url]).arg("--ca").arg(site.path("pki/ca.crt"));
+        bench.arg("--cert").arg(certificate).arg("--key").arg(key).output().unwrap().status.success()
+    };
+    let keep = |name: &str, kept: &str| std::fs::copy(folder(name), site.path(kept)).unwrap();
+    keep("client.crt", "old.crt");
+    keep("client.key", "old.key");
+    let said = site.ok(&["client", "renew", "pump7", "--days", "20"]);
+    assert!(said.contains("pump7 has a new certificate: it expires") && said.contains("taken it up"), "{said}");
+    assert_eq!(site.text("old.key"), site.text("pki/clients/pump7/client.key"));
+    assert_ne!(site.text("old.crt"), site.text("pki/clients/pump7/client.crt"));
+    assert!(comes_in(&folder("client.crt"), &folder("client.key")));
+    assert!(comes_in(&site.path("old.crt"), &site.path("old.key")));
+    assert_eq!(site.text("pki/ledger.jsonl").matches("\"renews\":").count(), 1);
+    // The certificate that lives longest counts, and nobody else is near the end.
+    assert!(site.ok(&["client", "renew", "--all-expiring", "30"]).contains("No certificate expires within 30 days"));
+    site.ok(&["client", "add", "gauge", "--days", "10"]);
+    let said = site.ok(&["client", "renew", "--all-expiring", "30", "--new-key", "--days", "100"]);
+    assert!(said.contains("gauge has a new certificate and a new key") && !said.contains("pump7"), "{said}");
+    // Renewed with a new key, and removed: neither certificate admits any more.
+    site.ok(&["client", "renew", "pump7", "--new-key"]);
+    assert_ne!(site.text("old.key"), site.text("pki/clients/pump7/client.key"));
+    keep("client.crt", "new.crt");
+    keep("client.key", "new.key");
+    assert!(comes_in(&site.path("new.crt"), &site.path("new.key")));
+    assert!(site.ok(&["client", "remove", "pump7"]).contains("3 certificate(s) admit no more"));
+    assert!(!comes_in(&site.path("new.crt"), &site.path("new.key")));
+    assert!(!comes_in(&site.path("old.crt"), &site.path("old.key")));
+}
+
+#[test]
+fn what_cannot_be_renewed_says_why_and_changes_nothing() {
+    let site = Site::new(&["--client", "pump7"]);
+    site.ok(&["client", "add", "app", "--no-cert"]);
+    let ledger = site.text("pki/ledger.jsonl");
+    assert!(site.fails(1, &["client", "renew", "nobody"]).contains("there is no nobody"));
+    assert!(site.fails(1, &["client", "renew", "app"]).contains("app has no certificate, only a password"));
+    std::fs::rename(site.path("pki/clients/pump7/client.key"), site.path("taken.key")).unwrap();
+    let complaint = site.fails(1, &["client", "renew", "pump7"]);
+    assert!(complaint.contains("client.key is not here") && complaint.contains("--new-key"), "{complaint}");
+    std::fs::rename(site.path("pki/ca.key"), site.path("away.key")).unwrap();
+    let complaint = site.fails(1, &["client", "renew", "pump7", "--new-key"]);
+    assert!(complaint.contains("the CA's key is needed"), "{complaint}");
+    assert_eq!(site.text("pki/ledger.jsonl"), ledger);
+}

@@ -2,6 +2,7 @@
 
 mod change;
 mod list;
+mod renew;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,11 @@ enum Command {
     /// Set a password: a generated one, unless it is given
     #[command(after_help = "Example:\n  lockgate client passwd alice")]
     Passwd(Passwd),
+    /// Issue a new certificate before the old one expires, or after; the old one stays good until then
+    #[command(
+        after_help = "Examples:\n  lockgate client renew pump7\n  lockgate client renew --all-expiring 30\n\nThe bundle in pki/clients/NAME gets the new certificate. A device whose certificate has expired\ngets back in with it: copy the bundle, or make one for it with `lockgate client env`."
+    )]
+    Renew(Renew),
     /// Remove an identity: password and certificate stop working, sessions end
     #[command(after_help = "Example:\n  lockgate client remove pump7")]
     Remove {
@@ -139,6 +145,24 @@ struct Passwd {
     site: SiteArguments,
 }
 
+#[derive(Args)]
+struct Renew {
+    /// Whose
+    #[arg(required_unless_present = "all_expiring")]
+    name: Option<Identity>,
+    /// Everybody's that expires within so many days, or has expired
+    #[arg(long, value_name = "DAYS", conflicts_with = "name", value_parser = clap::value_parser!(u32).range(1..=i64::from(LEAF_DAYS_MAX)))]
+    all_expiring: Option<u32>,
+    /// Make a new key too
+    #[arg(long)]
+    new_key: bool,
+    /// How long the new certificate lives, days [default: as long as the old one]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=i64::from(LEAF_DAYS_MAX)))]
+    days: Option<u32>,
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Add(arguments) => change::add(&arguments),
@@ -146,6 +170,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Show { name, json, site } => list::show(&site, &name, json),
         Command::Env(arguments) => change::env(&arguments),
         Command::Passwd(arguments) => change::passwd(&arguments),
+        Command::Renew(arguments) => renew::renew(&arguments),
         Command::Remove { name, site } => change::remove(&site, &name),
         Command::Kick { name, site } => change::kick(&site, name),
     }
