@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::inspect::{CertificateInfo, InspectError};
 use super::plan::{KeyType, ServerName};
+use super::request::Request;
 use crate::types::Identity;
 
 /// A certificate that was just made, with its key.
@@ -149,6 +150,26 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<Issued, IssueError> {
         self.sign_client(site, identity, KeyPair::from_pem(key_pem)?, days, now)
+    }
+
+    /// A client certificate for a key that its device alone has; the certificate as PEM.
+    pub fn sign_request(
+        &self,
+        site: &str,
+        identity: &Identity,
+        request: &Request,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<(String, CertificateInfo), IssueError> {
+        let mut params = self.leaf(days, now);
+        params.distinguished_name =
+            distinguished_name(&[(DnType::OrganizationName, site), (DnType::CommonName, identity.as_str())]);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if request.is_rsa {
+            params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+        }
+        let certificate = params.signed_by(&request.public_key, &self.issuer)?;
+        Ok((certificate.pem(), CertificateInfo::parse(certificate.der())?))
     }
 
     fn sign_client(

@@ -7,6 +7,7 @@ mod inspect;
 mod issue;
 mod ledger;
 mod plan;
+mod request;
 
 pub use files::{
     FileError, Lock, Owner, Recovery, Transaction, check_secret, is_half_made, read_secret, recover, replace,
@@ -17,3 +18,4 @@ pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_
 pub use issue::{Authority, IssueError, Issued, random_serial};
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError};
 pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, ServerName, ServerNameError};
+pub use request::{Request, RequestError};

@@ -18,5 +18,6 @@ mod client;
 mod files;
 mod init;
 mod serve;
+mod sign;
 mod steering;
 mod tidy;

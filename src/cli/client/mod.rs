@@ -3,6 +3,7 @@
 mod change;
 mod list;
 mod renew;
+mod sign;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,11 @@ enum Command {
         after_help = "Examples:\n  lockgate client renew pump7\n  lockgate client renew --all-expiring 30\n\nThe bundle in pki/clients/NAME gets the new certificate. A device whose certificate has expired\ngets back in with it: copy the bundle, or make one for it with `lockgate client env`."
     )]
     Renew(Renew),
+    /// Issue a certificate for a key that never leaves its device, by its certificate signing request
+    #[command(
+        after_help = "Example, on the device and here:\n  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\\n    -keyout pump8.key -subj /CN=pump8 -out pump8.csr\n  lockgate client sign pump8 pump8.csr --out pump8.crt\n\nOnly the public key is taken over. A request for other names, usages or to be a CA is refused."
+    )]
+    Sign(Sign),
     /// Remove an identity: password and certificate stop working, sessions end
     #[command(after_help = "Example:\n  lockgate client remove pump7")]
     Remove {
@@ -146,6 +152,22 @@ struct Passwd {
 }
 
 #[derive(Args)]
+struct Sign {
+    /// Whose: letters, digits, '.', '_' and '-', 64 at the most; made if it is new
+    name: Identity,
+    /// The request, PEM or DER; - for standard input
+    request: PathBuf,
+    /// Where to write the certificate too, beside pki/clients/NAME/client.crt
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How long the certificate lives, days
+    #[arg(long, value_name = "DAYS", default_value_t = LEAF_DAYS_MAX, value_parser = clap::value_parser!(u32).range(1..=i64::from(LEAF_DAYS_MAX)))]
+    days: u32,
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
+#[derive(Args)]
 struct Renew {
     /// Whose
     #[arg(required_unless_present = "all_expiring")]
@@ -171,6 +193,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Env(arguments) => change::env(&arguments),
         Command::Passwd(arguments) => change::passwd(&arguments),
         Command::Renew(arguments) => renew::renew(&arguments),
+        Command::Sign(arguments) => sign::sign(&arguments),
         Command::Remove { name, site } => change::remove(&site, &name),
         Command::Kick { name, site } => change::kick(&site, name),
     }

@@ -78,7 +78,8 @@ fn issue(
     }
     if !key.exists() {
         return Err(Failure::new(format!(
-            "{} is not here: `lockgate client renew {name} --new-key` makes another key with the certificate",
+            "{} is not here: sign the device's request with `lockgate client sign {name} CSR`, or make it another key with \
+             `lockgate client renew {name} --new-key`",
             key.display()
         )));
     }

@@ -1,0 +1,146 @@
+//! Certificate signing requests (PKCS #10, RFC 2986), from keys that never leave their devices.
+
+use rcgen::SubjectPublicKeyInfo;
+use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject;
+use thiserror::Error;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+
+use crate::types::Identity;
+
+/// Why a request is not signed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum RequestError {
+    #[error("it is no certificate signing request: PEM with BEGIN CERTIFICATE REQUEST, or DER, is expected")]
+    NotARequest,
+    #[error("it is signed with {0}: SHA-256 or better is expected")]
+    Signature(String),
+    #[error("its signature is broken: whoever made it does not have the key, or it was changed on its way")]
+    Broken,
+    #[error("its key is {0}: ECDSA P-256 or P-384, Ed25519 or RSA of 2048 to 4096 bits is expected")]
+    Key(String),
+    #[error("it asks for the name {0:?}: the only one that it can have is {1}")]
+    Name(String, Identity),
+    #[error("it asks to be a CA")]
+    Ca,
+    #[error("it asks for a usage that is not a client's: {0}")]
+    Usage(&'static str),
+    #[error("it asks for the extension {0}, which no client gets")]
+    Extension(String),
+}
+
+/// What is taken over from a request that policy allows: its public key, and nothing else.
+pub struct Request {
+    pub(super) public_key: SubjectPublicKeyInfo,
+    /// As the ledger names it: `ecdsa-p256`, `rsa-2048`.
+    pub key: String,
+    pub(super) is_rsa: bool,
+}
+
+impl Request {
+    /// Reads PEM or DER and looks at all that it asks for; what a client of this name may not have is refused.
+    pub fn parse(bytes: &[u8], identity: &Identity) -> Result<Request, RequestError> {
+        let der = match bytes.windows(11).any(|window| window == b"-----BEGIN ") {
+            // Windows and old Java write NEW.
+            true => CertificateSigningRequestDer::from_pem_slice(
+                String::from_utf8_lossy(bytes).replace("NEW CERTIFICATE REQUEST", "CERTIFICATE REQUEST").as_bytes(),
+            )
+            .map_err(|_| RequestError::NotARequest)?,
+            false => CertificateSigningRequestDer::from(bytes.to_vec()),
+        };
+        let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| RequestError::NotARequest)?;
+        if !rest.is_empty() {
+            return Err(RequestError::NotARequest);
+        }
+        check_signature_algorithm(&request.signature_algorithm.algorithm.to_id_string())?;
+        let info = &request.certification_request_info;
+        let (key, is_rsa) = match info.subject_pki.parsed() {
+            Ok(PublicKey::EC(point)) if point.key_size() == 256 => ("ecdsa-p256".to_owned(), false),
+            Ok(PublicKey::EC(point)) if point.key_size() == 384 => ("ecdsa-p384".to_owned(), false),
+            Ok(PublicKey::EC(point)) => return Err(RequestError::Key(format!("ECDSA of {} bits", point.key_size()))),
+            Ok(PublicKey::RSA(key)) if (2_048..=4_096).contains(&key.key_size()) => {
+                (format!("rsa-{}", key.key_size()), true)
+            }
+            Ok(PublicKey::RSA(key)) => return Err(RequestError::Key(format!("RSA of {} bits", key.key_size()))),
+            _ => match info.subject_pki.algorithm.algorithm.to_id_string().as_str() {
+                "1.3.101.112" => ("ed25519".to_owned(), false),
+                other => return Err(RequestError::Key(format!("of the kind {other}"))),
+            },
+        };
+        let public_key = SubjectPublicKeyInfo::from_der(info.subject_pki.raw)
+            .map_err(|_| RequestError::Key("on an unusual curve".to_owned()))?;
+        request.verify_signature().map_err(|_| RequestError::Broken)?;
+        check_names(&request, identity)?;
+        Ok(Request { public_key, key, is_rsa })
+    }
+}
+
+fn check_signature_algorithm(oid: &str) -> Result<(), RequestError> {
+    match oid {
+        // RSA and ECDSA, each with SHA-256, SHA-384 and SHA-512; Ed25519.
+        "1.2.840.113549.1.1.11"
+        | "1.2.840.113549.1.1.12"
+        | "1.2.840.113549.1.1.13"
+        | "1.2.840.10045.4.3.2"
+        | "1.2.840.10045.4.3.3"
+        | "1.2.840.10045.4.3.4"
+        | "1.3.101.112" => Ok(()),
+        "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" => Err(RequestError::Signature("SHA-1".to_owned())),
+        "1.2.840.113549.1.1.4" => Err(RequestError::Signature("MD5".to_owned())),
+        other => Err(RequestError::Signature(format!("the algorithm {other}"))),
+    }
+}
+
+fn check_names(request: &X509CertificationRequest<'_>, identity: &Identity) -> Result<(), RequestError> {
+    let foreign = |name: &str| RequestError::Name(name.chars().take(80).collect(), identity.clone());
+    for name in request.certification_request_info.subject.iter_common_name() {
+        match name.as_str() {
+            Ok(name) if name == identity.as_str() => {}
+            other => return Err(foreign(other.unwrap_or("?"))),
+        }
+    }
+    // An attribute that asks for extensions more than once would be read only in part.
+    let asking = request.certification_request_info.iter_attributes();
+    if asking.filter(|attribute| attribute.oid.to_id_string() == "1.2.840.113549.1.9.14").count() > 1 {
+        return Err(RequestError::NotARequest);
+    }
+    let Some(extensions) = request.requested_extensions() else { return Ok(()) };
+    for extension in extensions {
+        match extension {
+            ParsedExtension::BasicConstraints(constraints) if constraints.ca => return Err(RequestError::Ca),
+            ParsedExtension::BasicConstraints(_) | ParsedExtension::SubjectKeyIdentifier(_) => {}
+            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {
+                return Err(RequestError::Usage("certificate signing"));
+            }
+            ParsedExtension::KeyUsage(usage) if usage.crl_sign() => return Err(RequestError::Usage("CRL signing")),
+            ParsedExtension::KeyUsage(_) => {}
+            ParsedExtension::ExtendedKeyUsage(usage) => {
+                if usage.any || usage.server_auth {
+                    return Err(RequestError::Usage("server authentication"));
+                }
+                if usage.code_signing || usage.email_protection || usage.time_stamping || usage.ocsp_signing {
+                    return Err(RequestError::Usage("signing"));
+                }
+                if !usage.other.is_empty() {
+                    return Err(RequestError::Usage("an unknown extended key usage"));
+                }
+            }
+            ParsedExtension::SubjectAlternativeName(names) => {
+                for name in &names.general_names {
+                    match name {
+                        GeneralName::DNSName(name) if *name == identity.as_str() => {}
+                        other => return Err(foreign(&other.to_string())),
+                    }
+                }
+            }
+            ParsedExtension::UnsupportedExtension { oid } => {
+                return Err(RequestError::Extension(oid.to_id_string()));
+            }
+            _ => return Err(RequestError::Extension("of another kind".to_owned())),
+        }
+    }
+    Ok(())
+}
