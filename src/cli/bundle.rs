@@ -260,11 +260,12 @@ impl Export<'_> {
     }
 }
 
-/// Whether a bundle's key belongs to its certificate; `None` where there is no certificate.
+/// Whether a bundle's key belongs to its certificate; `None` where there is no certificate, or its key is on
+/// its device alone.
 pub(super) fn is_consistent(folder: &Path) -> Option<Result<(), Failure>> {
     use rustls_pki_types::pem::PemObject;
     let (certificate, key) = (folder.join("client.crt"), folder.join("client.key"));
-    if !certificate.exists() {
+    if !certificate.exists() || !key.exists() {
         return None;
     }
     let check = || -> Result<bool, String> {

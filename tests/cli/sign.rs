@@ -58,6 +58,8 @@ fn a_key_that_never_left_its_device_gets_in() {
     assert_eq!(site.text("pki/ledger.jsonl").matches("\"key-origin\":\"request\"").count(), 4);
     let complaint = site.fails(1, &["client", "renew", "p256"]);
     assert!(complaint.contains("lockgate client sign p256 CSR"), "{complaint}");
+    // Its key is not missed here.
+    assert!(site.init(&["--client", "p256"]).contains("p256"));
     site.ok(&["client", "remove", "rsa"]);
     assert!(!comes_in(&site.path("rsa.crt"), "rsa"));
 }
