@@ -60,7 +60,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             packet_size_max: 16 * 1024 * 1024,
-            inflight_max: 100,
+            inflight_max: 1000,
             receive_maximum: 100,
             queued_messages_max: 10_000,
             queued_bytes_max: 64 * 1024 * 1024,

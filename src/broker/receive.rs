@@ -7,7 +7,7 @@ use super::commit::Waiting;
 use super::connection::{ConnectionId, HeldKind};
 use super::outbox::{Note, Outbox};
 use super::route::Incoming;
-use super::session::State;
+use super::session::{Inflight, State};
 use super::violation::Violation;
 use super::{Core, dialect};
 use crate::auth::Operation;
@@ -322,9 +322,8 @@ impl Core {
             if kept {
                 return self.persist_received(at, packet_id, out);
             }
-        } else if let Some(entry) = outgoing.inflight.get_mut(found) {
-            // PUBREC came again: it gets its answer again.
-            entry.pubrel_sent = false;
+        } else {
+            outgoing.release_again(found);
         }
         self.send_releases(at, out);
     }
@@ -349,20 +348,14 @@ impl Core {
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
         let Some(connection) = super::send::open_connection(&mut self.connections, session.connection) else { return };
         let outgoing = &mut session.outgoing;
-        while outgoing.inflight.get(outgoing.sent).is_some_and(|entry| entry.state == State::Released) {
-            outgoing.sent += 1;
-        }
-        for entry in outgoing.inflight.iter_mut().take_while(|entry| entry.state == State::Released) {
-            let is_safe = !entry.unkept && entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
-            if !is_safe {
-                return;
-            }
-            if !std::mem::replace(&mut entry.pubrel_sent, true) {
-                let mut bytes = Vec::with_capacity(4);
-                let release = Packet::PubRel(Ack::new(entry.packet_id, ReasonCode::Success));
-                codec::encode(&mut bytes, &release, connection.version);
-                out.write(connection.id, &bytes);
-            }
+        outgoing.sent = outgoing.sent.max(outgoing.released);
+        let is_safe = |entry: &Inflight| {
+            !entry.unkept && entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket))
+        };
+        for packet_id in outgoing.take_releases(is_safe) {
+            let mut bytes = Vec::with_capacity(4);
+            codec::encode(&mut bytes, &Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)), connection.version);
+            out.write(connection.id, &bytes);
         }
     }
 

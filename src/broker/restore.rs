@@ -51,7 +51,7 @@ impl Core {
         self.next_session += 1;
         let (client, keys) = (restored.client.clone(), self.keys.clone());
         let mut session = Session::new(client, self.next_session, restored.identity, keys);
-        session.outgoing.inflight = restored.inflight.into_iter().map(inflight).collect();
+        session.outgoing.restore_inflight(restored.inflight.into_iter().map(inflight).collect());
         session.outgoing.restore_waiting(restored.waiting, restored.shares);
         session.expiry_secs = restored.expiry_interval_secs;
         session.received = restored.received.into_iter().map(|packet_id| (packet_id, None)).collect();

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use indexmap::IndexMap;
+use smallvec::SmallVec;
 
 use super::ConnectionId;
 use super::change::{StoredPosition, StoredWill, Ticket};
@@ -106,6 +107,10 @@ pub(super) struct Outgoing {
     pub(super) inflight: VecDeque<Inflight>,
     /// How many of `inflight` were sent on this connection; those behind wait for their turn.
     pub(super) sent: usize,
+    /// How many of `inflight` are released.
+    pub(super) released: usize,
+    /// How many of those have had their PUBREL on this connection, and all before them.
+    releases_sent: usize,
     pub(super) queue: VecDeque<Delivery>,
     /// Behind those: what only the store has.
     pub(super) stored: Stored,
@@ -150,6 +155,8 @@ impl Outgoing {
         Outgoing {
             inflight: VecDeque::new(),
             sent: 0,
+            released: 0,
+            releases_sent: 0,
             queue: VecDeque::new(),
             stored: Stored::default(),
             queue_bytes: 0,
@@ -234,9 +241,17 @@ impl Outgoing {
         id
     }
 
-    /// Acknowledgements mostly come in order: the first is looked at first.
+    /// As a store has it.
+    pub(super) fn restore_inflight(&mut self, inflight: VecDeque<Inflight>) {
+        self.released = inflight.iter().take_while(|entry| entry.state == State::Released).count();
+        self.inflight = inflight;
+    }
+
+    /// Acknowledgements mostly come in order: the first of each kind is looked at first.
     pub(super) fn find(&self, packet_id: PacketId) -> Option<usize> {
-        self.inflight.iter().position(|entry| entry.packet_id == packet_id)
+        let is_it = |at: &usize| self.inflight.get(*at).is_some_and(|entry| entry.packet_id == packet_id);
+        let likely = [0, self.released].into_iter().find(is_it);
+        likely.or_else(|| self.inflight.iter().position(|entry| entry.packet_id == packet_id))
     }
 
     /// The message with this identifier, if it waits for this ticket.
@@ -245,8 +260,8 @@ impl Outgoing {
     }
 
     pub(super) fn remove(&mut self, at: usize) -> Inflight {
-        if at < self.sent {
-            self.sent -= 1;
+        for border in [&mut self.sent, &mut self.released, &mut self.releases_sent] {
+            *border -= usize::from(at < *border);
         }
         self.inflight.remove(at).expect("found in this queue before")
     }
@@ -297,6 +312,7 @@ impl Outgoing {
     /// On a new connection everything unacknowledged is sent again [MQTT-4.4.0-1].
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
+        self.releases_sent = 0;
         self.fetching = 0;
         for entry in &mut self.inflight {
             entry.pubrel_sent = false;
@@ -305,12 +321,38 @@ impl Outgoing {
 
     /// PUBREC came for the message at `found`: only its identifier is needed from here on.
     pub(super) fn release(&mut self, found: usize) {
-        let mut entry = self.inflight.remove(found).expect("found in this queue before");
+        let entry = &mut self.inflight[found];
         entry.state = State::Released;
         entry.delivery.body = Body::Stored(entry.delivery.message_id());
         entry.delivery.hold = None;
-        let place = self.inflight.iter().take_while(|entry| entry.state == State::Released).count();
-        self.inflight.insert(place, entry);
+        if found != self.released {
+            let entry = self.inflight.remove(found).expect("looked at above");
+            self.inflight.insert(self.released, entry);
+        }
+        self.released += 1;
+    }
+
+    /// PUBREC came again: PUBREL goes again.
+    pub(super) fn release_again(&mut self, found: usize) {
+        self.inflight[found].pubrel_sent = false;
+        self.releases_sent = self.releases_sent.min(found);
+    }
+
+    /// The released ones whose PUBREL is still to be sent on this connection, in the order of their PUBREC, as far
+    /// as `is_safe` says that they may be; each is taken to be sent.
+    pub(super) fn take_releases(&mut self, is_safe: impl Fn(&Inflight) -> bool) -> SmallVec<[PacketId; 8]> {
+        let mut taken = SmallVec::new();
+        while self.releases_sent < self.released {
+            let entry = &mut self.inflight[self.releases_sent];
+            if !is_safe(entry) {
+                break;
+            }
+            if !std::mem::replace(&mut entry.pubrel_sent, true) {
+                taken.push(entry.packet_id);
+            }
+            self.releases_sent += 1;
+        }
+        taken
     }
 
     /// QoS 0 that waits is for the connection that it was published to, not for the next.

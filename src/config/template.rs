@@ -111,7 +111,7 @@ admission:
 # What a client may cost once it is in. What happens at a limit stands behind it.
 limits:
   packet-size-max: 16MiB           # DISCONNECT 0x95
-  inflight-max: 100                # QoS 1 and 2 under way to one client; more wait
+  inflight-max: 1000               # QoS 1 and 2 under way to one client; more wait
   receive-maximum: 100             # QoS 1 and 2 under way from one client: DISCONNECT 0x93
   queued-messages-max: 10000       # waiting for one session: the queue policy decides
   queued-bytes-max: 64MiB

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
 use time::OffsetDateTime;
 
+use super::verifier::Remembering;
 use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
 use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger};
@@ -471,14 +473,12 @@ impl TlsLoader<'_> {
         roots: RootCertStore,
     ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = match self.files.client_certs {
+        let by_roots =
+            |roots: RootCertStore| WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+        let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
             ClientCerts::Off => Arc::new(NoClientAuth),
-            ClientCerts::Required => {
-                WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build()?
-            }
-            ClientCerts::Optional => WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-                .allow_unauthenticated()
-                .build()?,
+            ClientCerts::Required => Arc::new(Remembering::new(by_roots(roots).build()?)),
+            ClientCerts::Optional => Arc::new(Remembering::new(by_roots(roots).allow_unauthenticated().build()?)),
         };
         let versions: &[&rustls::SupportedProtocolVersion] = match self.files.min_version {
             TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
@@ -489,6 +489,11 @@ impl TlsLoader<'_> {
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(resolver));
+        // However many devices come back at once, each resumes: what a session needs lies with its client. The
+        // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
+        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        // A client comes back once for each connection that it had.
+        config.send_tls13_tickets = 1;
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = vec![b"mqtt".to_vec()];
         Ok(TlsMaterial {

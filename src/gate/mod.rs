@@ -12,6 +12,7 @@ mod seen;
 mod slots;
 mod stats;
 mod throttle;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -9,6 +9,7 @@ mod farewell;
 mod link;
 mod output;
 mod report;
+mod requests;
 mod turn;
 mod wire;
 

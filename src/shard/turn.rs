@@ -1,6 +1,6 @@
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -11,10 +11,10 @@ use tracing::{error, info};
 use super::farewell;
 use super::link::{Link, Taken};
 use super::output::Output;
-use super::report::{ClientRow, ConnectedRow, ShardReport};
+use super::requests::Listing;
 use super::wire::{Connection, Wire, who};
 use super::{Message, Peers};
-use crate::broker::{Admission, Closing, Command, ConnectionId, Core, Input, Restored};
+use crate::broker::{Admission, Closing, ConnectionId, Core, Input, Restored};
 use crate::codec::{self, Packet};
 use crate::handover::Handover;
 use crate::store::{Answer, Store};
@@ -25,12 +25,11 @@ pub(super) const WAKER: Token = Token(usize::MAX);
 const BUFFER: usize = 256 * 1024;
 /// Bytes read from one connection before others get their turn.
 const READ_BUDGET: usize = 512 * 1024;
-/// Messages from outside taken in one turn.
-const INBOX_BUDGET: usize = 256;
-/// Sessions listed in one turn.
-const LIST_SLICE: usize = 1_000;
+/// Bytes read in one turn: from here on the rest waits for the next. Subscribers acknowledge meanwhile what this
+/// turn sent them; were everybody read first, what comes for a busy one would lie in its queue.
+const TURN_BUDGET: u64 = 64 * 1024;
 /// How long what was written last may take to leave.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// The clock's one door.
 #[expect(clippy::disallowed_methods, reason = "this is the door")]
@@ -40,9 +39,9 @@ pub(super) fn clock() -> Instant {
 
 pub(super) struct Shard {
     poll: Poll,
-    inbox: Receiver<Message>,
-    core: Core,
-    wire: Wire,
+    pub(super) inbox: Receiver<Message>,
+    pub(super) core: Core,
+    pub(super) wire: Wire,
     buffer: Box<[u8]>,
     /// Its place for what TLS has not opened yet.
     sealed: Box<[u8]>,
@@ -51,15 +50,15 @@ pub(super) struct Shard {
     /// Closing connections and when they go, whatever is left.
     lingering: VecDeque<(Instant, ConnectionId)>,
     next_epoch: u32,
-    levels: [usize; 3],
-    bytes_received: u64,
-    bytes_sent: u64,
-    listings: VecDeque<Listing>,
-    stopping: Option<Stopping>,
+    pub(super) levels: [usize; 3],
+    pub(super) bytes_received: u64,
+    pub(super) bytes_sent: u64,
+    pub(super) listings: VecDeque<Listing>,
+    pub(super) stopping: Option<Stopping>,
     /// Connections that are not read from.
     parked: Vec<usize>,
     /// The inbox was not emptied, and its waker has been heard.
-    more_messages: bool,
+    pub(super) more_messages: bool,
 }
 
 /// Nobody reads any more on the other side.
@@ -67,16 +66,9 @@ fn is_over_at_once(why: Closing) -> bool {
     matches!(why, Closing::ByClient(_) | Closing::Lost)
 }
 
-/// A list of sessions in the making.
-struct Listing {
-    cursor: usize,
-    rows: Vec<ClientRow>,
-    answer: oneshot::Sender<Vec<ClientRow>>,
-}
-
-struct Stopping {
-    by: Instant,
-    answer: oneshot::Sender<()>,
+pub(super) struct Stopping {
+    pub(super) by: Instant,
+    pub(super) answer: oneshot::Sender<()>,
 }
 
 impl Shard {
@@ -179,9 +171,14 @@ impl Shard {
         }
     }
 
-    /// Each ready connection once; one with more to read than its budget comes again next turn.
+    /// Each ready connection once, as far as the turn's budget goes; one with more to read than its own comes again
+    /// next turn.
     fn read_ready(&mut self, now: Instant) {
+        let enough = self.bytes_received + TURN_BUDGET;
         for _ in 0..self.ready.len() {
+            if self.bytes_received >= enough {
+                return;
+            }
             let Some(key) = self.ready.pop_front() else { return };
             if let Some(connection) = self.wire.connections.get_mut(key) {
                 connection.ready = false;
@@ -360,7 +357,7 @@ impl Shard {
         self.levels[connection.about.level as usize] -= 1;
     }
 
-    fn adopt(&mut self, now: Instant, handover: Handover) {
+    pub(super) fn adopt(&mut self, now: Instant, handover: Handover) {
         let Handover { socket, tls, bytes, client, assigned, identity, authentication_data, about, slot } = handover;
         let entry = self.wire.connections.vacant_entry();
         let key = entry.key();
@@ -372,6 +369,8 @@ impl Shard {
         }
         self.levels[about.level as usize] += 1;
         let version = about.version;
+        // rustls may hold bytes that no event will tell of.
+        let may_hold = !link.is_plain();
         entry.insert(Connection {
             id,
             link,
@@ -382,8 +381,7 @@ impl Shard {
             parked: false,
             took: now,
             packet_size_max: self.core.limits().packet_size_max as usize,
-            // rustls may hold bytes that no event will tell of.
-            ready: true,
+            ready: may_hold,
             read_closed: false,
             dirty: false,
             closing: None,
@@ -396,7 +394,9 @@ impl Shard {
             about,
             _slot: slot,
         });
-        self.ready.push_back(key);
+        if may_hold {
+            self.ready.push_back(key);
+        }
         self.bytes_received += bytes.len() as u64;
         // Decoded at the gate already: it travels as bytes so that nothing of it is copied.
         let frame = codec::frame(&bytes, codec::PACKET_SIZE_MAX).ok().flatten().expect("the gate found it");
@@ -411,67 +411,6 @@ impl Shard {
             drop(connect);
             self.feed(now, id, rest);
         }
-    }
-
-    /// `false` when nobody can send any more.
-    fn take_messages(&mut self, now: Instant) -> bool {
-        for _ in 0..INBOX_BUDGET {
-            match self.inbox.try_recv() {
-                Ok(message) => self.message(now, message),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-        // More than one turn's worth: look again at once.
-        self.more_messages = true;
-        true
-    }
-
-    fn message(&mut self, now: Instant, message: Message) {
-        match message {
-            Message::Adopt(handover) => self.adopt(now, *handover),
-            Message::Letter(from, letter) => self.core.handle(now, Input::Heard(from, letter), &mut self.wire),
-            Message::Configure { limits, acl } => self.core.configure(limits, acl),
-            Message::Kick(name, answer) => {
-                let kicked = self.kick(now, Closing::Kicked, |connection| {
-                    connection.client.as_str() == name
-                        || connection.identity.as_ref().is_some_and(|identity| identity.as_str() == name)
-                });
-                let _ = answer.send(kicked);
-            }
-            Message::Forget(identities) => {
-                for identity in identities {
-                    self.core.handle(now, Input::Command(Command::Forget(identity)), &mut self.wire);
-                }
-            }
-            Message::Revoke(serials) => {
-                let serials: HashSet<Vec<u8>> = serials.into_iter().collect();
-                self.kick(now, Closing::Revoked, |connection| {
-                    connection.about.certificate_serial.as_ref().is_some_and(|serial| serials.contains(&**serial))
-                });
-            }
-            Message::Report(answer) => drop(answer.send(self.report())),
-            Message::Clients(answer) => self.listings.push_back(Listing { cursor: 0, rows: Vec::new(), answer }),
-            Message::Ping(answer) => drop(answer.send(())),
-            Message::ShutDown(answer) => {
-                self.core.handle(now, Input::Command(Command::ShutDown), &mut self.wire);
-                self.stopping = Some(Stopping { by: now + LINGER, answer });
-            }
-        }
-    }
-
-    fn kick(&mut self, now: Instant, why: Closing, wanted: impl Fn(&Connection) -> bool) -> usize {
-        let found: Vec<ConnectionId> = self
-            .wire
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.closing.is_none() && wanted(connection))
-            .map(|(_, connection)| connection.id)
-            .collect();
-        for id in &found {
-            self.core.handle(now, Input::Command(Command::Kick(*id, why)), &mut self.wire);
-        }
-        found.len()
     }
 
     /// What the store has to say, and what comes of it.
@@ -584,53 +523,6 @@ impl Shard {
                 self.remove(id.index as usize);
             }
             self.lingering.pop_front();
-        }
-    }
-
-    fn report(&self) -> ShardReport {
-        ShardReport {
-            counters: self.core.counters(),
-            gauges: self.core.gauges(),
-            levels: self.levels,
-            bytes_received: self.bytes_received,
-            bytes_sent: self.bytes_sent,
-            commits: self.wire.store.commit_times(),
-        }
-    }
-
-    /// One slice of the oldest list in the making.
-    fn list(&mut self) {
-        let Some(listing) = self.listings.front_mut() else { return };
-        let (page, next) = self.core.sessions(listing.cursor, LIST_SLICE);
-        for session in page {
-            let connected = session
-                .connection
-                .and_then(|id| self.wire.connection(id))
-                .filter(|connection| connection.closing.is_none())
-                .map(|connection| ConnectedRow {
-                    number: connection.about.number,
-                    address: connection.about.peer.to_string(),
-                    listener: connection.about.listener.to_string(),
-                    level: connection.about.level,
-                    version: connection.about.version.as_str(),
-                    since: connection.about.since,
-                });
-            listing.rows.push(ClientRow {
-                client: session.client.as_str().to_owned(),
-                identity: session.identity.map(|identity| identity.as_str().to_owned()),
-                connected,
-                subscriptions: session.subscriptions,
-                queued_messages: session.queued_messages,
-                queued_bytes: session.queued_bytes,
-                inflight_messages: session.inflight_messages,
-            });
-        }
-        match next {
-            Some(cursor) => listing.cursor = cursor,
-            None => {
-                let done = self.listings.pop_front().expect("looked at above");
-                drop(done.answer.send(done.rows));
-            }
         }
     }
 

@@ -129,6 +129,28 @@ fn a_resumed_session_is_no_way_around_removal_or_expiry() {
 }
 
 #[test]
+fn a_device_resumes_however_many_others_came_meanwhile() {
+    // RFC 8446 section 2.2: after a power cut in a plant, all of them come back at once.
+    let site = Site::new(&["--client", "device1"]);
+    let broker = site.serve();
+    let (ca, folder) = (site.path("pki/ca.crt"), site.path("pki/clients/device1"));
+    let device = || Arc::new(config(&ca, Some((&folder.join("client.crt"), &folder.join("client.key"))), BOTH));
+    let first = device();
+    assert_eq!(connect(&mut open(broker.tls_port, &first)), Ok(0));
+    for _ in 0..300 {
+        assert_eq!(connect(&mut open(broker.tls_port, &device())), Ok(0));
+    }
+    let mut again = open(broker.tls_port, &first);
+    assert_eq!(connect(&mut again), Ok(0));
+    assert_eq!(again.conn.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+    // What a reload may have ceased to trust is verified anew.
+    site.ok(&["reload"]);
+    let mut after = open(broker.tls_port, &first);
+    assert_eq!(connect(&mut after), Ok(0));
+    assert_eq!(after.conn.handshake_kind(), Some(rustls::HandshakeKind::Full));
+}
+
+#[test]
 fn whoever_is_removed_while_it_connects_does_not_get_in() {
     let site = Site::new(&["--client", "thief"]);
     let broker = site.serve();

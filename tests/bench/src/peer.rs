@@ -198,7 +198,7 @@ fn write_configuration(folder: &Path, kind: Kind, wire: Wire, port: u16) {
             };
             let text = format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\n\
-                 max_queued_messages 0\nmax_inflight_messages 100\nuser root\n{}{tls}",
+                 max_queued_messages 0\nmax_inflight_messages 1000\nuser root\n{}{tls}",
                 folder.display(),
                 if every_change { "autosave_on_changes true\nautosave_interval 1\n" } else { "" }
             );
@@ -216,7 +216,7 @@ fn write_configuration(folder: &Path, kind: Kind, wire: Wire, port: u16) {
                 "id = 0\n[router]\nid = 0\nmax_connections = 20000\nmax_outgoing_packet_count = 200\n\
                  max_segment_size = 104857600\nmax_segment_count = 10\n[v4.1]\nname = \"v4\"\n\
                  listen = \"127.0.0.1:{port}\"\nnext_connection_delay_ms = 0\n{tls}[v4.1.connections]\n\
-                 connection_timeout_ms = 60000\nmax_payload_size = 1048576\nmax_inflight_count = 100\n\
+                 connection_timeout_ms = 60000\nmax_payload_size = 1048576\nmax_inflight_count = 1000\n\
                  dynamic_filters = true\n"
             );
             ("rumqttd.toml", text)
