@@ -21,6 +21,8 @@ pub struct Handover {
     pub identity: Option<Identity>,
     /// What the last step of an extended authentication had to say.
     pub authentication_data: Option<Vec<u8>>,
+    /// What the client should know, for CONNACK's reason string.
+    pub notice: Option<String>,
     pub about: About,
     /// Its place among the connections that the gate counts: given back when this is dropped.
     pub slot: Box<dyn Any + Send>,
@@ -42,9 +44,17 @@ pub struct About {
     pub listener: Arc<str>,
     pub version: Version,
     pub level: Level,
-    /// Of the client's certificate.
-    pub certificate_serial: Option<Box<[u8]>>,
+    pub certificate: Option<Box<PeerCertificate>>,
     pub since: SystemTime,
+}
+
+/// What is remembered of a client's certificate while it is connected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerCertificate {
+    pub serial: Box<[u8]>,
+    /// RFC 2253: with the serial number it names the certificate (RFC 5280 section 4.1.2.2).
+    pub issuer: Box<str>,
+    pub expires: SystemTime,
 }
 
 /// Where a client is.

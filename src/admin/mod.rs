@@ -9,5 +9,5 @@ mod server;
 mod socket;
 
 pub use client::{CallError, call};
-pub use server::{Admin, Anew, Reload, Site, serve_local, serve_public};
+pub use server::{Admin, Anew, Reload, Site, expiry_warning, serve_local, serve_public};
 pub use socket::{DataLock, DataLockError, is_data_taken, lock_data};

@@ -59,6 +59,35 @@ pub struct Site {
     pub listeners: Vec<api::ListenerStatus>,
     pub certificates: Vec<(String, CertificateInfo)>,
     pub findings: Vec<String>,
+    /// The broker renews its own certificate.
+    pub self_renew: bool,
+}
+
+/// From so many days before its end on, a certificate of the site is warned of.
+const WARNED_DAYS: i64 = 60;
+
+impl Site {
+    /// What deserves attention now.
+    pub fn warnings(&self, now: OffsetDateTime) -> Vec<String> {
+        let expiring = self.certificates.iter().filter_map(|(of, info)| expiry_warning(of, info, self.self_renew, now));
+        self.findings.iter().cloned().chain(expiring).collect()
+    }
+}
+
+/// That a certificate of the site (`of`: `ca`, or a listener) is near its end, and what to do. One that renews
+/// itself is only spoken of when that has failed for long.
+pub fn expiry_warning(of: &str, info: &CertificateInfo, self_renew: bool, now: OffsetDateTime) -> Option<String> {
+    let days = info.days_left(now);
+    let renews_itself = self_renew && of != "ca";
+    if days >= if renews_itself { WARNED_DAYS / 2 } else { WARNED_DAYS } {
+        return None;
+    }
+    let date = info.not_after_date();
+    let when = if days < 0 { format!("expired on {date}") } else { format!("expires in {days} days, on {date}") };
+    Some(match of {
+        "ca" => format!("the CA {} {when}: with it all its certificates end", info.subject),
+        _ => format!("the server certificate of {of} {when}: `lockgate server renew` makes a new one"),
+    })
 }
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -155,7 +184,7 @@ impl Admin {
                 })
                 .collect(),
             store: self.store().await,
-            findings: site.findings.clone(),
+            findings: site.warnings(now),
         })
     }
 }

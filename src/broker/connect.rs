@@ -27,6 +27,7 @@ pub(super) enum Farewell {
     Violation(Violation),
     TakenOver,
     Administrator,
+    CertificateExpired,
     ShuttingDown,
     NotAuthenticated,
 }
@@ -36,7 +37,7 @@ impl Farewell {
         match self {
             Farewell::Violation(violation) => violation.reason(),
             Farewell::TakenOver => ReasonCode::SessionTakenOver,
-            Farewell::Administrator => ReasonCode::AdministrativeAction,
+            Farewell::Administrator | Farewell::CertificateExpired => ReasonCode::AdministrativeAction,
             Farewell::ShuttingDown => ReasonCode::ServerShuttingDown,
             // What a method says is for CONNACK.
             Farewell::NotAuthenticated => ReasonCode::NotAuthorized,
@@ -48,6 +49,7 @@ impl Farewell {
             Farewell::Violation(violation) => violation.to_string().into(),
             Farewell::TakenOver => "another connection came with this client id".into(),
             Farewell::Administrator => "ended by an administrator".into(),
+            Farewell::CertificateExpired => "the client's certificate has expired".into(),
             Farewell::ShuttingDown => "the broker stops".into(),
             Farewell::NotAuthenticated => "the new authentication failed".into(),
         }
@@ -278,6 +280,7 @@ impl Core {
         // [MQTT-4.12.0-5], [MQTT-4.12.0-6], [MQTT-4.12.0-7]
         connack.authentication_method = admission.connect.properties.authentication_method;
         connack.authentication_data = admission.authentication_data;
+        connack.reason_string = admission.notice;
         // [MQTT-3.1.2-28]
         let information = self.options.limits.response_information.clone();
         let information = information.filter(|_| admission.connect.properties.request_response_information);

@@ -274,7 +274,11 @@ impl Core {
         match command {
             Command::Kick(id, why) => {
                 if self.connection(id).is_some() {
-                    self.say_goodbye(id, Farewell::Administrator, out);
+                    let farewell = match why {
+                        Closing::CertificateExpired => Farewell::CertificateExpired,
+                        _ => Farewell::Administrator,
+                    };
+                    self.say_goodbye(id, farewell, out);
                     self.finish(now, id, why, out);
                 }
             }

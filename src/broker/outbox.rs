@@ -47,6 +47,8 @@ pub struct Admission<'a> {
     pub identity: Option<Identity>,
     /// What the last step of an extended authentication had to say [MQTT-4.12.0-5].
     pub authentication_data: Option<&'a [u8]>,
+    /// What an MQTT 5 client should know, for CONNACK's reason string (MQTT 5 section 3.2.2.3.9).
+    pub notice: Option<&'a str>,
 }
 
 /// What an administrator asks for.
@@ -73,6 +75,8 @@ pub enum Closing {
     Kicked,
     /// Its identity or certificate is no longer valid.
     Revoked,
+    /// Its certificate has come to its end.
+    CertificateExpired,
     /// It was asked to authenticate again, at its own wish, and could not.
     NotAuthenticated,
     ShuttingDown,

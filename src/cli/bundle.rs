@@ -192,11 +192,9 @@ impl Export<'_> {
                     .is_ok_and(|info| ServerName::parse(&self.host).is_ok_and(|name| info.names.contains(&name)));
                 if !named {
                     warnings.push(format!(
-                        "the server certificate does not name {host}: clients will refuse it; make it anew with \
-                         `rm {crt} {key}; lockgate init --san {host}; lockgate reload`",
+                        "the server certificate does not name {host}: clients will refuse it; \
+                         `lockgate server renew --san {host}` makes it anew",
                         host = self.host,
-                        crt = files.certificate.display(),
-                        key = files.key.display()
                     ));
                 }
             }

@@ -257,7 +257,7 @@ impl Maker<'_> {
                 self.made("server key", key, None);
                 let list: Vec<String> = names.iter().map(ToString::to_string).collect();
                 self.note(format!(
-                    "the server certificate is for {}; more names: `lockgate init --san NAME`",
+                    "the server certificate is for {}; more names: `lockgate server renew --san NAME`",
                     list.join(", ")
                 ));
                 Ok(())
@@ -288,7 +288,7 @@ impl Maker<'_> {
         }
         if info.not_after <= self.now {
             return Err(Failure::new(format!(
-                "{}: the server certificate expired on {}: remove it and its key and run `lockgate init` again",
+                "{}: the server certificate expired on {}: `lockgate server renew` makes a new one",
                 certificate.display(),
                 info.not_after_date()
             )));
@@ -301,12 +301,12 @@ impl Maker<'_> {
         let missing: Vec<String> =
             sans.iter().filter(|name| !info.names.contains(name)).map(ToString::to_string).collect();
         if !missing.is_empty() {
+            let sans: Vec<String> = missing.iter().map(|name| format!("--san {name}")).collect();
             self.note(format!(
-                "{crt} exists and does not name {names}; to have it made anew: \
-                 `rm {crt} {key}`, then this command again, then `lockgate reload`",
-                crt = certificate.display(),
-                key = key.display(),
-                names = missing.join(", ")
+                "{} exists and does not name {}: `lockgate server renew {}` makes it anew",
+                certificate.display(),
+                missing.join(", "),
+                sans.join(" ")
             ));
         }
         Ok(())

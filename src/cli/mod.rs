@@ -13,6 +13,7 @@ mod acl;
 mod ask;
 mod bench;
 mod bundle;
+mod ca;
 mod client;
 mod environment;
 mod init;
@@ -20,13 +21,16 @@ mod log;
 mod make;
 mod passwd;
 mod report;
+mod running;
 mod sealed;
 mod serve;
+mod server;
 mod site;
 mod status;
 mod store;
 mod torture;
 mod up;
+mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -62,6 +66,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Manage who may connect: devices, applications, people
     Client(client::Arguments),
+    /// Show the certificate authority, and list what it revoked
+    Ca(ca::Arguments),
+    /// Show and renew the broker's own certificate
+    Server(server::Arguments),
     /// Edit a bare password file (a site's own: `lockgate client passwd`)
     Passwd(passwd::Arguments),
     /// Ask the ACL a question
@@ -124,6 +132,8 @@ pub fn main() -> ExitCode {
         Command::Init(arguments) => init::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Client(arguments) => client::run(arguments),
+        Command::Ca(arguments) => ca::run(arguments),
+        Command::Server(arguments) => server::run(arguments),
         Command::Passwd(arguments) => passwd::run(arguments),
         Command::Acl(arguments) => acl::run(arguments),
         Command::Store(arguments) => store::run(arguments),

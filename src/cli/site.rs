@@ -9,7 +9,7 @@ use super::{Failure, SiteArguments};
 use crate::admin::{self, CallError, api};
 use crate::auth::{Cost, PasswordHash};
 use crate::config::{self, Settings, Transport};
-use crate::pki::{self, FileError, Ledger, Owner};
+use crate::pki::{self, FileError, Ledger, Lock, Owner};
 use crate::types::{Identity, Level};
 
 /// The configuration's path, by the command line, the environment or the usual places.
@@ -98,6 +98,28 @@ impl Files {
         // Only root can give files away; others make them as their own.
         rustix::process::geteuid().is_root().then(|| Owner { uid: metadata.uid(), gid: metadata.gid() })
     }
+}
+
+/// A site under the lock of its files, with what was interrupted mended.
+pub(super) struct Editing {
+    pub(super) settings: Settings,
+    pub(super) files: Files,
+    pub(super) owner: Option<Owner>,
+    /// Given back before a running broker is told.
+    pub(super) lock: Lock,
+}
+
+pub(super) fn edit(arguments: &SiteArguments) -> Result<Editing, Failure> {
+    let path = find_configuration(arguments)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let lock = Lock::acquire(folder)?;
+    // The configuration says where the rest of the site is; it may itself be among what was
+    // interrupted, and then only `init` can tell.
+    let settings = load(arguments)?;
+    let files = Files::of(&settings);
+    files.recover()?;
+    let owner = files.owner();
+    Ok(Editing { settings, files, owner, lock })
 }
 
 pub(super) fn read_or_empty(path: &Path) -> Result<String, Failure> {

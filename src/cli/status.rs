@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::report::new_table;
-use super::{Failure, SiteArguments, site};
+use super::{Failure, SiteArguments, client, site};
 use crate::admin::api;
 
 #[derive(Args)]
@@ -33,11 +33,23 @@ pub(super) struct HealthArguments {
     site: SiteArguments,
 }
 
+/// What the broker says, and what its folders do.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Whole {
+    #[serde(flatten)]
+    status: api::Status,
+    /// Of clients: with a private key or a password that is still here.
+    bundles_with_secrets: usize,
+}
+
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let status: api::Status = site::ask(&settings, "/status", None::<&()>).map_err(Failure::new)?;
+    let bundles = client::bundles_with_secrets(&settings);
     if arguments.json {
-        say!("{}", serde_json::to_string_pretty(&status).map_err(Failure::new)?);
+        let whole = Whole { status, bundles_with_secrets: bundles };
+        say!("{}", serde_json::to_string_pretty(&whole).map_err(Failure::new)?);
         return Ok(());
     }
     say!("{} (Lockgate {}, pid {}), up {}", status.name, status.version, status.pid, duration(status.uptime_secs));
@@ -93,6 +105,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             certificate.days_left,
             certificate.expires,
             certificate.subject
+        );
+    }
+    if bundles > 0 {
+        say!(
+            "  bundles:       {bundles} in {} hold a private key or a password: `lockgate client export NAME --take` hands one over",
+            settings.pki.join("clients").display()
         );
     }
     for finding in &status.findings {

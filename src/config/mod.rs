@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use settings::{
-    Admission, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion, Transport,
+    Admission, AtExpiry, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion,
+    Transport,
 };
 pub use template::{Template, render};
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::Problem;
 use super::settings::{
-    Admission, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion, Transport,
+    Admission, AtExpiry, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion,
+    Transport,
 };
 use super::tree::{Located, Node, Origin, Source};
 use crate::auth::{IdentityRule, ListenerRules};
@@ -25,6 +26,8 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let acl = reader.optional_path(&mut root, "acl", "acl");
     let identities = reader.optional_path(&mut root, "identities", "identities.yaml");
     let self_renew = reader.boolean(&mut root, "self-renew").unwrap_or(false);
+    let at_expiries = [("disconnect", AtExpiry::Disconnect), ("keep", AtExpiry::Keep)];
+    let at_expiry = reader.choice(&mut root, "at-expiry", &at_expiries).unwrap_or_default();
     let shards_at = root.entries.iter().find(|(name, _, _)| name == "shards").map(|(_, _, value)| value.origin.clone());
     let shards = reader.number(&mut root, "shards", 1..=64).unwrap_or(1) as u16;
     let durabilities = Durability::ALL.map(|durability| (durability.as_str(), durability));
@@ -55,6 +58,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         acl,
         identities,
         self_renew,
+        at_expiry,
         shards,
         durability,
         commit_delay,
@@ -142,6 +146,10 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
                 certificate: reader.path(section, "certificate").unwrap_or_else(|| defaults.pki.join("server.crt")),
                 key: reader.path(section, "key").unwrap_or_else(|| defaults.pki.join("server.key")),
                 client_ca: reader.path(section, "client-ca").unwrap_or_else(|| defaults.pki.join("ca.crt")),
+                client_crl: match reader.text(section, "client-crl") {
+                    Some(text) if text != "none" => Some(reader.relative(&text)),
+                    _ => None,
+                },
                 client_certs: reader.choice(section, "client-certs", &named).unwrap_or_default(),
                 min_version: defaults.min_version,
             })
@@ -187,6 +195,7 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         certificate: defaults.pki.join("server.crt"),
         key: defaults.pki.join("server.key"),
         client_ca: defaults.pki.join("ca.crt"),
+        client_crl: None,
         client_certs: ClientCerts::Optional,
         min_version: defaults.min_version,
     };

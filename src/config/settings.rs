@@ -23,6 +23,8 @@ pub struct Settings {
     pub identities: Option<PathBuf>,
     /// Whether the broker may use the CA's key to renew its own certificate.
     pub self_renew: bool,
+    /// What happens to a connection whose client's certificate comes to its end.
+    pub at_expiry: AtExpiry,
     /// Event loops that share the sessions.
     pub shards: u16,
     /// What survives.
@@ -51,6 +53,11 @@ impl Settings {
         self.pki.join("ca.crt")
     }
 
+    /// The revocation list that we sign.
+    pub fn crl(&self) -> PathBuf {
+        self.pki.join("ca.crl")
+    }
+
     pub fn ca_key(&self) -> PathBuf {
         self.pki.join("ca.key")
     }
@@ -58,6 +65,14 @@ impl Settings {
     pub fn folder(&self) -> PathBuf {
         self.file.parent().map(PathBuf::from).unwrap_or_default()
     }
+}
+
+/// What becomes of a client that is connected when its certificate expires.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AtExpiry {
+    #[default]
+    Disconnect,
+    Keep,
 }
 
 /// A place where clients come in.
@@ -123,6 +138,8 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub client_ca: PathBuf,
+    /// Revocation lists of that CA, where somebody else keeps them.
+    pub client_crl: Option<PathBuf>,
     pub client_certs: ClientCerts,
     pub min_version: TlsVersion,
 }

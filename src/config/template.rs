@@ -68,6 +68,7 @@ passwords: passwd                  # none: nobody has a password
 acl: acl                           # none: everybody may read and write all topics but $...
 identities: identities.yaml        # minimum levels; none: there are none
 self-renew: {self_renew}                  # may the broker use the CA's key to renew its own certificate?
+at-expiry: disconnect              # a connected client whose certificate expires; or keep
 response-information: none         # what MQTT 5 clients are told that ask for it: replies/%c, say; %c is the client id
 durability: fsync                  # sessions, queued and retained messages survive
                                    #   fsync: a power cut (every acknowledgement waits for the disk)
@@ -86,6 +87,7 @@ listeners:
     certificate: {pki}/server.crt
     key: {pki}/server.key
     client-ca: {pki}/ca.crt        # who signs the certificates of clients
+    client-crl: none               # a file with that CA's revocation lists, where somebody else keeps them
     client-certs: {client_certs}         # off | optional | required
     identity: default              # default: a certificate, or a name with its password, or both;
                                    # cn | subject: the certificate alone says who it is

@@ -18,9 +18,12 @@ use super::slots::Slot;
 use super::{Current, Gate};
 use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
-use crate::handover::{About, Handover, Peer, Socket};
+use crate::handover::{About, Handover, Peer, PeerCertificate, Socket};
 use crate::pki::CertificateInfo;
 use crate::types::{ClientId, Identity, Level, ReasonCode};
+
+/// From so many days before its end on, a client's certificate is spoken of when it comes in.
+const EXPIRY_ANNOUNCED_DAYS: i64 = 30;
 
 /// A socket as accepted.
 pub(super) enum Stream {
@@ -132,7 +135,7 @@ impl Arrival {
                 }
             }
         };
-        let certificate = self.certificate(link)?;
+        let (certificate, kept) = self.certificate(link)?.unzip();
         let mut bytes = Vec::new();
         let end = self.read_connect(link, &mut bytes).await?;
         let mut rest = bytes.split_off(end);
@@ -161,18 +164,9 @@ impl Arrival {
             if Arc::ptr_eq(&current, &self.gate.current.load()) {
                 drop(connect);
                 bytes.append(&mut rest);
-                let certificate_serial = certificate.map(|certificate| certificate.serial.into_boxed_slice());
                 let authentication_data = proof.and_then(|proof| proof.data);
-                let ready = Ready {
-                    bytes,
-                    client,
-                    assigned,
-                    identity,
-                    authentication_data,
-                    level,
-                    version,
-                    certificate_serial,
-                };
+                let ready =
+                    Ready { bytes, client, assigned, identity, authentication_data, level, version, certificate: kept };
                 let (link, slot) = held.take().zip(slot.take()).expect("put there on the way");
                 self.hand_over(link, ready, slot);
                 return Ok(());
@@ -192,7 +186,7 @@ impl Arrival {
         Ok(material.rules)
     }
 
-    fn certificate(&self, link: &Link) -> Result<Option<Certificate>, Stop> {
+    fn certificate(&self, link: &Link) -> Result<Option<(Certificate, PeerCertificate)>, Stop> {
         let Link::Tls(stream) = link else { return Ok(None) };
         let (_, session) = stream.get_ref();
         let Some(leaf) = session.peer_certificates().and_then(<[_]>::first) else { return Ok(None) };
@@ -205,7 +199,12 @@ impl Arrival {
             return Err(Stop::Handshake(Failure { kind: "client-certificate", why }));
         }
         let own = self.current.own_ca.as_ref().is_some_and(|ca| info.is_issued_by(ca));
-        Ok(Some(Certificate { common_name: info.common_name, subject: info.subject, serial: info.serial, own }))
+        let kept = PeerCertificate {
+            serial: info.serial.clone().into_boxed_slice(),
+            issuer: info.issuer.into_boxed_str(),
+            expires: info.not_after.into(),
+        };
+        Ok(Some((Certificate { common_name: info.common_name, subject: info.subject, serial: info.serial, own }, kept)))
     }
 
     /// Reads more of what the client sends; fails when it has gone.
@@ -337,6 +336,22 @@ impl Arrival {
         }
     }
 
+    /// That a client's certificate is near its end, for it and for the log.
+    fn notice(&self, certificate: &PeerCertificate, identity: Option<&Identity>) -> Option<String> {
+        let expires = OffsetDateTime::from(certificate.expires);
+        let days = (expires - OffsetDateTime::now_utc()).whole_days();
+        if days >= EXPIRY_ANNOUNCED_DAYS {
+            return None;
+        }
+        let (date, name) = (expires.date(), identity.map_or("", Identity::as_str));
+        warn!(
+            id = self.number,
+            kind = "certificate-expires",
+            "the certificate of {name} expires in {days} days, on {date}: `lockgate client renew {name}` makes a new one"
+        );
+        Some(format!("your certificate expires in {days} days, on {date}"))
+    }
+
     fn hand_over(&self, link: Link, ready: Ready, slot: Slot) {
         let (socket, tls) = match link {
             Link::Tcp(stream) => (stream.into_std().map(Socket::Tcp), None),
@@ -356,6 +371,8 @@ impl Arrival {
         if let Some(identity) = &ready.identity {
             self.gate.seen.note(identity, ready.level, &self.peer, OffsetDateTime::now_utc());
         }
+        let notice =
+            ready.certificate.as_ref().and_then(|certificate| self.notice(certificate, ready.identity.as_ref()));
         (self.gate.deliver)(Handover {
             socket,
             tls,
@@ -364,13 +381,14 @@ impl Arrival {
             assigned: ready.assigned,
             identity: ready.identity,
             authentication_data: ready.authentication_data,
+            notice,
             about: About {
                 number: self.number,
                 peer: self.peer,
                 listener: self.listener.clone(),
                 version: ready.version,
                 level: ready.level,
-                certificate_serial: ready.certificate_serial,
+                certificate: ready.certificate.map(Box::new),
                 since: SystemTime::now(),
             },
             slot: Box::new(slot),
@@ -433,7 +451,7 @@ struct Ready {
     authentication_data: Option<Vec<u8>>,
     level: Level,
     version: Version,
-    certificate_serial: Option<Box<[u8]>>,
+    certificate: Option<PeerCertificate>,
 }
 
 async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, answer: &[u8]) {

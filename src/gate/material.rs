@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -13,6 +14,7 @@ use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
 use time::OffsetDateTime;
 
+use super::revocation::Revocations;
 use super::verifier::Remembering;
 use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
 use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport};
@@ -25,6 +27,8 @@ pub struct Material {
     pub acl: Arc<Acl>,
     pub(super) listeners: BTreeMap<String, Arc<ListenerMaterial>>,
     pub(super) own_ca: Option<CertificateInfo>,
+    /// Certificates that a list of somebody else's revokes: issuer (RFC 2253) and serial number.
+    pub revoked: Vec<(String, Vec<u8>)>,
     /// Certificates in use: what for, and what there is to know.
     pub certificates: Vec<(String, CertificateInfo)>,
     /// What is not wrong enough to refuse.
@@ -90,7 +94,7 @@ impl Material {
         let ledger = read_ledger(settings, &mut problems);
         let own_ca = read_own_ca(settings, settings.ledger().exists(), now, &mut problems);
         let directory = read_directory(settings, ledger.as_ref(), &mut problems);
-        let mut certificates = Vec::new();
+        let (mut certificates, mut revoked) = (Vec::new(), Vec::new());
         if let Some(ca) = &own_ca {
             certificates.push(("ca".to_owned(), ca.clone()));
         }
@@ -106,6 +110,7 @@ impl Material {
                         own_ca: &own_ca,
                         problems: &mut problems,
                         findings: &mut findings,
+                        revoked: &mut revoked,
                     };
                     let loaded = loader.load();
                     if let Some((_, info)) = &loaded {
@@ -125,10 +130,17 @@ impl Material {
         match (problems.is_empty(), acl, directory) {
             (true, Some(acl), Some(directory)) => {
                 let (acl, directory) = (Arc::new(acl), Arc::new(directory));
-                Ok(Material { directory, acl, listeners, own_ca, certificates, findings })
+                Ok(Material { directory, acl, listeners, own_ca, revoked, certificates, findings })
             }
             _ => Err(MaterialError(problems)),
         }
+    }
+}
+
+impl Material {
+    /// Who issued the site's own certificates (RFC 2253).
+    pub fn own_issuer(&self) -> Option<String> {
+        self.own_ca.as_ref().map(|ca| ca.subject.clone())
     }
 }
 
@@ -336,17 +348,18 @@ struct TlsLoader<'a> {
     own_ca: &'a Option<CertificateInfo>,
     problems: &'a mut Vec<String>,
     findings: &'a mut Vec<Finding>,
+    revoked: &'a mut Vec<(String, Vec<u8>)>,
 }
 
 impl TlsLoader<'_> {
     fn load(&mut self) -> Option<(TlsMaterial, CertificateInfo)> {
         let certified = self.certified();
-        let roots = match self.files.client_certs {
-            ClientCerts::Off => Some(RootCertStore::empty()),
-            _ => self.roots(),
+        let trust = match self.files.client_certs {
+            ClientCerts::Off => Some((RootCertStore::empty(), Vec::new())),
+            _ => self.trust(),
         };
-        let ((certified, info), roots) = certified.zip(roots)?;
-        match self.configs(certified, roots) {
+        let ((certified, info), (roots, lists)) = certified.zip(trust)?;
+        match self.configs(certified, roots, lists) {
             Ok(tls) => Some((tls, info)),
             Err(error) => {
                 self.problems.push(format!("cannot set up TLS with {}: {error}", self.files.certificate.display()));
@@ -393,7 +406,7 @@ impl TlsLoader<'_> {
     fn check_server(&mut self, path: &Path, info: &CertificateInfo) -> Option<()> {
         if info.not_after <= self.now {
             let what = format!(
-                "the server certificate expired on {}: every client refuses it; remove it and its key and run `lockgate init` to make a new one",
+                "the server certificate expired on {}: every client refuses it; `lockgate server renew` makes a new one",
                 info.not_after_date()
             );
             self.content(path, what);
@@ -405,15 +418,6 @@ impl TlsLoader<'_> {
                 format!("the server certificate is not valid before {}: check this machine's clock", info.not_before),
             );
             return None;
-        }
-        let days = info.days_left(self.now);
-        if days < 30 {
-            let what = format!(
-                "{}: the server certificate expires in {days} days, on {}",
-                path.display(),
-                info.not_after_date()
-            );
-            self.findings.push(Finding { severity: Severity::Warning, what });
         }
         if info.is_v1 {
             let what = format!("{}: an X.509 v1 certificate, without names: modern clients refuse it", path.display());
@@ -438,7 +442,8 @@ impl TlsLoader<'_> {
             .collect();
         if !missing.is_empty() {
             let what = format!(
-                "{}: the server certificate does not name {}: clients that dial this host so will refuse it",
+                "{}: the server certificate does not name {}: clients that dial this host so will refuse it; \
+                 `lockgate server renew` adds it",
                 path.display(),
                 missing.join(", ")
             );
@@ -447,10 +452,12 @@ impl TlsLoader<'_> {
         Some(())
     }
 
-    fn roots(&mut self) -> Option<RootCertStore> {
+    /// Who signs clients' certificates, and what they have revoked.
+    fn trust(&mut self) -> Option<(RootCertStore, Vec<CertificateRevocationListDer<'static>>)> {
         let path = &self.files.client_ca.clone();
         let pem = plain(path).map_err(|error| self.problem(error)).ok()?;
         let certificates = pki::load_certificates(&pem).map_err(|error| self.content(path, error)).ok()?;
+        let lists = self.lists(&certificates)?;
         let mut roots = RootCertStore::empty();
         for certificate in certificates {
             let info = CertificateInfo::parse(&certificate).map_err(|error| self.content(path, error)).ok()?;
@@ -464,17 +471,33 @@ impl TlsLoader<'_> {
             }
             roots.add(certificate).map_err(|error| self.content(path, error)).ok()?;
         }
-        Some(roots)
+        Some((roots, lists))
+    }
+
+    fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+        let Some(path) = &self.files.client_crl else { return Some(Vec::new()) };
+        let bytes = plain(path).map_err(|error| self.problem(error)).ok()?;
+        let read = Revocations::read(path, &bytes, cas, self.now).map_err(|error| self.problem(error)).ok()?;
+        let warn = |what| Finding { severity: Severity::Warning, what };
+        self.findings.extend(read.warnings.into_iter().map(warn));
+        self.revoked.extend(read.revoked);
+        Some(read.lists)
     }
 
     fn configs(
         &self,
         certified: CertifiedKey,
         roots: RootCertStore,
+        lists: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let by_roots =
-            |roots: RootCertStore| WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+        // A CA without a list revokes nothing, and a list of the CA's says nothing of what is between.
+        let by_roots = |roots: RootCertStore| {
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+                .with_crls(lists)
+                .only_check_end_entity_revocation()
+                .allow_unknown_revocation_status()
+        };
         let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
             ClientCerts::Off => Arc::new(NoClientAuth),
             ClientCerts::Required => Arc::new(Remembering::new(by_roots(roots).build()?)),

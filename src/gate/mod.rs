@@ -8,6 +8,7 @@ mod exchange;
 mod handshake;
 mod listen;
 mod material;
+mod revocation;
 mod seen;
 mod slots;
 mod stats;

@@ -227,7 +227,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
 /// and modes.
 pub fn write_folder(
     path: &Path,
-    files: &[(&'static str, Zeroizing<Vec<u8>>, u32)],
+    files: &[(impl AsRef<Path>, Zeroizing<Vec<u8>>, u32)],
     owner: Option<Owner>,
 ) -> Result<(), FileError> {
     let staged = staged_path(path);

@@ -92,6 +92,11 @@ impl CertificateInfo {
         Ok(info)
     }
 
+    /// Hexadecimal, as the ledger has it.
+    pub fn serial_text(&self) -> String {
+        hex(&self.serial)
+    }
+
     /// Whole days until it expires; negative once it has.
     pub fn days_left(&self, now: OffsetDateTime) -> i64 {
         (self.not_after - now).whole_seconds().div_euclid(86_400)
@@ -125,7 +130,7 @@ fn key_type(key: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
     }
 }
 
-fn trim(serial: &[u8]) -> &[u8] {
+pub(super) fn trim(serial: &[u8]) -> &[u8] {
     match serial {
         [0, rest @ ..] if !rest.is_empty() => rest,
         _ => serial,

@@ -47,7 +47,7 @@ pub fn random_serial() -> [u8; 16] {
 
 /// The certificate authority with its key.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
     pub info: CertificateInfo,
     pub certificate_pem: String,
 }
@@ -100,12 +100,35 @@ impl Authority {
         Ok(Authority { issuer, info, certificate_pem: certificate_pem.to_owned() })
     }
 
-    /// A server certificate for `names`; the first is its common name.
+    /// A server certificate for `names`, with a new key; the first is its common name.
     pub fn issue_server(
         &self,
         site: &str,
         names: &[ServerName],
         kind: KeyType,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<Issued, IssueError> {
+        self.sign_server(site, names, generate(kind)?, days, now)
+    }
+
+    /// Another server certificate for a key that there is already: PEM, PKCS#8.
+    pub fn renew_server(
+        &self,
+        site: &str,
+        names: &[ServerName],
+        key_pem: &str,
+        days: u32,
+        now: OffsetDateTime,
+    ) -> Result<Issued, IssueError> {
+        self.sign_server(site, names, KeyPair::from_pem(key_pem)?, days, now)
+    }
+
+    fn sign_server(
+        &self,
+        site: &str,
+        names: &[ServerName],
+        key: KeyPair,
         days: u32,
         now: OffsetDateTime,
     ) -> Result<Issued, IssueError> {
@@ -125,7 +148,7 @@ impl Authority {
             });
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(params, generate(kind)?)
+        self.sign(params, key)
     }
 
     /// A client certificate whose common name is the identity's, for a new key.

@@ -1,6 +1,6 @@
 //! Every certificate ever made, a JSON object a line: what was issued, what was revoked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -29,8 +29,70 @@ pub enum Event {
         #[serde(with = "time::serde::rfc3339")]
         at: OffsetDateTime,
         serial: String,
-        reason: String,
+        #[serde(deserialize_with = "reason")]
+        reason: Reason,
     },
+}
+
+/// Why a certificate is good no more, in the words of RFC 5280 section 5.3.1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    #[default]
+    Unspecified,
+    /// Somebody else may have its key.
+    KeyCompromise,
+    AffiliationChanged,
+    /// Another one took its place.
+    Superseded,
+    /// What it was for is no more.
+    CessationOfOperation,
+    PrivilegeWithdrawn,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 6] = [
+        Reason::Unspecified,
+        Reason::KeyCompromise,
+        Reason::AffiliationChanged,
+        Reason::Superseded,
+        Reason::CessationOfOperation,
+        Reason::PrivilegeWithdrawn,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Unspecified => "unspecified",
+            Reason::KeyCompromise => "key-compromise",
+            Reason::AffiliationChanged => "affiliation-changed",
+            Reason::Superseded => "superseded",
+            Reason::CessationOfOperation => "cessation-of-operation",
+            Reason::PrivilegeWithdrawn => "privilege-withdrawn",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
+/// Ledgers of before have `removed`.
+fn reason<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(match text.as_str() {
+        "removed" => Reason::CessationOfOperation,
+        // That it was revoked is what counts.
+        text => Reason::parse(text).unwrap_or_default(),
+    })
+}
+
+/// A certificate that was revoked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Revocation {
+    /// Big-endian.
+    pub serial: Vec<u8>,
+    pub at: OffsetDateTime,
+    pub reason: Reason,
 }
 
 /// A certificate that was issued.
@@ -93,7 +155,7 @@ pub enum LedgerError {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     issued: Vec<Entry>,
-    revoked: BTreeSet<String>,
+    revoked: BTreeMap<String, (OffsetDateTime, Reason)>,
 }
 
 impl Ledger {
@@ -104,8 +166,9 @@ impl Ledger {
                 .map_err(|error| LedgerError::Line { line: at + 1, error: error.to_string() })?;
             match event {
                 Event::Issued(entry) => ledger.issued.push(entry),
-                Event::Revoked { serial, .. } => {
-                    ledger.revoked.insert(serial);
+                Event::Revoked { at, serial, reason } => {
+                    // The first one is when it happened.
+                    ledger.revoked.entry(serial).or_insert((at, reason));
                 }
             }
         }
@@ -117,11 +180,31 @@ impl Ledger {
         events.iter().map(|event| serde_json::to_string(event).expect("plain data") + "\n").collect()
     }
 
+    /// What a revocation list names: what was revoked and has not expired by `now`.
+    pub fn revocations(&self, now: OffsetDateTime) -> Vec<Revocation> {
+        let revoked = self.issued.iter().filter(|entry| entry.expires > now).filter_map(|entry| {
+            let (at, reason) = *self.revoked.get(&entry.serial)?;
+            Some(Revocation { serial: unhex(&entry.serial)?, at, reason })
+        });
+        revoked.collect()
+    }
+
+    /// How many certificates were ever issued.
+    pub fn issued(&self) -> usize {
+        self.issued.len()
+    }
+
+    /// When and why the newest certificate of an identity was revoked, if it was.
+    pub fn revocation_of(&self, identity: &Identity) -> Option<(OffsetDateTime, Reason)> {
+        let of = |entry: &&Entry| entry.identity.as_deref() == Some(identity.as_str()) && entry.kind == Kind::Client;
+        self.revoked.get(&self.issued.iter().rev().find(of)?.serial).copied()
+    }
+
     /// Client certificates that admit: issued and not revoked, and whose they are.
     pub fn current(&self) -> BTreeMap<Vec<u8>, Identity> {
         self.issued
             .iter()
-            .filter(|entry| entry.kind == Kind::Client && !self.revoked.contains(&entry.serial))
+            .filter(|entry| entry.kind == Kind::Client && !self.revoked.contains_key(&entry.serial))
             .filter_map(|entry| Some((unhex(&entry.serial)?, Identity::parse(entry.identity.as_deref()?).ok()?)))
             .collect()
     }
@@ -131,7 +214,7 @@ impl Ledger {
         self.issued
             .iter()
             .filter(|entry| entry.kind == Kind::Client && entry.identity.as_deref() == Some(identity.as_str()))
-            .filter(|entry| !self.revoked.contains(&entry.serial))
+            .filter(|entry| !self.revoked.contains_key(&entry.serial))
             .collect()
     }
 }
@@ -166,12 +249,19 @@ mod tests {
         let text = Ledger::lines(&[
             entry("0a"),
             entry("0b"),
-            Event::Revoked { at: now, serial: "0a".to_owned(), reason: "removed".to_owned() },
+            Event::Revoked { at: now, serial: "0a".to_owned(), reason: Reason::KeyCompromise },
         ]);
         let ledger = Ledger::parse(&text).unwrap();
         let d1 = Identity::parse("d1").unwrap();
         assert_eq!(ledger.current(), BTreeMap::from([(vec![0x0b], d1.clone())]));
         assert_eq!(ledger.current_of(&d1).len(), 1);
+        let before = now - time::Duration::seconds(1);
+        let revoked = Revocation { serial: vec![0x0a], at: now, reason: Reason::KeyCompromise };
+        assert_eq!(ledger.revocations(before), [revoked]);
+        // What has expired needs no list any more.
+        assert_eq!(ledger.revocations(now), []);
+        let old = text.replace("key-compromise", "removed");
+        assert_eq!(Ledger::parse(&old).unwrap().revocations(before)[0].reason, Reason::CessationOfOperation);
         assert!(Ledger::parse("{\"event\":\"teleported\"}\n").unwrap_err().to_string().starts_with("line 1: "));
     }
 }

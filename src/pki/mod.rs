@@ -1,14 +1,17 @@
 //! The certificate authority: what is to be issued, issuing it, the ledger of what was, and the
 //! only code that writes a site's files.
 
+mod crl;
 mod files;
 mod host;
 mod inspect;
 mod issue;
+mod keystore;
 mod ledger;
 mod plan;
 mod request;
 
+pub use crl::{CRL_DAYS, CrlError, ListWanted, RevocationList};
 pub use files::{
     FileError, Lock, Owner, Recovery, Transaction, check_secret, is_half_made, read_secret, recover, replace,
     write_folder,
@@ -16,6 +19,7 @@ pub use files::{
 pub use host::{HostNames, host_names};
 pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_certificates, load_key, rfc2253};
 pub use issue::{Authority, IssueError, Issued, random_serial};
-pub use ledger::{Entry, Event, Kind, Ledger, LedgerError};
+pub use keystore::{KeystoreError, Protection, certificate_der, pkcs12, truststore};
+pub use ledger::{Entry, Event, Kind, Ledger, LedgerError, Reason, Revocation};
 pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, ServerName, ServerNameError};
 pub use request::{Request, RequestError};

@@ -26,6 +26,12 @@ pub(super) fn say(connection: &Connection) {
         Some(Closing::TakenOver) => info!(id = number, "{name} disconnected: client {client:?} connected again"),
         Some(Closing::Kicked) => info!(id = number, "{name} disconnected by an administrator"),
         Some(Closing::Revoked) => info!(id = number, "{name} disconnected: it may not come in any more"),
+        Some(Closing::CertificateExpired) => {
+            warn!(
+                id = number,
+                "{name} disconnected: its certificate has expired; `lockgate client renew {name}` makes a new one"
+            )
+        }
         Some(Closing::NotAuthenticated) => warn!(id = number, "{name} disconnected: its new authentication failed"),
         Some(Closing::ShuttingDown) => debug!(id = number, "{name} disconnected: the broker stops"),
         Some(Closing::NotOwner) => {

@@ -17,6 +17,7 @@ use std::io;
 use std::sync::mpsc;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
@@ -27,6 +28,15 @@ use crate::broker::{Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
 use crate::types::Identity;
+
+/// Names a certificate (RFC 5280 section 4.1.2.2).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CertificateId {
+    /// RFC 2253.
+    pub issuer: String,
+    /// Big-endian, without a leading zero byte.
+    pub serial: Vec<u8>,
+}
 
 /// What a shard is told from outside.
 pub(crate) enum Message {
@@ -42,7 +52,9 @@ pub(crate) enum Message {
     /// These can no longer come in: their sessions end.
     Forget(Vec<Identity>),
     /// Connections that came in by these certificates end.
-    Revoke(Vec<Vec<u8>>),
+    Revoke(Arc<[CertificateId]>),
+    /// Connections whose certificate is past its time by now end.
+    Expire(SystemTime),
     Report(oneshot::Sender<ShardReport>),
     Clients(oneshot::Sender<Vec<ClientRow>>),
     Ping(oneshot::Sender<()>),
@@ -140,8 +152,14 @@ impl Handle {
         self.send_all(|| Message::Forget(identities.to_vec()))
     }
 
-    pub fn revoke(&self, serials: &[Vec<u8>]) -> Result<(), Stopped> {
-        self.send_all(|| Message::Revoke(serials.to_vec()))
+    pub fn revoke(&self, certificates: Vec<CertificateId>) -> Result<(), Stopped> {
+        let certificates: Arc<[CertificateId]> = certificates.into();
+        self.send_all(|| Message::Revoke(certificates.clone()))
+    }
+
+    /// Ends the connections whose client's certificate has expired by `now`.
+    pub fn expire(&self, now: SystemTime) -> Result<(), Stopped> {
+        self.send_all(|| Message::Expire(now))
     }
 
     pub async fn report(&self) -> Result<ShardReport, Stopped> {

@@ -1,8 +1,8 @@
 //! What is asked of a shard from outside: to take a client over, to end some, to say how it stands.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::mpsc::TryRecvError;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
@@ -56,12 +56,15 @@ impl Shard {
                     self.core.handle(now, Input::Command(Command::Forget(identity)), &mut self.wire);
                 }
             }
-            Message::Revoke(serials) => {
-                let serials: HashSet<Vec<u8>> = serials.into_iter().collect();
+            Message::Revoke(certificates) => {
+                let revoked: BTreeSet<(&str, &[u8])> =
+                    certificates.iter().map(|id| (id.issuer.as_str(), id.serial.as_slice())).collect();
                 self.kick(now, Closing::Revoked, |connection| {
-                    connection.about.certificate_serial.as_ref().is_some_and(|serial| serials.contains(&**serial))
+                    let certificate = connection.about.certificate.as_ref();
+                    certificate.is_some_and(|its| revoked.contains(&(&*its.issuer, &*its.serial)))
                 });
             }
+            Message::Expire(by) => self.expire(now, by),
             Message::Report(answer) => drop(answer.send(self.report())),
             Message::Clients(answer) => self.listings.push_back(Listing { cursor: 0, rows: Vec::new(), answer }),
             Message::Ping(answer) => drop(answer.send(())),
@@ -70,6 +73,17 @@ impl Shard {
                 self.stopping = Some(Stopping { by: now + LINGER, answer });
             }
         }
+    }
+
+    /// Ends the connections whose certificate ended by then.
+    fn expire(&mut self, now: Instant, by: SystemTime) {
+        if self.certificate_expires.is_none_or(|at| at > by) {
+            return;
+        }
+        let expires = |connection: &Connection| connection.about.certificate.as_ref().map(|its| its.expires);
+        self.kick(now, Closing::CertificateExpired, |connection| expires(connection).is_some_and(|at| at <= by));
+        let connections = self.wire.connections.iter().map(|(_, connection)| connection);
+        self.certificate_expires = connections.filter(|one| one.closing.is_none()).filter_map(expires).min();
     }
 
     fn kick(&mut self, now: Instant, why: Closing, wanted: impl Fn(&Connection) -> bool) -> usize {

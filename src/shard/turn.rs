@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use mio::event::Event;
 use mio::{Events, Poll, Token};
@@ -54,6 +54,8 @@ pub(super) struct Shard {
     pub(super) bytes_received: u64,
     pub(super) bytes_sent: u64,
     pub(super) listings: VecDeque<Listing>,
+    /// No certificate of a connected client ends before.
+    pub(super) certificate_expires: Option<SystemTime>,
     pub(super) stopping: Option<Stopping>,
     /// Connections that are not read from.
     parked: Vec<usize>,
@@ -93,6 +95,7 @@ impl Shard {
             bytes_received: 0,
             bytes_sent: 0,
             listings: VecDeque::new(),
+            certificate_expires: None,
             stopping: None,
             parked: Vec::new(),
             more_messages: false,
@@ -358,7 +361,8 @@ impl Shard {
     }
 
     pub(super) fn adopt(&mut self, now: Instant, handover: Handover) {
-        let Handover { socket, tls, bytes, client, assigned, identity, authentication_data, about, slot } = handover;
+        let Handover { socket, tls, bytes, client, assigned, identity, authentication_data, notice, about, slot } =
+            handover;
         let entry = self.wire.connections.vacant_entry();
         let key = entry.key();
         let id = ConnectionId { index: key as u32, epoch: self.next_epoch };
@@ -368,6 +372,10 @@ impl Shard {
             return error!(id = about.number, "cannot watch a connection: {error}");
         }
         self.levels[about.level as usize] += 1;
+        if let Some(certificate) = &about.certificate {
+            self.certificate_expires =
+                Some(self.certificate_expires.map_or(certificate.expires, |at| at.min(certificate.expires)));
+        }
         let version = about.version;
         // rustls may hold bytes that no event will tell of.
         let may_hold = !link.is_plain();
@@ -404,7 +412,8 @@ impl Shard {
             unreachable!("the gate decoded it");
         };
         let authentication_data = authentication_data.as_deref();
-        let admission = Admission { connect: &connect, client, assigned, identity, authentication_data };
+        let admission =
+            Admission { connect: &connect, client, assigned, identity, authentication_data, notice: notice.as_deref() };
         self.core.handle(now, Input::Connected(id, admission), &mut self.wire);
         if bytes.len() > frame.end {
             let rest = bytes[frame.end..].to_vec();

@@ -13,6 +13,7 @@ mod mqtt;
 #[path = "../support/site.rs"]
 mod site;
 
+mod authority;
 mod bench;
 mod client;
 mod files;
@@ -21,3 +22,4 @@ mod serve;
 mod sign;
 mod steering;
 mod tidy;
+mod watch;

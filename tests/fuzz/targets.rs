@@ -218,6 +218,7 @@ pub(crate) fn core(bytes: &[u8]) {
                     assigned: false,
                     identity: Identity::parse(["a", "b"][which & 1]).ok(),
                     authentication_data: None,
+                    notice: None,
                 };
                 sink.speaking = ShardId(home as u16);
                 cores[home].handle(now, Input::Connected(id, admission), &mut sink);

@@ -16,6 +16,7 @@ mod mqtt;
 mod site;
 
 mod clients;
+mod export;
 mod mosquitto;
 mod paho;
 mod refusals;

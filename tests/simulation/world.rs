@@ -531,6 +531,7 @@ impl World {
             assigned: false,
             identity: Some(Identity::parse(&client.seen.name).unwrap()),
             authentication_data: None,
+            notice: None,
         };
         if self.trace {
             eprintln!("client{at} connects: {connect:?}");

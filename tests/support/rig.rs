@@ -200,6 +200,7 @@ impl Rig {
             assigned: client.assigned,
             identity: client.identity.map(|name| Identity::parse(name).unwrap()),
             authentication_data: client.authentication_data,
+            notice: None,
         };
         self.handle(Input::Connected(id, admission));
         id

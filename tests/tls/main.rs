@@ -15,4 +15,5 @@ mod mqtt;
 mod site;
 
 mod backpressure;
+mod certificates;
 mod handshake;

@@ -12,7 +12,7 @@ use super::{Add, Editing, Env, Passwd, edit, learned, nobody, passwords};
 use crate::admin::api;
 use crate::auth::Cost;
 use crate::config::Settings;
-use crate::pki::{Event, KeyType, Ledger, Owner, Transaction};
+use crate::pki::{KeyType, Ledger, Owner, Transaction};
 use crate::types::{Identity, Level};
 
 pub(super) fn add(arguments: &Add) -> Result<(), Failure> {
@@ -203,41 +203,6 @@ fn new_environment(settings: &Settings, name: &Identity, password: &str) -> Resu
         certificate: None,
     };
     environment.render().map_err(Failure::new)
-}
-
-pub(super) fn remove(arguments: &SiteArguments, name: &Identity) -> Result<(), Failure> {
-    let editing = edit(arguments)?;
-    let Editing { files, owner, .. } = &editing;
-    let (text, names) = passwords(files)?;
-    let ledger = files.ledger()?;
-    let certificates = ledger.current_of(name);
-    let folder = files.bundles.join(name.as_str());
-    if !names.contains(name) && certificates.is_empty() && !folder.exists() {
-        return Err(Failure::new(format!("there is no {name}: `lockgate client list` shows who there is")));
-    }
-    let mut change = Transaction::new(&files.anchor);
-    if names.contains(name) {
-        change.write(&files.passwords, site::edit_passwords(&text, name, None), 0o600, *owner);
-    }
-    if !certificates.is_empty() {
-        let now = OffsetDateTime::now_utc();
-        let at = now.replace_nanosecond(0).unwrap_or(now);
-        let revoked: Vec<Event> = certificates
-            .iter()
-            .map(|entry| Event::Revoked { at, serial: entry.serial.clone(), reason: "removed".to_owned() })
-            .collect();
-        change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&revoked), 0o600, *owner);
-    }
-    if files.identities.exists() {
-        change.write(&files.identities, site::edit_identities(&files.identities, name, None)?, 0o600, *owner);
-    }
-    if folder.exists() {
-        change.remove(&folder);
-    }
-    let count = certificates.len();
-    change.commit()?;
-    say!("{name} is removed: its password and {count} certificate(s) admit no more.");
-    learned(editing)
 }
 
 pub(super) fn kick(arguments: &SiteArguments, name: String) -> Result<(), Failure> {

@@ -1,21 +1,23 @@
 //! `lockgate client`: who may connect.
 
 mod change;
+mod export;
+mod formats;
 mod list;
 mod renew;
+mod revoke;
 mod sign;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
-use super::site::{self, Files};
+use super::site::{self, Editing, Files, edit};
 use super::{Failure, SiteArguments};
 use crate::auth;
-use crate::config::Settings;
-use crate::pki::{LEAF_DAYS_MAX, Lock, Owner};
+use crate::pki::{LEAF_DAYS_MAX, Reason};
 use crate::types::Identity;
 
 #[derive(Args)]
@@ -54,6 +56,11 @@ enum Command {
         after_help = "Example:\n  lockgate client env pump7 --level mtls --host broker.local --path-prefix /etc/pump"
     )]
     Env(Env),
+    /// Hand out what a device or a program needs, in its own form: PEM, PKCS #12, C arrays, a ready program
+    #[command(
+        after_help = "Examples:\n  lockgate client export pump7 --for python-paho --host broker.local\n  lockgate client export pump7 --for p12 --take\n  lockgate client export pump7 --for esp-idf --host 192.0.2.7 --out firmware/main/mqtt"
+    )]
+    Export(export::Arguments),
     /// Set a password: a generated one, unless it is given
     #[command(after_help = "Example:\n  lockgate client passwd alice")]
     Passwd(Passwd),
@@ -67,6 +74,19 @@ enum Command {
         after_help = "Example, on the device and here:\n  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\\n    -keyout pump8.key -subj /CN=pump8 -out pump8.csr\n  lockgate client sign pump8 pump8.csr --out pump8.crt\n\nOnly the public key is taken over. A request for other names, usages or to be a CA is refused."
     )]
     Sign(Sign),
+    /// Revoke an identity: at once its certificates and its password admit no more, and its sessions end
+    #[command(
+        after_help = "Example:\n  lockgate client revoke pump7 --reason key-compromise\n\nThe revocation stays in the ledger and stands in pki/ca.crl. `lockgate client add` lets the name begin anew."
+    )]
+    Revoke {
+        /// Whom
+        name: Identity,
+        /// Why (RFC 5280)
+        #[arg(long, value_name = "REASON", default_value = "unspecified", value_parser = PossibleValuesParser::new(Reason::ALL.map(Reason::as_str)))]
+        reason: String,
+        #[command(flatten)]
+        site: SiteArguments,
+    },
     /// Remove an identity: password and certificate stop working, sessions end
     #[command(after_help = "Example:\n  lockgate client remove pump7")]
     Remove {
@@ -185,39 +205,24 @@ struct Renew {
     site: SiteArguments,
 }
 
+pub(super) use export::bundles_with_secrets;
+
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Add(arguments) => change::add(&arguments),
         Command::List { json, site } => list::list(&site, json),
         Command::Show { name, json, site } => list::show(&site, &name, json),
         Command::Env(arguments) => change::env(&arguments),
+        Command::Export(arguments) => export::export(&arguments),
         Command::Passwd(arguments) => change::passwd(&arguments),
         Command::Renew(arguments) => renew::renew(&arguments),
         Command::Sign(arguments) => sign::sign(&arguments),
-        Command::Remove { name, site } => change::remove(&site, &name),
+        Command::Revoke { name, reason, site } => {
+            revoke::revoke(&site, &name, Reason::parse(&reason).expect("clap takes no other"))
+        }
+        Command::Remove { name, site } => revoke::remove(&site, &name),
         Command::Kick { name, site } => change::kick(&site, name),
     }
-}
-
-/// A site under the lock of its files, with what was interrupted mended.
-struct Editing {
-    settings: Settings,
-    files: Files,
-    owner: Option<Owner>,
-    _lock: Lock,
-}
-
-fn edit(arguments: &SiteArguments) -> Result<Editing, Failure> {
-    let path = site::find_configuration(arguments)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let lock = Lock::acquire(folder)?;
-    // The configuration says where the rest of the site is; it may itself be among what was
-    // interrupted, and then only `init` can tell.
-    let settings = site::load(arguments)?;
-    let files = Files::of(&settings);
-    files.recover()?;
-    let owner = files.owner();
-    Ok(Editing { settings, files, owner, _lock: lock })
 }
 
 fn passwords(files: &Files) -> Result<(String, BTreeSet<Identity>), Failure> {
@@ -230,7 +235,7 @@ fn passwords(files: &Files) -> Result<(String, BTreeSet<Identity>), Failure> {
 
 /// Tells a running broker, when the site's lock is free again.
 fn learned(editing: Editing) -> Result<(), Failure> {
-    let Editing { settings, _lock: lock, .. } = editing;
+    let Editing { settings, lock, .. } = editing;
     drop(lock);
     say!("  {}", site::tell_broker(&settings)?);
     Ok(())

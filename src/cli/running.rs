@@ -1,0 +1,341 @@
+//! A running broker: what it reads anew, when somebody says so or its files change, and what time brings.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use sd_notify::NotifyState;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use super::log::SetLevel;
+use super::server::{Looked, Renewer};
+use super::watch::{Changed, Snapshot};
+use super::{Failure, SiteArguments, ca, site};
+use crate::admin::{self, api};
+use crate::auth::Directory;
+use crate::config::{self, AtExpiry, ListenerAddress, Settings, Transport};
+use crate::gate::{self, Bound, Gate, Listening, Material};
+use crate::pki;
+use crate::shard::{CertificateId, Handle};
+use crate::types::Identity;
+
+/// How often files are looked at; what has changed is read at the look after.
+const WATCH_LOOKS: Duration = Duration::from_secs(1);
+/// How often clients' certificates are looked at.
+const EXPIRY_LOOKS: Duration = Duration::from_secs(2);
+/// How often the server certificate is looked at, where it is renewed here.
+const RENEWER_LOOKS: Duration = Duration::from_secs(600);
+
+/// What a reload changes.
+pub(super) struct State {
+    pub(super) arguments: SiteArguments,
+    pub(super) started: Settings,
+    pub(super) shard: Handle,
+    pub(super) gate: Arc<Gate>,
+    pub(super) site: Arc<ArcSwap<admin::Site>>,
+    pub(super) set_level: SetLevel,
+    pub(super) running: Mutex<Running>,
+}
+
+pub(super) struct Running {
+    pub(super) settings: Settings,
+    pub(super) directory: Arc<Directory>,
+    pub(super) listening: Vec<Listening>,
+    /// Of the site's own certificates.
+    pub(super) issuer: Option<String>,
+    /// How the files were when they were read last, whatever came of it.
+    pub(super) read: Snapshot,
+}
+
+impl State {
+    /// Reads everything, validates it as a whole, then swaps it; a bad file leaves all as it was.
+    pub(super) async fn reload(&self) -> Result<api::Reloaded, String> {
+        let mut running = self.running.lock().await;
+        match NotifyState::monotonic_usec_now() {
+            Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
+            Err(_) => notify(&[NotifyState::Reloading]),
+        }
+        let reloaded = self.try_reload(&mut running).await;
+        notify(&[NotifyState::Ready]);
+        match &reloaded {
+            Ok(reloaded) => {
+                info!("reloaded");
+                reloaded.notes.iter().for_each(|note| warn!("{note}"));
+            }
+            Err(error) => warn!("not reloaded, all is as it was: {error}"),
+        }
+        reloaded
+    }
+
+    async fn try_reload(&self, running: &mut Running) -> Result<api::Reloaded, String> {
+        let arguments = self.arguments.clone();
+        // What is bad is not read again before it changes.
+        running.read = Snapshot::take(&running.settings);
+        let read = tokio::task::spawn_blocking(move || {
+            let settings = site::load(&arguments)?;
+            let looked = Snapshot::take(&settings);
+            let material = load_material(&settings)?;
+            Ok::<_, Failure>((settings, looked, material))
+        });
+        let (settings, looked, material) =
+            read.await.map_err(|error| error.to_string())?.map_err(|failure| failure.message)?;
+        if settings.data != running.settings.data {
+            return Err("`data` cannot change while the broker runs: restart it".to_owned());
+        }
+        let before: BTreeSet<String> = addresses(&running.listening);
+        let bound = self.rebind(running, &settings).await?;
+        let mut notes = Vec::new();
+        let changed = [
+            (settings.metrics != self.started.metrics, "metrics.address"),
+            (settings.admission.hashing_max != self.started.admission.hashing_max, "admission.hashing-max"),
+            (settings.log.format != self.started.log.format, "log.format"),
+            (settings.shards != self.started.shards, "shards"),
+            (settings.durability != self.started.durability, "durability"),
+            (settings.commit_delay != self.started.commit_delay, "commit-delay"),
+        ];
+        for (_, key) in changed.iter().filter(|(changed, _)| *changed) {
+            notes.push(format!("`{key}` is not as at the start: it takes effect at the next start"));
+        }
+        self.gate.reload(&settings, &material);
+        for bound in bound {
+            running.listening.push(bound.start(&self.gate).map_err(|error| error.to_string())?);
+        }
+        let after = addresses(&running.listening);
+        notes.extend(after.difference(&before).map(|address| format!("listening on {address}")));
+        notes.extend(before.difference(&after).map(|address| format!("no longer listening on {address}")));
+        (self.set_level)(&settings.log);
+        self.shard.configure(&settings.limits, &material.acl).map_err(|error| error.to_string())?;
+        running.issuer = material.own_issuer();
+        running.read = looked;
+        self.admit_only(running, material.directory.clone()).await?;
+        let named =
+            |(issuer, serial): &(String, Vec<u8>)| CertificateId { issuer: issuer.clone(), serial: serial.clone() };
+        self.shard.revoke(material.revoked.iter().map(named).collect()).map_err(|error| error.to_string())?;
+        self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
+        notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
+        running.settings = settings;
+        Ok(api::Reloaded { notes })
+    }
+
+    /// Binds the listeners that are new and stops those that are gone; these first, since a new one
+    /// may want their port. If it cannot be had, they come back.
+    async fn rebind(&self, running: &mut Running, settings: &Settings) -> Result<Vec<Bound>, String> {
+        let known: BTreeSet<ListenerAddress> =
+            running.listening.iter().map(|listening| listening.listener.address.clone()).collect();
+        let new: Vec<config::Listener> =
+            settings.listeners.iter().filter(|listener| !known.contains(&listener.address)).cloned().collect();
+        let (kept, gone): (Vec<Listening>, Vec<Listening>) = std::mem::take(&mut running.listening)
+            .into_iter()
+            .partition(|listening| settings.listeners.iter().any(|kept| kept.address == listening.listener.address));
+        running.listening = kept;
+        let mut stopped = Vec::new();
+        for listening in gone {
+            stopped.push(listening.listener.clone());
+            listening.stop().await;
+        }
+        match bind_all(&new) {
+            Ok(bound) => Ok(bound),
+            Err(failure) => {
+                for listener in stopped {
+                    match gate::bind(&listener).map(|bound| bound.start(&self.gate)) {
+                        Ok(Ok(listening)) => running.listening.push(listening),
+                        Ok(Err(error)) => error!("listener {} does not come back: {error}", listener.address),
+                        Err(error) => error!("{error}"),
+                    }
+                }
+                let mut site = admin::Site::clone(&self.site.load());
+                site.listeners =
+                    running.listening.iter().map(|listening| listener_status(&running.settings, listening)).collect();
+                self.site.store(Arc::new(site));
+                Err(failure.message)
+            }
+        }
+    }
+
+    /// Reads passwords, identities and the ledger alone: a change of clients takes effect whatever
+    /// else is wrong.
+    pub(super) async fn reload_directory(&self) -> Result<api::Reloaded, String> {
+        let mut running = self.running.lock().await;
+        let settings = running.settings.clone();
+        running.read.take_clients(&settings);
+        let read = tokio::task::spawn_blocking(move || gate::load_directory(&settings));
+        let directory = read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let directory = Arc::new(directory);
+        self.gate.replace_directory(directory.clone());
+        self.admit_only(&mut running, directory).await?;
+        info!("clients were read anew");
+        Ok(api::Reloaded { notes: Vec::new() })
+    }
+
+    /// Ends what `directory`, which the gate goes by already, no longer admits.
+    /// Done when the engine has done it.
+    async fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
+        let (gone, revoked) = difference(&running.directory, &directory);
+        let issuer = running.issuer.clone().unwrap_or_default();
+        let revoked = revoked.into_iter().map(|serial| CertificateId { issuer: issuer.clone(), serial }).collect();
+        for identity in &gone {
+            info!("{identity} may come in no more: its sessions end");
+        }
+        self.shard.revoke(revoked).map_err(|error| error.to_string())?;
+        self.shard.forget(&gone).map_err(|error| error.to_string())?;
+        let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
+        self.gate.seen.retain(|name| known.contains(name));
+        running.directory = directory;
+        self.shard.ping().await.map_err(|error| error.to_string())
+    }
+
+    /// Reads anew what has changed on the disk, once it has stood still for a look.
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut seen = Snapshot::default();
+        loop {
+            tokio::time::sleep(WATCH_LOOKS).await;
+            let (settings, read) = {
+                let running = self.running.lock().await;
+                (running.settings.clone(), running.read.clone())
+            };
+            let now = Snapshot::take(&settings);
+            let stands_still = now == std::mem::replace(&mut seen, now.clone());
+            if !stands_still || pki::is_half_made(&settings.folder()) {
+                continue;
+            }
+            match now.changed_since(&read, &settings) {
+                Changed::Nothing => {}
+                Changed::Clients => {
+                    if let Err(error) = self.reload_directory().await {
+                        warn!("clients are not read anew, all is as it was: {error}");
+                    }
+                }
+                Changed::Material => {
+                    info!("files of this site have changed");
+                    drop(self.reload().await);
+                }
+            }
+        }
+    }
+
+    /// Ends who is connected by a certificate that has expired, and speaks of the site's own each day.
+    pub(super) async fn keep_time(self: Arc<Self>) {
+        let mut spoken = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(EXPIRY_LOOKS).await;
+            let at_expiry = self.running.lock().await.settings.at_expiry;
+            if at_expiry == AtExpiry::Disconnect && self.shard.expire(std::time::SystemTime::now()).is_err() {
+                return;
+            }
+            if spoken.elapsed() >= Duration::from_secs(86_400) {
+                spoken = tokio::time::Instant::now();
+                warn_of_expiry(&self.site.load());
+            }
+        }
+    }
+
+    /// With self-renewal on: a new server certificate at two thirds of the old one's life, or when this host
+    /// is called otherwise.
+    pub(super) async fn keep_renewed(self: Arc<Self>) {
+        let mut renewer = Renewer::default();
+        loop {
+            let settings = self.running.lock().await.settings.clone();
+            if settings.self_renew {
+                let look = move || {
+                    let now = OffsetDateTime::now_utc();
+                    match ca::renew_list_if_due(&settings, now) {
+                        Ok(true) => info!("the revocation list was signed anew"),
+                        Ok(false) => {}
+                        Err(failure) => warn!("the revocation list could not be signed anew: {}", failure.message),
+                    }
+                    let looked = renewer.look(&settings, now);
+                    (renewer, looked)
+                };
+                let Ok((same, looked)) = tokio::task::spawn_blocking(look).await else { return };
+                renewer = same;
+                match looked {
+                    Ok(Looked::Fit) => {}
+                    Ok(Looked::NewNames(names)) => {
+                        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+                        let minutes = RENEWER_LOOKS.as_secs() / 60;
+                        let names = names.join(", ");
+                        warn!(
+                            "the server certificate does not name {names}, which is new here: if that is so in {minutes} minutes, it is renewed"
+                        );
+                    }
+                    Ok(Looked::Renewed(expires)) => {
+                        info!("the server certificate was renewed: it expires on {expires}");
+                        drop(self.reload().await);
+                    }
+                    Err(failure) => warn!("the server certificate could not be renewed: {}", failure.message),
+                }
+            }
+            tokio::time::sleep(RENEWER_LOOKS).await;
+        }
+    }
+}
+
+fn addresses(listening: &[Listening]) -> BTreeSet<String> {
+    listening.iter().flat_map(|listening| listening.addresses.iter().cloned()).collect()
+}
+
+/// Who can come in no more, and which certificates admit no more.
+fn difference(old: &Directory, new: &Directory) -> (Vec<Identity>, Vec<Vec<u8>>) {
+    let known = new.identities();
+    let gone = old.identities().into_iter().filter(|identity| !known.contains(identity)).cloned().collect();
+    let revoked = old.serials().filter(|serial| new.certificate_owner(serial).is_none()).map(<[u8]>::to_vec).collect();
+    (gone, revoked)
+}
+
+pub(super) fn load_material(settings: &Settings) -> Result<Material, Failure> {
+    Material::load(settings, &pki::host_names(), OffsetDateTime::now_utc()).map_err(Failure::new)
+}
+
+pub(super) fn bind_all(listeners: &[config::Listener]) -> Result<Vec<Bound>, Failure> {
+    listeners.iter().map(gate::bind).collect::<Result<_, _>>().map_err(Failure::new)
+}
+
+/// Certificates that are near their end.
+pub(super) fn warn_of_expiry(site: &admin::Site) {
+    let now = OffsetDateTime::now_utc();
+    for (of, info) in &site.certificates {
+        if let Some(warning) = admin::expiry_warning(of, info, site.self_renew, now) {
+            warn!("{warning}");
+        }
+    }
+}
+
+pub(super) fn site_of(settings: &Settings, material: &Material, listening: &[Listening]) -> admin::Site {
+    admin::Site {
+        name: settings.name.clone(),
+        configuration: std::path::absolute(&settings.file).unwrap_or_else(|_| settings.file.clone()),
+        listeners: listening.iter().map(|listening| listener_status(settings, listening)).collect(),
+        certificates: material.certificates.clone(),
+        findings: material.findings.iter().map(|finding| finding.what.clone()).collect(),
+        self_renew: settings.self_renew,
+    }
+}
+
+fn listener_status(settings: &Settings, listening: &Listening) -> api::ListenerStatus {
+    // Its rules may have changed since it was bound.
+    let listener = settings
+        .listeners
+        .iter()
+        .find(|listener| listener.address == listening.listener.address)
+        .unwrap_or(&listening.listener);
+    api::ListenerStatus {
+        name: listener.address.to_string(),
+        transport: listener.transport.as_str().to_owned(),
+        addresses: listening.addresses.clone(),
+        client_certs: match &listener.transport {
+            Transport::Tls(files) => files.client_certs.as_str().to_owned(),
+            _ => "off".to_owned(),
+        },
+        anonymous: listener.rules.allow_anonymous,
+        min_level: listener.rules.min_level.to_string(),
+    }
+}
+
+pub(super) fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        warn!("cannot tell systemd: {error}");
+    }
+}
