@@ -4,10 +4,12 @@
 
 pub mod api;
 mod client;
+mod enrol;
 mod metrics;
 mod server;
 mod socket;
 
 pub use client::{CallError, call};
+pub use enrol::{Certified, Denied, Desk, Enrolment};
 pub use server::{Admin, Anew, Reload, Site, expiry_warning, serve_local, serve_public};
 pub use socket::{DataLock, DataLockError, is_data_taken, lock_data};

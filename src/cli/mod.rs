@@ -15,6 +15,7 @@ mod bench;
 mod bundle;
 mod ca;
 mod client;
+mod enroll;
 mod environment;
 mod init;
 mod log;
@@ -66,6 +67,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Manage who may connect: devices, applications, people
     Client(client::Arguments),
+    /// Get a certificate for a key of this device, or make the token that lets a device do so
+    Enroll(Box<enroll::Arguments>),
     /// Show the certificate authority, and list what it revoked
     Ca(ca::Arguments),
     /// Show and renew the broker's own certificate
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Init(arguments) => init::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Client(arguments) => client::run(arguments),
+        Command::Enroll(arguments) => enroll::run(*arguments),
         Command::Ca(arguments) => ca::run(arguments),
         Command::Server(arguments) => server::run(arguments),
         Command::Passwd(arguments) => passwd::run(arguments),

@@ -31,6 +31,10 @@ const RENEWER_LOOKS: Duration = Duration::from_secs(600);
 
 /// What a reload changes.
 pub(super) struct State {
+    /// As [`Running`] has them, for who cannot wait.
+    pub(super) current: Arc<ArcSwap<Settings>>,
+    /// What devices enrol with, where they may.
+    pub(super) enrolment_tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     pub(super) arguments: SiteArguments,
     pub(super) started: Settings,
     pub(super) shard: Handle,
@@ -90,6 +94,7 @@ impl State {
         let mut notes = Vec::new();
         let changed = [
             (settings.metrics != self.started.metrics, "metrics.address"),
+            (settings.enrolment != self.started.enrolment, "enrolment.address"),
             (settings.admission.hashing_max != self.started.admission.hashing_max, "admission.hashing-max"),
             (settings.log.format != self.started.log.format, "log.format"),
             (settings.shards != self.started.shards, "shards"),
@@ -116,6 +121,10 @@ impl State {
         self.shard.revoke(material.revoked.iter().map(named).collect()).map_err(|error| error.to_string())?;
         self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
         notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
+        if let (Some(served), Some(tls)) = (&self.enrolment_tls, material.enrolment) {
+            served.store(tls);
+        }
+        self.current.store(Arc::new(settings.clone()));
         running.settings = settings;
         Ok(api::Reloaded { notes })
     }

@@ -12,11 +12,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{debug, error, info, warn};
 
+use super::enroll::SiteDesk;
 use super::log;
 use super::running::{Running, State, bind_all, load_material, notify, site_of, warn_of_expiry};
 use super::watch::Snapshot;
 use super::{Failure, SiteArguments, site};
-use crate::admin::{self, Admin, Anew, Reload};
+use crate::admin::{self, Admin, Anew, Enrolment, Reload};
 use crate::auth::Methods;
 use crate::broker::Restored;
 use crate::config::Settings;
@@ -70,6 +71,7 @@ fn check(settings: &Settings) -> Result<(), Failure> {
     } else {
         bind_all(&settings.listeners)?;
         bind_metrics(settings)?;
+        bind_enrolment(settings)?;
         "the ports are free"
     };
     say!("{}: good; {ports}", settings.file.display());
@@ -102,6 +104,15 @@ fn bind_metrics(settings: &Settings) -> Result<Option<std::net::TcpListener>, Fa
     })
 }
 
+/// The socket for enrolment, if devices may enrol.
+fn bind_enrolment(settings: &Settings) -> Result<Option<std::net::TcpListener>, Failure> {
+    let Some(address) = settings.enrolment else { return Ok(None) };
+    let bound = std::net::TcpListener::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    bound.map(Some).map_err(|error| {
+        Failure::new(format!("cannot listen on {address} (enrolment.address): {error}; choose another, or `off`"))
+    })
+}
+
 async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
@@ -110,6 +121,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let (set_level, flood) = log::start(&settings.log);
     let bound = bind_all(&settings.listeners)?;
     let metrics = bind_metrics(&settings)?;
+    let enrolment = bind_enrolment(&settings)?;
     raise_file_limit(settings.admission.connections_max);
     let (stores, restored, store) = open_store(&settings)?;
     let start = shard::Start {
@@ -137,7 +149,11 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
         listening.push(bound.start(&gate).map_err(Failure::new)?);
     }
     let site = Arc::new(ArcSwap::from_pointee(site_of(&settings, &material, &listening)));
+    let current = Arc::new(ArcSwap::from_pointee(settings.clone()));
+    let enrolment_tls = material.enrolment.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
     let state = Arc::new(State {
+        current: current.clone(),
+        enrolment_tls: enrolment_tls.clone(),
         arguments,
         started: settings.clone(),
         shard: shard.clone(),
@@ -164,6 +180,10 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
             })
         })
     };
+    let enrolment = enrolment.zip(enrolment_tls).map(|(socket, tls)| {
+        let desk = Arc::new(SiteDesk { settings: current });
+        Enrolment::new(desk, reload.clone(), tls).serve(socket)
+    });
     let door = Admin::new(shard.clone(), gate, reload, site.clone(), store.map(|store| (settings.durability, store)));
     let local = admin::serve_local(&settings.data, &data_lock, door.clone())
         .await
@@ -173,6 +193,11 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
         let (address, public) = admin::serve_public(socket, door.clone()).map_err(Failure::new)?;
         info!("metrics and health on http://{address}/metrics");
         tasks.push(tokio::spawn(public));
+    }
+    if let Some(served) = enrolment {
+        let (address, served) = served.map_err(Failure::new)?;
+        info!("devices enrol at https://{address}");
+        tasks.push(tokio::spawn(served));
     }
     tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood.clone())));
     tasks.push(tokio::spawn(watchdog(shard.clone())));

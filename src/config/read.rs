@@ -45,7 +45,9 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let mut limits = reader.subsection(&mut root, "limits", limits).unwrap_or_default();
     limits.response_information = response_information.map(Box::from);
     let log = reader.subsection(&mut root, "log", log).unwrap_or_default();
-    let metrics = reader.subsection(&mut root, "metrics", metrics).flatten();
+    let metrics = reader.subsection(&mut root, "metrics", |reader, section| address(reader, section, 9883)).flatten();
+    let enrolment =
+        reader.subsection(&mut root, "enrolment", |reader, section| address(reader, section, 8443)).flatten();
     let defaults = ListenerDefaults { pki: pki.clone(), min_version, connections_max: admission.connections_max };
     let listeners = listeners(&mut reader, &mut root, &defaults);
     reader.finish(root);
@@ -66,6 +68,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         admission,
         limits,
         log,
+        enrolment,
         metrics,
     })
 }
@@ -287,7 +290,8 @@ fn log(reader: &mut Reader<'_>, section: &mut Section) -> Log {
     read
 }
 
-fn metrics(reader: &mut Reader<'_>, section: &mut Section) -> Option<SocketAddr> {
+/// Where something beside MQTT is served; `usual` is the port of the example.
+fn address(reader: &mut Reader<'_>, section: &mut Section, usual: u16) -> Option<SocketAddr> {
     let (origin, text) = reader.scalar(section, "address")?;
     if text == "off" || text == "false" {
         return None;
@@ -295,7 +299,7 @@ fn metrics(reader: &mut Reader<'_>, section: &mut Section) -> Option<SocketAddr>
     match text.replace("loopback:", "127.0.0.1:").parse() {
         Ok(address) => Some(address),
         Err(_) => {
-            reader.problem(&origin, format!("{text:?} is no address with a port: 127.0.0.1:9883, or off"));
+            reader.problem(&origin, format!("{text:?} is no address with a port: 127.0.0.1:{usual}, or off"));
             None
         }
     }

@@ -35,6 +35,8 @@ pub struct Settings {
     pub admission: Admission,
     pub limits: Limits,
     pub log: Log,
+    /// Where devices enrol over HTTPS, if at all: the broker then needs the CA's key.
+    pub enrolment: Option<SocketAddr>,
     /// Where `/metrics` and `/health` are served on TCP, if at all.
     pub metrics: Option<SocketAddr>,
 }
@@ -51,6 +53,11 @@ impl Settings {
 
     pub fn ca_certificate(&self) -> PathBuf {
         self.pki.join("ca.crt")
+    }
+
+    /// Tokens for enrolment, by the hashes of their secrets.
+    pub fn tokens(&self) -> PathBuf {
+        self.pki.join("tokens.json")
     }
 
     /// The revocation list that we sign.

@@ -137,6 +137,11 @@ log:
 
 metrics:
   address: off                     # 127.0.0.1:9883 serves /metrics and /health there
+
+# Devices get certificates for keys of their own here, by HTTPS (EST, RFC 7030), each with a token of
+# `lockgate enroll token`. The broker uses the CA's key for it.
+enrolment:
+  address: off                     # 0.0.0.0:8443
 "#
     )
 }

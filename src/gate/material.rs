@@ -27,6 +27,8 @@ pub struct Material {
     pub acl: Arc<Acl>,
     pub(super) listeners: BTreeMap<String, Arc<ListenerMaterial>>,
     pub(super) own_ca: Option<CertificateInfo>,
+    /// What enrolment is served with, where it is.
+    pub enrolment: Option<Arc<ServerConfig>>,
     /// Certificates that a list of somebody else's revokes: issuer (RFC 2253) and serial number.
     pub revoked: Vec<(String, Vec<u8>)>,
     /// Certificates in use: what for, and what there is to know.
@@ -124,13 +126,14 @@ impl Material {
             let material = ListenerMaterial { rules: listener.rules, connections_max: listener.connections_max, tls };
             listeners.insert(name, Arc::new(material));
         }
+        let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_ca, &mut problems));
         if let (Some(acl), Some(directory)) = (&acl, &directory) {
             note_strangers(settings, acl, directory, &mut findings);
         }
         match (problems.is_empty(), acl, directory) {
             (true, Some(acl), Some(directory)) => {
                 let (acl, directory) = (Arc::new(acl), Arc::new(directory));
-                Ok(Material { directory, acl, listeners, own_ca, revoked, certificates, findings })
+                Ok(Material { directory, acl, listeners, own_ca, enrolment, revoked, certificates, findings })
             }
             _ => Err(MaterialError(problems)),
         }
@@ -142,6 +145,42 @@ impl Material {
     pub fn own_issuer(&self) -> Option<String> {
         self.own_ca.as_ref().map(|ca| ca.subject.clone())
     }
+}
+
+/// The certificate of the first TLS listener, and clients' of our own CA, if they show one.
+fn enrolment(
+    settings: &Settings,
+    host: &HostNames,
+    now: OffsetDateTime,
+    own_ca: &Option<CertificateInfo>,
+    problems: &mut Vec<String>,
+) -> Option<Arc<ServerConfig>> {
+    let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
+        Transport::Tls(files) => Some(files),
+        _ => None,
+    });
+    let Some(tls) = tls else {
+        problems.push("enrolment needs a server certificate, and no listener takes TLS".to_owned());
+        return None;
+    };
+    if !settings.ca_key().exists() {
+        problems.push(format!(
+            "enrolment signs with the CA's key, and {} is not here: put it there, or switch enrolment off",
+            settings.ca_key().display()
+        ));
+        return None;
+    }
+    let files = TlsFiles {
+        client_ca: settings.ca_certificate(),
+        client_crl: None,
+        client_certs: ClientCerts::Optional,
+        ..tls.clone()
+    };
+    // What there is to say of the certificate is said of its listener.
+    let (mut findings, mut revoked) = (Vec::new(), Vec::new());
+    let (files, findings, revoked) = (&files, &mut findings, &mut revoked);
+    let mut loader = TlsLoader { files, host, now, own_ca, problems, findings, revoked };
+    loader.load().map(|(tls, _)| tls.without_alpn)
 }
 
 /// Names in the ACL and among the minimum levels that nobody has: most likely typing mistakes.

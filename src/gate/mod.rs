@@ -32,6 +32,7 @@ use crate::auth::{Directory, Methods};
 use crate::config::{Admission, Settings};
 use crate::handover::Handover;
 use slots::Slots;
+pub use slots::network_of;
 use throttle::Throttle;
 
 /// Where clients that were let in go.

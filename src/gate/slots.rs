@@ -149,7 +149,7 @@ fn give_back(table: &mut HashMap<IpAddr, usize>, address: Option<IpAddr>) {
 }
 
 /// An IPv4 address, or the /64 that an IPv6 host can pick addresses from as it likes.
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
         v4 => v4,

@@ -240,7 +240,7 @@ fn blank(now: OffsetDateTime, days: u32, serial: &[u8]) -> CertificateParams {
     params
 }
 
-fn distinguished_name(parts: &[(DnType, &str)]) -> DistinguishedName {
+pub(super) fn distinguished_name(parts: &[(DnType, &str)]) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     for (kind, value) in parts {
         name.push(kind.clone(), *value);
@@ -248,7 +248,7 @@ fn distinguished_name(parts: &[(DnType, &str)]) -> DistinguishedName {
     name
 }
 
-fn generate(kind: KeyType) -> Result<KeyPair, rcgen::Error> {
+pub(super) fn generate(kind: KeyType) -> Result<KeyPair, rcgen::Error> {
     match kind {
         KeyType::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
         KeyType::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),

@@ -8,8 +8,10 @@ mod inspect;
 mod issue;
 mod keystore;
 mod ledger;
+mod pkcs7;
 mod plan;
 mod request;
+mod tokens;
 
 pub use crl::{CRL_DAYS, CrlError, ListWanted, RevocationList};
 pub use files::{
@@ -21,5 +23,7 @@ pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_
 pub use issue::{Authority, IssueError, Issued, random_serial};
 pub use keystore::{KeystoreError, Protection, certificate_der, pkcs12, truststore};
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError, Reason, Revocation};
+pub use pkcs7::certs_only;
 pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, ServerName, ServerNameError};
-pub use request::{Request, RequestError};
+pub use request::{Request, RequestError, new_request};
+pub use tokens::{Token, TokenError, Tokens};

@@ -1,6 +1,6 @@
 //! Certificate signing requests (PKCS #10, RFC 2986), from keys that never leave their devices.
 
-use rcgen::SubjectPublicKeyInfo;
+use rcgen::{CertificateParams, DnType, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
@@ -8,7 +8,10 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
+use zeroize::Zeroizing;
 
+use super::issue::{IssueError, distinguished_name, generate};
+use super::plan::KeyType;
 use crate::types::Identity;
 
 /// Why a request is not signed.
@@ -30,6 +33,15 @@ pub enum RequestError {
     Usage(&'static str),
     #[error("it asks for the extension {0}, which no client gets")]
     Extension(String),
+}
+
+/// A new key (PKCS #8, PEM) and a request for it (PEM) by the device that is called so.
+pub fn new_request(identity: &Identity, kind: KeyType) -> Result<(Zeroizing<String>, String), IssueError> {
+    let key = generate(kind)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished_name(&[(DnType::CommonName, identity.as_str())]);
+    let request = params.serialize_request(&key)?.pem()?;
+    Ok((Zeroizing::new(key.serialize_pem()), request))
 }
 
 /// What is taken over from a request that policy allows: its public key, and nothing else.
@@ -143,4 +155,72 @@ fn check_names(request: &X509CertificationRequest<'_>, identity: &Identity) -> R
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
+    use time::OffsetDateTime;
+    use x509_parser::prelude::X509Certificate;
+
+    use super::super::issue::Authority;
+    use super::*;
+
+    /// What somebody may ask for.
+    fn asked() -> impl Strategy<Value = (String, u8, Vec<u8>, Vec<u8>, Vec<String>)> {
+        let name = prop_oneof![Just("d1".to_owned()), Just("d2".to_owned()), Just(String::new()), "[a-z.*]{1,8}"];
+        let some = |upto: u8| proptest::collection::vec(0..upto, 0..3);
+        let names = proptest::collection::vec(prop_oneof![Just("d1".to_owned()), "[a-z]{1,6}(\\.[a-z]{1,6})?"], 0..3);
+        (name, 0_u8..3, some(9), some(6), names)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+        /// Whatever is asked for: it is refused, or what comes of it is a client's certificate of this name and
+        /// nothing more.
+        #[test]
+        fn no_request_gets_more_than_policy_gives((name, ca, usages, purposes, names) in asked()) {
+            let now = OffsetDateTime::now_utc();
+            let (authority, _) = Authority::create("site", KeyType::EcdsaP256, 100, now).unwrap();
+            let key = generate(KeyType::EcdsaP256).unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name = distinguished_name(&[(DnType::CommonName, &name)]);
+            params.is_ca = match ca {
+                0 => IsCa::NoCa,
+                1 => IsCa::ExplicitNoCa,
+                _ => IsCa::Ca(BasicConstraints::Unconstrained),
+            };
+            let all_usages = [
+                KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::ContentCommitment, KeyUsagePurpose::KeyEncipherment,
+                KeyUsagePurpose::DataEncipherment, KeyUsagePurpose::KeyAgreement, KeyUsagePurpose::KeyCertSign,
+                KeyUsagePurpose::CrlSign, KeyUsagePurpose::EncipherOnly, KeyUsagePurpose::DecipherOnly,
+            ];
+            params.key_usages = usages.iter().map(|at| all_usages[usize::from(*at)]).collect();
+            let all_purposes = [
+                ExtendedKeyUsagePurpose::Any, ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth,
+                ExtendedKeyUsagePurpose::CodeSigning, ExtendedKeyUsagePurpose::EmailProtection,
+                ExtendedKeyUsagePurpose::OcspSigning,
+            ];
+            params.extended_key_usages = purposes.iter().map(|at| all_purposes[usize::from(*at)].clone()).collect();
+            params.subject_alt_names =
+                names.iter().filter_map(|name| Some(SanType::DnsName(name.as_str().try_into().ok()?))).collect();
+            let Ok(csr) = params.serialize_request(&key) else { return Ok(()) };
+            let d1 = Identity::parse("d1").unwrap();
+            let Ok(request) = Request::parse(csr.der(), &d1) else { return Ok(()) };
+            prop_assert!(ca < 2 && names.iter().all(|name| name == "d1"));
+            let (pem, info) = authority.sign_request("site", &d1, &request, 30, now).unwrap();
+            let der = super::super::certificate_der(&pem).unwrap();
+            let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+            prop_assert!(!info.is_ca && info.names.is_empty() && info.common_name.as_deref() == Some("d1"));
+            prop_assert!(info.not_after <= now + time::Duration::days(30));
+            prop_assert_eq!(&info.public_key, &rcgen::PublicKeyData::subject_public_key_info(&key));
+            let usage = certificate.key_usage().unwrap().unwrap().value;
+            prop_assert!(usage.digital_signature() && usage.flags.count_ones() == 1);
+            let purpose = certificate.extended_key_usage().unwrap().unwrap().value;
+            prop_assert!(purpose.client_auth && !purpose.server_auth && !purpose.any && !purpose.code_signing);
+            prop_assert!(!purpose.email_protection && !purpose.ocsp_signing && purpose.other.is_empty());
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod mqtt;
 mod site;
 
 mod clients;
+mod enrol;
 mod export;
 mod mosquitto;
 mod paho;

@@ -206,6 +206,7 @@ struct Renew {
 }
 
 pub(super) use export::bundles_with_secrets;
+pub(super) use sign::{Signing, has_generated_key};
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::super::{Failure, SiteArguments, ca, site};
+use super::super::{Failure, SiteArguments, ca, enroll, site};
 use super::{Editing, edit, learned, passwords};
 use crate::pki::{Event, Ledger, Reason, Transaction};
 use crate::types::Identity;
@@ -62,6 +62,7 @@ fn end(change: &mut Transaction, editing: &Editing, name: &Identity, reason: Rea
     if names.contains(name) {
         change.write(&files.passwords, site::edit_passwords(&text, name, None), 0o600, *owner);
     }
+    enroll::forget_tokens(change, settings, name, *owner)?;
     let mut ended = Ended { count: certificates.len(), unlisted: None };
     if !certificates.is_empty() {
         let now = OffsetDateTime::now_utc();

@@ -5,9 +5,12 @@ use std::path::Path;
 
 use time::OffsetDateTime;
 
+use super::super::site::Files;
 use super::super::{Failure, bundle};
 use super::{Editing, Sign, edit, learned};
-use crate::pki::{self, Entry, Event, Kind, Ledger, Request, Transaction};
+use crate::config::Settings;
+use crate::pki::{self, Authority, CertificateInfo, Entry, Event, Kind, Ledger, Owner, Request, Transaction};
+use crate::types::Identity;
 
 /// No request is larger.
 const REQUEST_MAX: u64 = 64 * 1024;
@@ -20,28 +23,17 @@ pub(super) fn sign(arguments: &Sign) -> Result<(), Failure> {
     let editing = edit(&arguments.site)?;
     let Editing { settings, files, owner, .. } = &editing;
     let folder = files.bundles.join(name.as_str());
-    if folder.join("client.key").exists() {
+    if has_generated_key(files, name) {
         return Err(Failure::new(format!(
             "{} is another key of {name}: `lockgate client remove {name}` first, or choose another name",
             folder.join("client.key").display()
         )));
     }
     let authority = bundle::authority(settings)?;
-    let now = OffsetDateTime::now_utc();
-    let (pem, info) =
-        authority.sign_request(&settings.name, name, &request, arguments.days, now).map_err(Failure::new)?;
-    let entry = Entry {
-        key: request.key.clone(),
-        key_origin: "request".to_owned(),
-        ..Entry::of(&info, Kind::Client, Some(name), Default::default(), now)
-    };
     let mut change = Transaction::new(&files.anchor);
-    change.folder(&files.bundles, 0o700, *owner);
-    change.folder(&folder, 0o700, *owner);
-    change.write(&folder.join("client.crt"), pem.as_str(), 0o644, *owner);
-    change.write(&folder.join("ca.crt"), authority.certificate_pem.as_str(), 0o644, *owner);
-    let events = [Event::Issued(entry)];
-    change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&events), 0o600, *owner);
+    let (owner, days) = (*owner, arguments.days);
+    let signing = Signing { settings, files, authority: &authority, owner, days, renews: None, keeps_bundle: true };
+    let (pem, info) = signing.sign(&mut change, name, &request, OffsetDateTime::now_utc())?;
     change.commit()?;
     say!(
         "{name} has a certificate for its own key: it expires {}, SHA-256 {}",
@@ -54,6 +46,54 @@ pub(super) fn sign(arguments: &Sign) -> Result<(), Failure> {
         say!("  and the certificate in {}", out.display());
     }
     learned(editing)
+}
+
+/// What a certificate for a key of a device's own is made with.
+pub(in crate::cli) struct Signing<'a> {
+    pub(in crate::cli) settings: &'a Settings,
+    pub(in crate::cli) files: &'a Files,
+    pub(in crate::cli) authority: &'a Authority,
+    pub(in crate::cli) owner: Option<Owner>,
+    pub(in crate::cli) days: u32,
+    /// The serial number of the one in whose place it comes.
+    pub(in crate::cli) renews: Option<String>,
+    /// Whether certificate and CA are put into the identity's bundle too.
+    pub(in crate::cli) keeps_bundle: bool,
+}
+
+impl Signing<'_> {
+    /// Issues it and has `change` write it down; the certificate as PEM.
+    pub(in crate::cli) fn sign(
+        self,
+        change: &mut Transaction,
+        name: &Identity,
+        request: &Request,
+        now: OffsetDateTime,
+    ) -> Result<(String, CertificateInfo), Failure> {
+        let Signing { settings, files, authority, owner, days, renews, keeps_bundle } = self;
+        let (pem, info) = authority.sign_request(&settings.name, name, request, days, now).map_err(Failure::new)?;
+        let entry = Entry {
+            key: request.key.clone(),
+            key_origin: "request".to_owned(),
+            renews,
+            ..Entry::of(&info, Kind::Client, Some(name), Default::default(), now)
+        };
+        if keeps_bundle {
+            let folder = files.bundles.join(name.as_str());
+            change.folder(&files.bundles, 0o700, owner);
+            change.folder(&folder, 0o700, owner);
+            change.write(&folder.join("client.crt"), pem.as_str(), 0o644, owner);
+            change.write(&folder.join("ca.crt"), authority.certificate_pem.as_str(), 0o644, owner);
+        }
+        let lines = Ledger::lines(&[Event::Issued(entry)]);
+        change.write(&files.ledger, files.ledger_text()? + &lines, 0o600, owner);
+        Ok((pem, info))
+    }
+}
+
+/// Whether an identity's private key was made here, and is.
+pub(in crate::cli) fn has_generated_key(files: &Files, name: &Identity) -> bool {
+    files.bundles.join(name.as_str()).join("client.key").exists()
 }
 
 /// The request, and how to call it.
