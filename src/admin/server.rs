@@ -85,7 +85,10 @@ pub fn expiry_warning(of: &str, info: &CertificateInfo, self_renew: bool, now: O
     let date = info.not_after_date();
     let when = if days < 0 { format!("expired on {date}") } else { format!("expires in {days} days, on {date}") };
     Some(match of {
-        "ca" => format!("the CA {} {when}: with it all its certificates end", info.subject),
+        "ca" => format!(
+            "the CA {} {when}, and all its certificates with it: `lockgate ca rotate` begins a new one",
+            info.subject
+        ),
         _ => format!("the server certificate of {of} {when}: `lockgate server renew` makes a new one"),
     })
 }

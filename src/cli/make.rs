@@ -8,6 +8,7 @@ use super::Failure;
 use super::bundle::{self, Issuing, Reach, Wanted};
 use super::init::{Arguments, Layout};
 use super::report::{ClientReport, MadeFile, Report, TryIt, listener_report};
+use super::server;
 use super::site::{self, Files};
 use crate::config::{self, ClientCerts, Settings, Template, Transport};
 use crate::pki::{
@@ -250,7 +251,7 @@ impl Maker<'_> {
                 let issued = authority
                     .issue_server(site, &names, key_type, self.arguments.days, self.now)
                     .map_err(Failure::new)?;
-                self.change.write(certificate, issued.certificate_pem.as_str(), 0o644, self.owner);
+                self.change.write(certificate, server::chain(settings, &issued)?, 0o644, self.owner);
                 self.change.write(key, issued.key_pem.as_str(), 0o600, self.owner);
                 self.events.push(Event::Issued(Entry::of(&issued.info, Kind::Server, None, key_type, self.now)));
                 self.made("server certificate", certificate, Some(&issued.info));

@@ -48,8 +48,8 @@ pub(super) struct Running {
     pub(super) settings: Settings,
     pub(super) directory: Arc<Directory>,
     pub(super) listening: Vec<Listening>,
-    /// Of the site's own certificates.
-    pub(super) issuer: Option<String>,
+    /// Of the site's own certificates (RFC 2253).
+    pub(super) issuers: Vec<String>,
     /// How the files were when they were read last, whatever came of it.
     pub(super) read: Snapshot,
 }
@@ -113,9 +113,12 @@ impl State {
         notes.extend(before.difference(&after).map(|address| format!("no longer listening on {address}")));
         (self.set_level)(&settings.log);
         self.shard.configure(&settings.limits, &material.acl).map_err(|error| error.to_string())?;
-        running.issuer = material.own_issuer();
+        // What a CA issued that was retired just now ends too.
+        let retired = std::mem::replace(&mut running.issuers, material.own_issuers());
+        running.issuers.extend(retired);
         running.read = looked;
         self.admit_only(running, material.directory.clone()).await?;
+        running.issuers = material.own_issuers();
         let named =
             |(issuer, serial): &(String, Vec<u8>)| CertificateId { issuer: issuer.clone(), serial: serial.clone() };
         self.shard.revoke(material.revoked.iter().map(named).collect()).map_err(|error| error.to_string())?;
@@ -183,8 +186,9 @@ impl State {
     /// Done when the engine has done it.
     async fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
         let (gone, revoked) = difference(&running.directory, &directory);
-        let issuer = running.issuer.clone().unwrap_or_default();
-        let revoked = revoked.into_iter().map(|serial| CertificateId { issuer: issuer.clone(), serial }).collect();
+        let id = |serial: &Vec<u8>, issuer: &String| CertificateId { issuer: issuer.clone(), serial: serial.clone() };
+        let by_all = |serial: &Vec<u8>| running.issuers.iter().map(|issuer| id(serial, issuer)).collect::<Vec<_>>();
+        let revoked = revoked.iter().flat_map(by_all).collect();
         for identity in &gone {
             info!("{identity} may come in no more: its sessions end");
         }

@@ -164,7 +164,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
             settings: settings.clone(),
             directory: material.directory.clone(),
             listening,
-            issuer: material.own_issuer(),
+            issuers: material.own_issuers(),
             read,
         }),
     });

@@ -7,7 +7,6 @@ use time::OffsetDateTime;
 
 use super::site::{self, Editing, Files, edit};
 use super::{Failure, SiteArguments, bundle};
-use crate::admin::{CallError, api};
 use crate::config::{Settings, TlsFiles, Transport};
 use crate::pki::{
     self, CertificateInfo, Entry, Event, Issued, Kind, LEAF_DAYS_MAX, Ledger, Lock, ServerName, Transaction,
@@ -148,13 +147,7 @@ fn renew(arguments: &Renew) -> Result<(), Failure> {
         issued.info.fingerprint
     );
     say!("  names: {}", names.join(", "));
-    match site::ask::<api::Reloaded>(&settings, "/reload", Some(&())) {
-        Ok(_) => say!("  the running broker has taken it up"),
-        Err(CallError::NotRunning(_)) => say!("  no broker is running; it will hold from the next start on"),
-        Err(error) => {
-            return Err(Failure::new(format!("it is written, but the running broker has not taken it up: {error}")));
-        }
-    }
+    say!("  {}", site::tell_broker_all(&settings)?);
     Ok(())
 }
 
@@ -172,6 +165,26 @@ fn tls_files(settings: &Settings) -> Result<&TlsFiles, Failure> {
 
 fn is_own(settings: &Settings, tls: &TlsFiles) -> bool {
     tls.certificate.starts_with(&settings.pki)
+}
+
+/// The server certificate that was made here, if there is one.
+pub(super) fn own_certificate(settings: &Settings) -> Result<Option<(&TlsFiles, CertificateInfo)>, Failure> {
+    match tls_files(settings) {
+        Ok(tls) if is_own(settings, tls) && tls.certificate.exists() => {
+            Ok(Some((tls, CertificateInfo::read(&tls.certificate)?)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// How long a certificate lives from its beginning, as far as it may.
+pub(super) fn life_days(info: &CertificateInfo) -> u32 {
+    (info.not_after - info.not_before).whole_days().clamp(1, i64::from(LEAF_DAYS_MAX)) as u32
+}
+
+/// A server certificate, and behind it what lets those verify it who only know the CA before this one.
+pub(super) fn chain(settings: &Settings, issued: &Issued) -> Result<String, Failure> {
+    Ok(issued.certificate_pem.clone() + &site::read_or_empty(&settings.ca_link())?)
 }
 
 /// What a host is called and its certificate does not say.
@@ -199,8 +212,7 @@ impl Renewal<'_> {
             )));
         }
         let old = CertificateInfo::read(&tls.certificate)?;
-        let life = (old.not_after - old.not_before).whole_days().clamp(1, i64::from(LEAF_DAYS_MAX));
-        Ok(Renewal { tls, names: old.names.clone(), keep_key: false, days: life as u32, old })
+        Ok(Renewal { tls, names: old.names.clone(), keep_key: false, days: life_days(&old), old })
     }
 
     fn add(&mut self, names: Vec<ServerName>) {
@@ -231,7 +243,7 @@ impl Renewal<'_> {
         let entry = Entry::of(&issued.info, Kind::Server, None, key_type, now);
         let event = Event::Issued(Entry { renews: Some(self.old.serial_text()), ..entry });
         let mut change = Transaction::new(&files.anchor);
-        change.write(&self.tls.certificate, issued.certificate_pem.as_str(), 0o644, files.owner());
+        change.write(&self.tls.certificate, chain(settings, &issued)?, 0o644, files.owner());
         change.write(&self.tls.key, issued.key_pem.as_str(), 0o600, files.owner());
         change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&[event]), 0o600, files.owner());
         change.commit()?;

@@ -212,9 +212,18 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
         .expect("the kernel gives a runtime its event queue")
 }
 
-/// After a change: a running broker learns of it at once.
+/// After a change of clients: a running broker learns of it at once.
 pub(super) fn tell_broker(settings: &Settings) -> Result<String, Failure> {
-    match ask::<api::Reloaded>(settings, "/reload/clients", Some(&())) {
+    tell(settings, "/reload/clients")
+}
+
+/// After a change of certificates.
+pub(super) fn tell_broker_all(settings: &Settings) -> Result<String, Failure> {
+    tell(settings, "/reload")
+}
+
+fn tell(settings: &Settings, path: &str) -> Result<String, Failure> {
+    match ask::<api::Reloaded>(settings, path, Some(&())) {
         Ok(_) => Ok("the running broker has taken it up".to_owned()),
         Err(CallError::NotRunning(_)) => Ok("no broker is running; it will hold from the next start on".to_owned()),
         Err(error) => Err(Failure::new(format!("it is written, but the running broker has not taken it up: {error}"))),

@@ -55,6 +55,16 @@ impl Settings {
         self.pki.join("ca.crt")
     }
 
+    /// What the CA before this one says of it, while both are trusted.
+    pub fn ca_link(&self) -> PathBuf {
+        self.pki.join("ca-new-with-old.crt")
+    }
+
+    /// The key of the CA before this one, for its revocation list.
+    pub fn ca_old_key(&self) -> PathBuf {
+        self.pki.join("ca-old.key")
+    }
+
     /// Tokens for enrolment, by the hashes of their secrets.
     pub fn tokens(&self) -> PathBuf {
         self.pki.join("tokens.json")

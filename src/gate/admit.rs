@@ -198,7 +198,7 @@ impl Arrival {
             let why = handshake::EXPIRED.to_owned();
             return Err(Stop::Handshake(Failure { kind: "client-certificate", why }));
         }
-        let own = self.current.own_ca.as_ref().is_some_and(|ca| info.is_issued_by(ca));
+        let own = self.current.own_cas.iter().any(|ca| info.is_issued_by(ca));
         let kept = PeerCertificate {
             serial: info.serial.clone().into_boxed_slice(),
             issuer: info.issuer.into_boxed_str(),

@@ -26,7 +26,8 @@ pub struct Material {
     pub directory: Arc<Directory>,
     pub acl: Arc<Acl>,
     pub(super) listeners: BTreeMap<String, Arc<ListenerMaterial>>,
-    pub(super) own_ca: Option<CertificateInfo>,
+    /// The CA that issues, and those before it that are still trusted.
+    pub(super) own_cas: Vec<CertificateInfo>,
     /// What enrolment is served with, where it is.
     pub enrolment: Option<Arc<ServerConfig>>,
     /// Certificates that a list of somebody else's revokes: issuer (RFC 2253) and serial number.
@@ -94,10 +95,10 @@ impl Material {
         note_permissions(settings, &mut findings);
         let acl = read_acl(settings, &mut problems);
         let ledger = read_ledger(settings, &mut problems);
-        let own_ca = read_own_ca(settings, settings.ledger().exists(), now, &mut problems);
+        let own_cas = read_own_cas(settings, settings.ledger().exists(), now, &mut problems);
         let directory = read_directory(settings, ledger.as_ref(), &mut problems);
         let (mut certificates, mut revoked) = (Vec::new(), Vec::new());
-        if let Some(ca) = &own_ca {
+        if let Some(ca) = own_cas.first() {
             certificates.push(("ca".to_owned(), ca.clone()));
         }
         let mut listeners = BTreeMap::new();
@@ -109,7 +110,7 @@ impl Material {
                         files,
                         host,
                         now,
-                        own_ca: &own_ca,
+                        own_cas: &own_cas,
                         problems: &mut problems,
                         findings: &mut findings,
                         revoked: &mut revoked,
@@ -126,14 +127,14 @@ impl Material {
             let material = ListenerMaterial { rules: listener.rules, connections_max: listener.connections_max, tls };
             listeners.insert(name, Arc::new(material));
         }
-        let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_ca, &mut problems));
+        let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_cas, &mut problems));
         if let (Some(acl), Some(directory)) = (&acl, &directory) {
             note_strangers(settings, acl, directory, &mut findings);
         }
         match (problems.is_empty(), acl, directory) {
             (true, Some(acl), Some(directory)) => {
                 let (acl, directory) = (Arc::new(acl), Arc::new(directory));
-                Ok(Material { directory, acl, listeners, own_ca, enrolment, revoked, certificates, findings })
+                Ok(Material { directory, acl, listeners, own_cas, enrolment, revoked, certificates, findings })
             }
             _ => Err(MaterialError(problems)),
         }
@@ -142,8 +143,8 @@ impl Material {
 
 impl Material {
     /// Who issued the site's own certificates (RFC 2253).
-    pub fn own_issuer(&self) -> Option<String> {
-        self.own_ca.as_ref().map(|ca| ca.subject.clone())
+    pub fn own_issuers(&self) -> Vec<String> {
+        self.own_cas.iter().map(|ca| ca.subject.clone()).collect()
     }
 }
 
@@ -152,7 +153,7 @@ fn enrolment(
     settings: &Settings,
     host: &HostNames,
     now: OffsetDateTime,
-    own_ca: &Option<CertificateInfo>,
+    own_cas: &[CertificateInfo],
     problems: &mut Vec<String>,
 ) -> Option<Arc<ServerConfig>> {
     let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
@@ -179,7 +180,7 @@ fn enrolment(
     // What there is to say of the certificate is said of its listener.
     let (mut findings, mut revoked) = (Vec::new(), Vec::new());
     let (files, findings, revoked) = (&files, &mut findings, &mut revoked);
-    let mut loader = TlsLoader { files, host, now, own_ca, problems, findings, revoked };
+    let mut loader = TlsLoader { files, host, now, own_cas, problems, findings, revoked };
     loader.load().map(|(tls, _)| tls.without_alpn)
 }
 
@@ -272,14 +273,14 @@ fn read_ledger(settings: &Settings, problems: &mut Vec<String>) -> Option<Ledger
     Ledger::parse(&text).map_err(|error| problems.push(placed(&path, &error.to_string()))).ok()
 }
 
-/// The CA whose ledger is kept here. Where the CA was made by us and the ledger is missing, nobody
-/// can tell which of its certificates still admit.
-fn read_own_ca(
+/// The CA whose ledger is kept here, and those before it that are not retired yet. Where the CA was made by us
+/// and the ledger is missing, nobody can tell which of its certificates still admit.
+fn read_own_cas(
     settings: &Settings,
     has_ledger: bool,
     now: OffsetDateTime,
     problems: &mut Vec<String>,
-) -> Option<CertificateInfo> {
+) -> Vec<CertificateInfo> {
     let (path, key) = (settings.ca_certificate(), settings.ca_key());
     if key.exists()
         && let Err(error) = pki::check_secret(&key)
@@ -287,9 +288,16 @@ fn read_own_ca(
         problems.push(error.to_string());
     }
     if !path.exists() && !has_ledger {
-        return None;
+        return Vec::new();
     }
-    let info = CertificateInfo::read(&path).map_err(|error| problems.push(error.to_string())).ok()?;
+    let infos = match CertificateInfo::read_all(&path) {
+        Ok(infos) => infos,
+        Err(error) => {
+            problems.push(error.to_string());
+            return Vec::new();
+        }
+    };
+    let info = &infos[0];
     if !info.is_ca {
         problems.push(format!("{}: it is no CA: its basic constraints lack CA:TRUE", path.display()));
     }
@@ -298,7 +306,7 @@ fn read_own_ca(
     }
     let ours = key.exists() || info.common_name.as_deref().is_some_and(|name| name.contains(" Lockgate CA "));
     match (has_ledger, ours) {
-        (true, _) => Some(info),
+        (true, _) => infos,
         (false, true) => {
             problems.push(format!(
                 "{} is missing: without it nobody can tell which certificates of {} were removed; \
@@ -306,9 +314,9 @@ fn read_own_ca(
                 settings.ledger().display(),
                 path.display()
             ));
-            None
+            Vec::new()
         }
-        (false, false) => None,
+        (false, false) => Vec::new(),
     }
 }
 
@@ -384,7 +392,7 @@ struct TlsLoader<'a> {
     files: &'a TlsFiles,
     host: &'a HostNames,
     now: OffsetDateTime,
-    own_ca: &'a Option<CertificateInfo>,
+    own_cas: &'a [CertificateInfo],
     problems: &'a mut Vec<String>,
     findings: &'a mut Vec<Finding>,
     revoked: &'a mut Vec<(String, Vec<u8>)>,
@@ -462,9 +470,9 @@ impl TlsLoader<'_> {
             let what = format!("{}: an X.509 v1 certificate, without names: modern clients refuse it", path.display());
             self.findings.push(Finding { severity: Severity::Warning, what });
         }
-        if let Some(ca) = self.own_ca
+        if !self.own_cas.is_empty()
             && path.starts_with(self.files.client_ca.parent().unwrap_or(Path::new("")))
-            && !info.is_issued_by(ca)
+            && !self.own_cas.iter().any(|ca| info.is_issued_by(ca))
         {
             let what = format!(
                 "{}: the server certificate was not signed by this site's CA: clients that trust the CA refuse it",
@@ -497,7 +505,7 @@ impl TlsLoader<'_> {
         let pem = plain(path).map_err(|error| self.problem(error)).ok()?;
         let certificates = pki::load_certificates(&pem).map_err(|error| self.content(path, error)).ok()?;
         let lists = self.lists(&certificates)?;
-        let mut roots = RootCertStore::empty();
+        let (mut roots, mut expired) = (RootCertStore::empty(), Vec::new());
         for certificate in certificates {
             let info = CertificateInfo::parse(&certificate).map_err(|error| self.content(path, error)).ok()?;
             if !info.is_ca && !info.is_v1 {
@@ -505,12 +513,24 @@ impl TlsLoader<'_> {
                 return None;
             }
             if info.not_after <= self.now {
-                self.content(path, format!("the CA {} expired on {}", info.subject, info.not_after_date()));
-                return None;
+                expired.push(format!("the CA {} expired on {}", info.subject, info.not_after_date()));
+                continue;
             }
             roots.add(certificate).map_err(|error| self.content(path, error)).ok()?;
         }
-        Some((roots, lists))
+        // One that is left over beside another keeps nobody else out.
+        match roots.is_empty() {
+            true => {
+                self.content(path, expired.join("; "));
+                None
+            }
+            false => {
+                let what = |expired| format!("{}: {expired}: nobody comes in by it", path.display());
+                let finding = |expired| Finding { severity: Severity::Warning, what: what(expired) };
+                self.findings.extend(expired.into_iter().map(finding));
+                Some((roots, lists))
+            }
+        }
     }
 
     fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {

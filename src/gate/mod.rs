@@ -63,7 +63,7 @@ struct Current {
     directory: Arc<Directory>,
     /// By the listener's name.
     listeners: BTreeMap<String, Arc<material::ListenerMaterial>>,
-    own_ca: Option<crate::pki::CertificateInfo>,
+    own_cas: Vec<crate::pki::CertificateInfo>,
 }
 
 impl Gate {
@@ -126,7 +126,7 @@ impl Current {
             admission: settings.admission.clone(),
             directory: material.directory.clone(),
             listeners: material.listeners.clone(),
-            own_ca: material.own_ca.clone(),
+            own_cas: material.own_cas.clone(),
         }
     }
 }

@@ -241,6 +241,13 @@ pub fn key_matches(key: &PrivateKeyDer<'_>, certificate: &CertificateInfo) -> Re
 }
 
 impl CertificateInfo {
+    /// Reads all certificates of a PEM file, at least one.
+    pub fn read_all(path: &Path) -> Result<Vec<CertificateInfo>, super::files::FileError> {
+        let pem = super::files::read(path)?;
+        let all = load_certificates(&pem).and_then(|ders| ders.iter().map(|der| CertificateInfo::parse(der)).collect());
+        all.map_err(|error| super::files::FileError::Content { path: path.to_owned(), what: error.to_string() })
+    }
+
     /// Reads the first certificate of a PEM file.
     pub fn read(path: &Path) -> Result<CertificateInfo, super::files::FileError> {
         let pem = super::files::read(path)?;

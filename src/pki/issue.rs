@@ -60,6 +60,34 @@ impl Authority {
         ca_days: u32,
         now: OffsetDateTime,
     ) -> Result<(Authority, Issued), IssueError> {
+        let key = generate(kind)?;
+        let (authority, issued, _) = Authority::new_root(site, key, ca_days, now)?;
+        Ok((authority, issued))
+    }
+
+    /// A new root in this one's place, and this one's word for its key, so that whoever trusts this one alone
+    /// trusts what the new one issues (RFC 4210 section 4.4: new with old); that word as PEM.
+    pub fn succeed(
+        &self,
+        site: &str,
+        kind: KeyType,
+        ca_days: u32,
+        now: OffsetDateTime,
+    ) -> Result<(Authority, Issued, String), IssueError> {
+        let (authority, issued, mut params) = Authority::new_root(site, generate(kind)?, ca_days, now)?;
+        params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
+        params.not_after = params.not_after.min(self.info.not_after);
+        params.use_authority_key_identifier_extension = true;
+        let word = params.signed_by(authority.issuer.key(), &self.issuer)?;
+        Ok((authority, issued, word.pem()))
+    }
+
+    fn new_root(
+        site: &str,
+        key: KeyPair,
+        ca_days: u32,
+        now: OffsetDateTime,
+    ) -> Result<(Authority, Issued, CertificateParams), IssueError> {
         let serial = random_serial();
         let mut params = blank(now, ca_days, &serial);
         let tag: String = serial[12..].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -69,11 +97,15 @@ impl Authority {
         ]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = generate(kind)?;
         let certificate = params.self_signed(&key)?;
         let issued = issued(&certificate, &key)?;
         let authority = Authority::from_parts(certificate.der(), &issued.certificate_pem, key)?;
-        Ok((authority, issued))
+        Ok((authority, issued, params))
+    }
+
+    /// Takes up a CA by its certificate (DER) and key; `certificate_pem` is what its clients are given.
+    pub fn of(der: &CertificateDer<'_>, certificate_pem: &str, key_pem: &str) -> Result<Authority, IssueError> {
+        Authority::from_parts(der, certificate_pem, KeyPair::from_pem(key_pem)?)
     }
 
     /// Takes up a CA from its files. What rcgen does not check is checked here: that it is a CA, that

@@ -7,7 +7,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 
-use super::inspect::{InspectError, load_certificates, load_key};
+use super::inspect::{CertificateInfo, InspectError, load_certificates, load_key};
 
 #[derive(Debug, Error)]
 pub enum KeystoreError {
@@ -40,7 +40,15 @@ pub fn pkcs12(
     let rustls_pki_types::PrivateKeyDer::Pkcs8(key) = load_key(key_pem.as_bytes())? else {
         return Err(KeystoreError::KeyFormat);
     };
-    let chain = certificates(certificate_pem)?.into_iter().chain(certificates(ca_pem)?);
+    // While two CAs are trusted the chain has the one that issued it.
+    let issuer = CertificateInfo::parse(&load_certificates(certificate_pem.as_bytes())?[0])?;
+    let mut issuers = Vec::new();
+    for ca in load_certificates(ca_pem.as_bytes())? {
+        if issuer.is_issued_by(&CertificateInfo::parse(&ca)?) {
+            issuers.push(Certificate::from_der(&ca)?);
+        }
+    }
+    let chain = certificates(certificate_pem)?.into_iter().chain(issuers);
     let key = PrivateKey::from_der(key.secret_pkcs8_der())?;
     let chain = PrivateKeyChain::new(alias.as_bytes(), key, chain.collect::<Vec<_>>());
     let mut store = KeyStore::new();

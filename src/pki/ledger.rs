@@ -22,6 +22,7 @@ pub enum Kind {
 /// One line of the ledger.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "nearly every line is of the larger kind")]
 pub enum Event {
     Issued(Entry),
     #[serde(rename_all = "kebab-case")]
@@ -105,6 +106,9 @@ pub struct Entry {
     /// Hexadecimal.
     pub serial: String,
     pub subject: String,
+    /// RFC 2253; lines from before there could be two CAs have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,6 +138,7 @@ impl Entry {
             kind,
             serial: hex(&info.serial),
             subject: info.subject.clone(),
+            issuer: Some(info.issuer.clone()),
             names: info.names.iter().map(ToString::to_string).collect(),
             identity: identity.map(|name| name.as_str().to_owned()),
             key: key.as_str().to_owned(),
@@ -142,6 +147,13 @@ impl Entry {
             fingerprint: info.fingerprint.clone(),
             renews: None,
         }
+    }
+}
+
+impl Entry {
+    /// Whether the CA of this subject (RFC 2253) issued it. Where a line says nothing it was the first CA.
+    pub fn is_of(&self, ca: &CertificateInfo) -> bool {
+        self.issuer.as_deref() == Some(&ca.subject)
     }
 }
 
@@ -189,6 +201,11 @@ impl Ledger {
         revoked.collect()
     }
 
+    /// Whether there was more than one CA.
+    pub fn has_two_cas(&self) -> bool {
+        self.issued.iter().filter(|entry| entry.kind == Kind::Ca).nth(1).is_some()
+    }
+
     /// How many certificates were ever issued.
     pub fn issued(&self) -> usize {
         self.issued.len()
@@ -207,6 +224,20 @@ impl Ledger {
             .filter(|entry| entry.kind == Kind::Client && !self.revoked.contains_key(&entry.serial))
             .filter_map(|entry| Some((unhex(&entry.serial)?, Identity::parse(entry.identity.as_deref()?).ok()?)))
             .collect()
+    }
+
+    /// Current certificates of everybody, by their owners; each one's oldest first.
+    pub fn current_by_owner(&self) -> BTreeMap<Identity, Vec<&Entry>> {
+        let mut owners: BTreeMap<Identity, Vec<&Entry>> = BTreeMap::new();
+        for entry in &self.issued {
+            if entry.kind == Kind::Client
+                && !self.revoked.contains_key(&entry.serial)
+                && let Some(Ok(owner)) = entry.identity.as_deref().map(Identity::parse)
+            {
+                owners.entry(owner).or_default().push(entry);
+            }
+        }
+        owners
     }
 
     /// Current certificates of one identity, oldest first.
@@ -237,6 +268,7 @@ mod tests {
                 kind: Kind::Client,
                 serial: serial.to_owned(),
                 subject: "CN=d1".to_owned(),
+                issuer: None,
                 names: Vec::new(),
                 identity: Some("d1".to_owned()),
                 key: "ecdsa-p256".to_owned(),

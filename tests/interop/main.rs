@@ -21,5 +21,6 @@ mod export;
 mod mosquitto;
 mod paho;
 mod refusals;
+mod rotation;
 mod rust;
 mod up;

@@ -1,6 +1,6 @@
 //! Who there is, from the files and from the running broker.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ use super::passwords;
 use crate::admin::{CallError, api};
 use crate::config::Settings;
 use crate::gate::{Seen, SeenEntry};
+use crate::pki::CertificateInfo;
 use crate::types::Identity;
 
 /// One identity, from the files and from the running broker.
@@ -39,6 +40,8 @@ struct CertificateRow {
     expires: String,
     days_left: i64,
     fingerprint: String,
+    /// Of the CA before this one, which is to be retired.
+    of_old_ca: bool,
 }
 
 /// Everybody, and whether a broker runs.
@@ -51,10 +54,11 @@ fn rows(settings: &Settings) -> Result<(Vec<Row>, bool), Failure> {
     for name in &names {
         entry(&mut rows, name.as_str()).password = true;
     }
-    let current = ledger.current();
-    for owner in current.values().collect::<BTreeSet<_>>() {
-        for certificate in ledger.current_of(owner) {
+    let ca = CertificateInfo::read(&settings.ca_certificate()).ok();
+    for (owner, certificates) in ledger.current_by_owner() {
+        for certificate in certificates {
             entry(&mut rows, owner.as_str()).certificates.push(CertificateRow {
+                of_old_ca: ledger.has_two_cas() && ca.as_ref().is_some_and(|ca| !certificate.is_of(ca)),
                 serial: certificate.serial.clone(),
                 expires: certificate.expires.date().to_string(),
                 days_left: (certificate.expires - now).whole_days(),
@@ -115,7 +119,14 @@ pub(super) fn list(arguments: &SiteArguments, json: bool) -> Result<(), Failure>
         let expires = row
             .certificates
             .last()
-            .map(|certificate| format!("{} ({} d)", certificate.expires, certificate.days_left))
+            .map(|certificate| {
+                format!(
+                    "{} ({} d{})",
+                    certificate.expires,
+                    certificate.days_left,
+                    if certificate.of_old_ca { ", old CA" } else { "" }
+                )
+            })
             .unwrap_or_default();
         let connected: Vec<String> =
             row.connections.iter().map(|c| format!("{} from {}", c.level, c.address)).collect();

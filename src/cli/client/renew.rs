@@ -1,7 +1,5 @@
 //! New certificates in place of old ones.
 
-use std::collections::BTreeSet;
-
 use time::{Duration, OffsetDateTime};
 
 use super::super::{Failure, bundle};
@@ -92,8 +90,9 @@ fn issue(
 
 /// Those whose newest certificate expires before `by`.
 fn expiring(ledger: &Ledger, by: OffsetDateTime) -> Vec<Identity> {
-    let owners: BTreeSet<Identity> = ledger.current().into_values().collect();
-    owners.into_iter().filter(|name| newest(ledger, name).is_some_and(|entry| entry.expires <= by)).collect()
+    let owners = ledger.current_by_owner().into_iter();
+    let newest = |entries: &[&Entry]| entries.iter().map(|entry| entry.expires).max();
+    owners.filter(|(_, entries)| newest(entries).is_some_and(|expires| expires <= by)).map(|(name, _)| name).collect()
 }
 
 /// The current certificate that lives longest.

@@ -57,9 +57,9 @@ impl Desk for SiteDesk {
     fn reenrol(&self, current: &[u8], request: &[u8]) -> Result<Certified, Denied> {
         let settings = self.settings.load();
         let info = CertificateInfo::parse(current).map_err(unavailable)?;
-        let ca = CertificateInfo::read(&settings.ca_certificate()).map_err(unavailable)?;
+        let cas = CertificateInfo::read_all(&settings.ca_certificate()).map_err(unavailable)?;
         let ledger = Files::of(&settings).ledger()?;
-        let owner = ledger.current().get(&info.serial).filter(|_| info.is_issued_by(&ca)).cloned();
+        let owner = ledger.current().get(&info.serial).filter(|_| cas.iter().any(|ca| info.is_issued_by(ca))).cloned();
         let name = owner.ok_or_else(|| {
             Denied::Credentials(format!("the certificate {} is not current in the ledger", info.serial_text()))
         })?;

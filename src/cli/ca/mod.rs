@@ -1,14 +1,17 @@
 //! `lockgate ca`: the site's certificate authority.
 
+mod list;
+mod rotate;
+
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
-use super::site::{self, Editing, Files, edit};
-use super::{Failure, SiteArguments, bundle};
-use crate::config::Settings;
-use crate::pki::{self, CRL_DAYS, CertificateInfo, Ledger, ListWanted, RevocationList, Transaction};
+use super::site::{self, Files};
+use super::{Failure, SiteArguments};
+use crate::pki::{self, CA_DAYS, CertificateInfo};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -24,6 +27,20 @@ enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        site: SiteArguments,
+    },
+    /// Begin a new CA beside the old one: both are trusted until `ca retire`
+    #[command(
+        after_help = "Example:\n  lockgate ca rotate\n  lockgate client renew --all-expiring 397     # and hand the bundles out, in any order\n  lockgate ca show                             # who still uses the old one\n  lockgate ca retire\n\nClients that know the old CA alone go on verifying the server: it shows what the old CA says of the new one."
+    )]
+    Rotate(Rotate),
+    /// End the CA before this one: its certificates admit no more
+    #[command(after_help = "Example:\n  lockgate ca retire")]
+    Retire {
+        /// Though clients still use it: they are out, and their sessions end
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         site: SiteArguments,
     },
@@ -43,10 +60,26 @@ enum Command {
     },
 }
 
+#[derive(Args)]
+struct Rotate {
+    /// Kind of the new CA's key and the server's [default: as the old CA's]
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(["ecdsa-p256", "rsa-2048", "rsa-3072", "ed25519"]))]
+    key_type: Option<String>,
+    /// How long the new CA lives, days
+    #[arg(long, value_name = "DAYS", default_value_t = CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=7_305))]
+    days: u32,
+    #[command(flatten)]
+    site: SiteArguments,
+}
+
+pub(super) use list::{ListDays, renew_list_if_due, write_list};
+
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Show { json, site } => show(&site, json),
-        Command::Crl { days, out, site } => crl(&site, days, out),
+        Command::Rotate(arguments) => rotate::rotate(&arguments),
+        Command::Retire { force, site } => rotate::retire(&site, force),
+        Command::Crl { days, out, site } => list::crl(&site, days, out),
     }
 }
 
@@ -70,6 +103,19 @@ struct Shown {
     /// Not yet expired.
     revoked: usize,
     revocation_list: Option<ShownList>,
+    /// The CA before this one, while it is trusted too.
+    old: Option<ShownOld>,
+}
+
+#[derive(serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ShownOld {
+    subject: String,
+    #[serde(with = "time::serde::rfc3339")]
+    not_after: OffsetDateTime,
+    fingerprint: String,
+    /// Those who have no certificate of the new one.
+    still_used_by: Vec<String>,
 }
 
 #[derive(serde::Serialize)]
@@ -87,10 +133,17 @@ struct ShownList {
 fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
     let settings = site::load(arguments)?;
     let files = Files::of(&settings);
-    let info = CertificateInfo::read(&settings.ca_certificate())?;
+    let infos = CertificateInfo::read_all(&settings.ca_certificate())?;
+    let info = &infos[0];
     let ledger = files.ledger()?;
+    let old = infos.get(1).map(|old| ShownOld {
+        subject: old.subject.clone(),
+        not_after: old.not_after,
+        fingerprint: old.fingerprint.clone(),
+        still_used_by: rotate::still_on_old(&ledger, info).iter().map(ToString::to_string).collect(),
+    });
     let now = OffsetDateTime::now_utc();
-    let list = read_list(&settings)?.map(|list| ShownList {
+    let list = list::read_list(&settings)?.map(|list| ShownList {
         file: settings.crl().display().to_string(),
         serials: list.serials.len(),
         this_update: list.this_update,
@@ -110,6 +163,7 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
         current: ledger.current().len(),
         revoked: ledger.revocations(now).len(),
         revocation_list: list,
+        old,
     };
     if json {
         say!("{}", serde_json::to_string_pretty(&shown).map_err(Failure::new)?);
@@ -128,83 +182,17 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
             say!("  revocation list: {}, {} serial numbers, good {until}{outdated}", list.file, list.serials);
         }
     }
-    Ok(())
-}
-
-fn crl(arguments: &SiteArguments, days: Option<u32>, out: Option<PathBuf>) -> Result<(), Failure> {
-    let Editing { settings, files, .. } = edit(arguments)?;
-    let mut change = Transaction::new(&files.anchor);
-    let list =
-        write_list(&mut change, &settings, &files, &files.ledger()?, days.map_or(ListDays::AsBefore, ListDays::So))?;
-    change.commit()?;
-    let path = settings.crl();
-    let until = list.next_update.map(|next| next.date().to_string()).unwrap_or_default();
-    say!("{}: {} revoked serial numbers, good until {until}", path.display(), list.serials.len());
-    if let Some(out) = out {
-        pki::replace(&out, site::read_or_empty(&path)?.as_bytes(), 0o644)?;
-        say!("  and in {}", out.display());
-    }
-    Ok(())
-}
-
-/// How long a list is to hold.
-#[derive(Clone, Copy)]
-pub(super) enum ListDays {
-    AsBefore,
-    So(u32),
-}
-
-/// The list that is there.
-pub(super) fn read_list(settings: &Settings) -> Result<Option<RevocationList>, Failure> {
-    let path = settings.crl();
-    let text = site::read_or_empty(&path)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let mut lists = RevocationList::parse_all(text.as_bytes())
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    Ok(Some(lists.remove(0)))
-}
-
-/// Has `change` write a list of what `ledger` says was revoked; gives it as it will be.
-pub(super) fn write_list(
-    change: &mut Transaction,
-    settings: &Settings,
-    files: &Files,
-    ledger: &Ledger,
-    days: ListDays,
-) -> Result<RevocationList, Failure> {
-    let authority = bundle::authority(settings)?;
-    let before = read_list(settings)?;
-    let days = match (days, &before) {
-        (ListDays::So(days), _) => days,
-        (ListDays::AsBefore, Some(RevocationList { this_update, next_update: Some(next), .. })) => {
-            u32::try_from((*next - *this_update).whole_days()).unwrap_or(CRL_DAYS).max(1)
+    if let Some(old) = &shown.old {
+        say!("  the old CA:      {}, until {}, SHA-256 {}", old.subject, old.not_after.date(), old.fingerprint);
+        match old.still_used_by.as_slice() {
+            [] => say!("                   nobody uses it any more: `lockgate ca retire` ends it"),
+            names => {
+                let more = names.len().saturating_sub(10);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                let first: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
+                say!("                   still used by {}{more}: `lockgate client renew NAME`", first.join(", "));
+            }
         }
-        _ => CRL_DAYS,
-    };
-    let now = OffsetDateTime::now_utc();
-    let revoked = ledger.revocations(now);
-    let wanted = ListWanted { revoked: &revoked, before: before.as_ref(), days, now };
-    let pem = authority.revocation_list(&wanted).map_err(Failure::new)?;
-    let list = RevocationList::parse_all(pem.as_bytes()).map_err(Failure::new)?.remove(0);
-    change.write(&settings.crl(), pem, 0o644, files.owner());
-    Ok(list)
-}
-
-/// Signs the list anew when two thirds of its time are over; says whether it did.
-pub(super) fn renew_list_if_due(settings: &Settings, now: OffsetDateTime) -> Result<bool, Failure> {
-    let Some(RevocationList { this_update, next_update: Some(next), .. }) = read_list(settings)? else {
-        return Ok(false);
-    };
-    if now < this_update + (next - this_update) * 2 / 3 {
-        return Ok(false);
     }
-    let files = Files::of(settings);
-    let _lock = pki::Lock::acquire(&files.anchor)?;
-    files.recover()?;
-    let mut change = Transaction::new(&files.anchor);
-    write_list(&mut change, settings, &files, &files.ledger()?, ListDays::AsBefore)?;
-    change.commit()?;
-    Ok(true)
+    Ok(())
 }
