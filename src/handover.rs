@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::codec::Version;
-use crate::types::{ClientId, Identity, Level};
+use crate::types::{CertificateId, ClientId, Identity, Level};
 
 /// A client that was let in, whole.
 pub struct Handover {
@@ -51,9 +51,8 @@ pub struct About {
 /// What is remembered of a client's certificate while it is connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerCertificate {
-    pub serial: Box<[u8]>,
-    /// RFC 2253: with the serial number it names the certificate (RFC 5280 section 4.1.2.2).
-    pub issuer: Box<str>,
+    /// The client's own, then those that it sent with it.
+    pub chain: Box<[CertificateId]>,
     pub expires: SystemTime,
 }
 

@@ -20,7 +20,7 @@ use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{Anew, Reload};
 use crate::gate::network_of;
@@ -80,8 +80,11 @@ struct Peer {
     certificate: Option<Arc<[u8]>>,
 }
 
-/// Connections at once.
+/// Connections at once, and of one network.
 const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_PER_NETWORK_MAX: usize = 16;
+/// For the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For the handshake and all requests together.
 const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 /// No request is larger.
@@ -101,6 +104,7 @@ impl Enrolment {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let address = socket.local_addr()?;
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let networks = Arc::new(Networks::default());
         let router = router(self.clone());
         Ok((address, async move {
             loop {
@@ -113,9 +117,11 @@ impl Enrolment {
                         continue;
                     }
                 };
+                // One network alone cannot keep the others out.
+                let Some(share) = networks.clone().enter(address.ip()) else { continue };
                 let (tls, router) = (self.tls.load_full(), router.clone());
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _places = (place, share);
                     drop(tokio::time::timeout(CONNECTION_LIFE, one(stream, address, tls, router)).await);
                 });
             }
@@ -123,9 +129,43 @@ impl Enrolment {
     }
 }
 
+/// Connections by network.
+#[derive(Default)]
+struct Networks(Mutex<HashMap<IpAddr, usize>>);
+
+/// A place of a network, given back when dropped.
+struct Share(Arc<Networks>, IpAddr);
+
+impl Networks {
+    fn enter(self: Arc<Self>, address: IpAddr) -> Option<Share> {
+        let network = network_of(address);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(network).or_default();
+        if *count >= CONNECTIONS_PER_NETWORK_MAX {
+            return None;
+        }
+        *count += 1;
+        drop(counts);
+        Some(Share(self, network))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
 /// One connection, from its handshake on.
 async fn one(stream: tokio::net::TcpStream, address: SocketAddr, tls: Arc<ServerConfig>, router: Router) {
-    let Ok(stream) = tokio_rustls::TlsAcceptor::from(tls).accept(stream).await else { return };
+    let accepted = tokio::time::timeout(HANDSHAKE, tokio_rustls::TlsAcceptor::from(tls).accept(stream)).await;
+    let Ok(Ok(stream)) = accepted else { return };
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|der| Arc::from(&**der));
     let service = TowerToHyperService::new(router.layer(Extension(Peer { address, certificate })));
     let mut http = hyper::server::conn::http1::Builder::new();
@@ -150,7 +190,7 @@ fn router(enrolment: Arc<Enrolment>) -> Router {
 type Shared = State<Arc<Enrolment>>;
 
 async fn ca(State(enrolment): Shared) -> Response {
-    match enrolment.desk.cas() {
+    match enrolment.cas().await {
         Ok(pem) => ([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response(),
         Err(denied) => refusal(&denied, false),
     }
@@ -158,10 +198,7 @@ async fn ca(State(enrolment): Shared) -> Response {
 
 /// RFC 7030 section 4.1.
 async fn cacerts(State(enrolment): Shared) -> Response {
-    match enrolment.desk.cas() {
-        Ok(pem) => pkcs7(&pem),
-        Err(denied) => refusal(&denied, false),
-    }
+    enrolment.cas().await.map_or_else(|denied| refusal(&denied, true), |pem| pkcs7(&pem))
 }
 
 /// RFC 7030 section 4.2.1: who shows a token by HTTP Basic, the device's name before it.
@@ -217,49 +254,79 @@ async fn reenroll(State(enrolment): Shared, Extension(peer): Extension<Peer>, bo
     outcome.map_or_else(|denied| refusal(&denied, false), |certified| Json(certified).into_response())
 }
 
+fn broken(error: &tokio::task::JoinError) -> Denied {
+    Denied::Unavailable(error.to_string())
+}
+
 impl Enrolment {
-    async fn enrol(&self, peer: &Peer, name: &str, token: &str, request: Vec<u8>) -> Result<Certified, Denied> {
-        let (desk, name, token) = (self.desk.clone(), name.to_owned(), token.to_owned());
-        self.issue(peer, move || desk.enrol(&name, &token, &request)).await
+    async fn cas(&self) -> Result<String, Denied> {
+        let desk = self.desk.clone();
+        tokio::task::spawn_blocking(move || desk.cas()).await.map_err(|error| broken(&error))?
     }
 
-    async fn reenrol(&self, peer: &Peer, request: Vec<u8>) -> Result<Certified, Denied> {
+    async fn enrol(
+        self: Arc<Self>,
+        peer: &Peer,
+        name: &str,
+        token: &str,
+        request: Vec<u8>,
+    ) -> Result<Certified, Denied> {
+        let (desk, name, token) = (self.desk.clone(), name.to_owned(), token.to_owned());
+        self.issue(peer, true, move || desk.enrol(&name, &token, &request)).await
+    }
+
+    async fn reenrol(self: Arc<Self>, peer: &Peer, request: Vec<u8>) -> Result<Certified, Denied> {
         let desk = self.desk.clone();
         let Some(current) = peer.certificate.clone() else {
             let why = "a certificate of this site is expected in the TLS handshake";
             return Err(Denied::Credentials(why.to_owned()));
         };
-        self.issue(peer, move || desk.reenrol(&current, &request)).await
+        // A stranger at the same address cannot keep it from its renewal.
+        self.issue(peer, false, move || desk.reenrol(&current, &request)).await
     }
 
+    /// Goes on to its end though the peer hangs up: what is issued is taken up, and what is refused is counted.
     async fn issue(
-        &self,
+        self: Arc<Self>,
         peer: &Peer,
+        is_throttled: bool,
         work: impl FnOnce() -> Result<Certified, Denied> + Send + 'static,
     ) -> Result<Certified, Denied> {
-        let ip = peer.address.ip();
-        if !self.failures.may_try(ip, Instant::now()) {
-            return Err(Denied::Unavailable("too many wrong tokens from this address: wait a minute".to_owned()));
-        }
+        let address = peer.address;
+        let whole = tokio::spawn(async move { self.issue_in_turn(address, is_throttled, work).await });
+        whole.await.map_err(|error| broken(&error))?
+    }
+
+    async fn issue_in_turn(
+        &self,
+        address: SocketAddr,
+        is_throttled: bool,
+        work: impl FnOnce() -> Result<Certified, Denied> + Send + 'static,
+    ) -> Result<Certified, Denied> {
+        let may_try = || match !is_throttled || self.failures.may_try(address.ip(), Instant::now()) {
+            true => Ok(()),
+            false => Err(Denied::Unavailable("too many wrong tokens from this address: wait a minute".to_owned())),
+        };
+        may_try()?;
         let _free = self.desk_is_free.lock().await;
-        let broken = |error: tokio::task::JoinError| Denied::Unavailable(error.to_string());
-        let outcome = tokio::task::spawn_blocking(work).await.map_err(broken)?;
+        // Others may have failed while this one waited for its turn.
+        may_try()?;
+        let outcome = tokio::task::spawn_blocking(work).await.map_err(|error| broken(&error))?;
         match &outcome {
             Ok(certified) => {
-                info!(address = %peer.address, "{} was enrolled: it has a certificate", certified.name);
-                // It may connect before it has the answer.
+                info!(%address, "{} was enrolled: it has a certificate", certified.name);
+                // It may connect before it has the answer. The certificate is written down: it is the device's
+                // whatever else is wrong here.
                 if let Err(error) = (self.reload)(Anew::Clients).await {
-                    return Err(Denied::Unavailable(format!("the broker has not taken it up: {error}")));
+                    error!("the broker has not taken up the certificate of {}: {error}", certified.name);
                 }
             }
             Err(Denied::Credentials(why)) => {
-                self.failures.note(ip, Instant::now());
-                warn!(address = %peer.address, kind = "enrolment", "enrolment refused: {why}");
+                self.failures.note(address.ip(), Instant::now());
+                warn!(%address, kind = "enrolment", "enrolment refused: {why}");
             }
-            Err(Denied::Request(why)) => {
-                warn!(address = %peer.address, kind = "enrolment", "enrolment refused: {why}");
-            }
-            Err(Denied::Unavailable(why)) => warn!(address = %peer.address, "enrolment failed: {why}"),
+            Err(Denied::Request(why)) => warn!(%address, kind = "enrolment", "enrolment refused: {why}"),
+            Err(Denied::Unavailable(why)) => warn!(%address, "enrolment failed: {why}"),
         }
         outcome
     }

@@ -21,7 +21,7 @@ use tracing::warn;
 
 use super::{DataLock, api, metrics, socket};
 use crate::gate::Gate;
-use crate::pki::CertificateInfo;
+use crate::pki::{CertificateInfo, RevocationList};
 use crate::shard::{ClientRow, Handle, ShardReport};
 use crate::store::{Durability, StoreHandle};
 
@@ -61,6 +61,10 @@ pub struct Site {
     pub findings: Vec<String>,
     /// The broker renews its own certificate.
     pub self_renew: bool,
+    /// Which revocation list of somebody else's was to be replaced when.
+    pub list_ends: Vec<(String, OffsetDateTime)>,
+    /// Where the CA's certificate and its own list are.
+    pub pki: PathBuf,
 }
 
 /// From so many days before its end on, a certificate of the site is warned of.
@@ -70,9 +74,33 @@ impl Site {
     /// What deserves attention now.
     pub fn warnings(&self, now: OffsetDateTime) -> Vec<String> {
         let expiring = self.certificates.iter().filter_map(|(of, info)| expiry_warning(of, info, self.self_renew, now));
-        self.findings.iter().cloned().chain(expiring).collect()
+        let lists = self.list_ends.iter().filter(|(_, end)| *end <= now).map(|(list, end)| {
+            format!(
+                "{list} was to be replaced on {}: what it revokes stays out, what was revoked since is not known here; \
+                 fetch the new one",
+                end.date()
+            )
+        });
+        self.findings.iter().cloned().chain(expiring).chain(lists).chain(self.own_list_warning(now)).collect()
+    }
+
+    /// That other servers will soon refuse all of our clients, for want of a list that is in time.
+    fn own_list_warning(&self, now: OffsetDateTime) -> Option<String> {
+        let path = self.pki.join("ca.crl");
+        let bytes = std::fs::read(&path).ok()?;
+        let end = RevocationList::parse_all(&bytes).ok()?.first()?.next_update?;
+        (end - now < OWN_LIST_WARNED).then(|| {
+            format!(
+                "{} is good until {}: `lockgate ca crl` signs it anew, for servers that go by it",
+                path.display(),
+                end.date()
+            )
+        })
     }
 }
+
+/// How long before its end our own revocation list is spoken of.
+const OWN_LIST_WARNED: time::Duration = time::Duration::days(7);
 
 /// That a certificate of the site (`of`: `ca`, or a listener) is near its end, and what to do. One that renews
 /// itself is only spoken of when that has failed for long.
@@ -242,6 +270,22 @@ fn observer() -> Router<Arc<Admin>> {
             get(async |State(admin): State<Arc<Admin>>| health(&admin, |health| health.ready).await),
         )
         .route("/metrics", get(show_metrics))
+        .route("/ca.crt", get(async |State(admin): State<Arc<Admin>>| published(&admin, "ca.crt").await))
+        .route("/ca.crl", get(async |State(admin): State<Arc<Admin>>| published(&admin, "ca.crl").await))
+}
+
+/// The CA's certificate (PEM), or its revocation list (DER, RFC 5280 section 4.2.1.13).
+async fn published(admin: &Admin, name: &'static str) -> Response {
+    let path = admin.site.load().pki.join(name);
+    let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+    let Ok(Ok(bytes)) = read else { return StatusCode::NOT_FOUND.into_response() };
+    if name == "ca.crt" {
+        return ([(header::CONTENT_TYPE, "application/x-pem-file")], bytes).into_response();
+    }
+    match RevocationList::parse_all(&bytes) {
+        Ok(lists) => ([(header::CONTENT_TYPE, "application/pkix-crl")], lists[0].der.to_vec()).into_response(),
+        Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn health(admin: &Admin, good: impl Fn(&api::Health) -> bool) -> Response {

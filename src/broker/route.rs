@@ -354,11 +354,12 @@ impl Core {
         let client = session.client.clone();
         let connection = open_connection(&mut self.connections, session.connection);
         let outgoing = &mut session.outgoing;
+        let bytes_max = self.options.limits.queued_bytes_max;
         let sends_now = connection.is_some_and(|connection| {
             qos != QoS::AtMostOnce
                 && !connection.congested
                 && outgoing.is_idle()
-                && outgoing.inflight.len() < usize::from(connection.receive_maximum)
+                && outgoing.has_window(usize::from(connection.receive_maximum), bytes_max)
         });
         if sends_now {
             let session = &self.sessions[target.session as usize];
@@ -377,7 +378,7 @@ impl Core {
                 queued.packet_id = Some(id);
             }
             let held = delivery.hold;
-            outgoing.inflight.push_back(Inflight {
+            outgoing.push_inflight(Inflight {
                 packet_id: id,
                 state: State::Published,
                 delivery,

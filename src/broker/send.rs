@@ -72,6 +72,7 @@ impl Core {
             return false;
         }
         let window = usize::from(connection.receive_maximum);
+        let bytes_max = self.options.limits.queued_bytes_max;
         let outgoing = &mut session.outgoing;
         if let Some(entry) = outgoing.inflight.get_mut(outgoing.sent) {
             let committed = entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
@@ -119,7 +120,7 @@ impl Core {
         if front.hold.is_some_and(|ticket| self.waiting.contains_key(&ticket)) {
             return false;
         }
-        if front.qos != QoS::AtMostOnce && outgoing.inflight.len() >= window {
+        if front.qos != QoS::AtMostOnce && !outgoing.has_window(window, bytes_max) {
             return false;
         }
         let Body::Here(message) = &front.body else { return false };
@@ -143,7 +144,7 @@ impl Core {
         delivery.hold = None;
         let kept = delivery.kept;
         let (qos, message, client) = (delivery.qos, delivery.message_id(), session.client.clone());
-        outgoing.inflight.push_back(Inflight {
+        outgoing.push_inflight(Inflight {
             packet_id,
             state: State::Published,
             delivery,

@@ -116,6 +116,8 @@ pub(super) struct Outgoing {
     pub(super) stored: Stored,
     /// Of both.
     pub(super) queue_bytes: usize,
+    /// Of what is in flight and in memory.
+    pub(super) inflight_bytes: usize,
     next_id: PacketId,
     /// How many identifiers from `next_id` on are not in use.
     free_ids: u16,
@@ -160,6 +162,7 @@ impl Outgoing {
             queue: VecDeque::new(),
             stored: Stored::default(),
             queue_bytes: 0,
+            inflight_bytes: 0,
             next_id: PacketId::FIRST,
             free_ids: 0,
             fetching: 0,
@@ -244,6 +247,7 @@ impl Outgoing {
     /// As a store has it.
     pub(super) fn restore_inflight(&mut self, inflight: VecDeque<Inflight>) {
         self.released = inflight.iter().take_while(|entry| entry.state == State::Released).count();
+        self.inflight_bytes = inflight.iter().map(|entry| entry.delivery.size as usize).sum();
         self.inflight = inflight;
     }
 
@@ -263,7 +267,20 @@ impl Outgoing {
         for border in [&mut self.sent, &mut self.released, &mut self.releases_sent] {
             *border -= usize::from(at < *border);
         }
-        self.inflight.remove(at).expect("found in this queue before")
+        let entry = self.inflight.remove(at).expect("found in this queue before");
+        self.inflight_bytes -= entry.delivery.size as usize;
+        entry
+    }
+
+    pub(super) fn push_inflight(&mut self, entry: Inflight) {
+        self.inflight_bytes += entry.delivery.size as usize;
+        self.inflight.push_back(entry);
+    }
+
+    /// Whether one more may be under way to a client that takes so many at once. What it does not acknowledge is
+    /// kept, in so many bytes at most, but for the last.
+    pub(super) fn has_window(&self, window: usize, bytes_max: usize) -> bool {
+        self.inflight.len() < window && (self.inflight_bytes == 0 || self.inflight_bytes < bytes_max)
     }
 
     pub(super) fn push_queue(&mut self, delivery: Delivery) {
@@ -325,6 +342,7 @@ impl Outgoing {
         entry.state = State::Released;
         entry.delivery.body = Body::Stored(entry.delivery.message_id());
         entry.delivery.hold = None;
+        self.inflight_bytes -= std::mem::take(&mut entry.delivery.size) as usize;
         if found != self.released {
             let entry = self.inflight.remove(found).expect("looked at above");
             self.inflight.insert(self.released, entry);
@@ -364,7 +382,12 @@ impl Outgoing {
     pub(super) fn withdraw(&mut self, ticket: Ticket) -> usize {
         let before = self.inflight.len();
         // A publish that is held has not been sent: it lies behind `sent`.
-        self.inflight.retain(|entry| entry.state != State::Published || entry.delivery.hold != Some(ticket));
+        let bytes = &mut self.inflight_bytes;
+        self.inflight.retain(|entry| {
+            let stays = entry.state != State::Published || entry.delivery.hold != Some(ticket);
+            *bytes -= if stays { 0 } else { entry.delivery.size as usize };
+            stays
+        });
         before - self.inflight.len() + self.remove_queued(|delivery| delivery.hold == Some(ticket)).len()
     }
 

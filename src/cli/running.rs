@@ -19,8 +19,8 @@ use crate::auth::Directory;
 use crate::config::{self, AtExpiry, ListenerAddress, Settings, Transport};
 use crate::gate::{self, Bound, Gate, Listening, Material};
 use crate::pki;
-use crate::shard::{CertificateId, Handle};
-use crate::types::Identity;
+use crate::shard::Handle;
+use crate::types::{CertificateId, Identity};
 
 /// How often files are looked at; what has changed is read at the look after.
 const WATCH_LOOKS: Duration = Duration::from_secs(1);
@@ -44,6 +44,15 @@ pub(super) struct State {
     pub(super) running: Mutex<Running>,
 }
 
+/// What a reload goes by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The configuration as it is now: somebody says so.
+    Configuration,
+    /// The one that runs, whose files have changed.
+    Files,
+}
+
 pub(super) struct Running {
     pub(super) settings: Settings,
     pub(super) directory: Arc<Directory>,
@@ -57,12 +66,16 @@ pub(super) struct Running {
 impl State {
     /// Reads everything, validates it as a whole, then swaps it; a bad file leaves all as it was.
     pub(super) async fn reload(&self) -> Result<api::Reloaded, String> {
+        self.reload_from(Source::Configuration).await
+    }
+
+    async fn reload_from(&self, source: Source) -> Result<api::Reloaded, String> {
         let mut running = self.running.lock().await;
         match NotifyState::monotonic_usec_now() {
             Ok(monotonic) => notify(&[NotifyState::Reloading, monotonic]),
             Err(_) => notify(&[NotifyState::Reloading]),
         }
-        let reloaded = self.try_reload(&mut running).await;
+        let reloaded = self.try_reload(&mut running, source).await;
         notify(&[NotifyState::Ready]);
         match &reloaded {
             Ok(reloaded) => {
@@ -74,12 +87,18 @@ impl State {
         reloaded
     }
 
-    async fn try_reload(&self, running: &mut Running) -> Result<api::Reloaded, String> {
+    async fn try_reload(&self, running: &mut Running, source: Source) -> Result<api::Reloaded, String> {
         let arguments = self.arguments.clone();
-        // What is bad is not read again before it changes.
-        running.read = Snapshot::take(&running.settings);
+        let known = match source {
+            Source::Configuration => None,
+            Source::Files => {
+                // What is bad is not read again before it changes.
+                running.read = Snapshot::take(&running.settings);
+                Some(running.settings.clone())
+            }
+        };
         let read = tokio::task::spawn_blocking(move || {
-            let settings = site::load(&arguments)?;
+            let settings = known.map_or_else(|| site::load(&arguments), Ok)?;
             let looked = Snapshot::take(&settings);
             let material = load_material(&settings)?;
             Ok::<_, Failure>((settings, looked, material))
@@ -119,11 +138,10 @@ impl State {
         running.read = looked;
         self.admit_only(running, material.directory.clone()).await?;
         running.issuers = material.own_issuers();
-        let named =
-            |(issuer, serial): &(String, Vec<u8>)| CertificateId { issuer: issuer.clone(), serial: serial.clone() };
-        self.shard.revoke(material.revoked.iter().map(named).collect()).map_err(|error| error.to_string())?;
-        self.site.store(Arc::new(site_of(&settings, &material, &running.listening)));
-        notes.extend(material.findings.iter().map(|finding| finding.what.clone()));
+        self.shard.revoke(material.revoked.clone()).map_err(|error| error.to_string())?;
+        let site = site_of(&settings, &material, &running.listening);
+        notes.extend(site.warnings(OffsetDateTime::now_utc()));
+        self.site.store(Arc::new(site));
         if let (Some(served), Some(tls)) = (&self.enrolment_tls, material.enrolment) {
             served.store(tls);
         }
@@ -186,9 +204,9 @@ impl State {
     /// Done when the engine has done it.
     async fn admit_only(&self, running: &mut Running, directory: Arc<Directory>) -> Result<(), String> {
         let (gone, revoked) = difference(&running.directory, &directory);
-        let id = |serial: &Vec<u8>, issuer: &String| CertificateId { issuer: issuer.clone(), serial: serial.clone() };
-        let by_all = |serial: &Vec<u8>| running.issuers.iter().map(|issuer| id(serial, issuer)).collect::<Vec<_>>();
-        let revoked = revoked.iter().flat_map(by_all).collect();
+        let of_each =
+            |issuer: &String| revoked.iter().map(|serial| CertificateId::new(issuer, serial)).collect::<Vec<_>>();
+        let revoked = running.issuers.iter().flat_map(of_each).collect();
         for identity in &gone {
             info!("{identity} may come in no more: its sessions end");
         }
@@ -223,7 +241,7 @@ impl State {
                 }
                 Changed::Material => {
                     info!("files of this site have changed");
-                    drop(self.reload().await);
+                    drop(self.reload_from(Source::Files).await);
                 }
             }
         }
@@ -240,7 +258,8 @@ impl State {
             }
             if spoken.elapsed() >= Duration::from_secs(86_400) {
                 spoken = tokio::time::Instant::now();
-                warn_of_expiry(&self.site.load());
+                let warnings = self.site.load().warnings(OffsetDateTime::now_utc());
+                warnings.iter().for_each(|warning| warn!("{warning}"));
             }
         }
     }
@@ -276,7 +295,7 @@ impl State {
                     }
                     Ok(Looked::Renewed(expires)) => {
                         info!("the server certificate was renewed: it expires on {expires}");
-                        drop(self.reload().await);
+                        drop(self.reload_from(Source::Files).await);
                     }
                     Err(failure) => warn!("the server certificate could not be renewed: {}", failure.message),
                 }
@@ -306,16 +325,6 @@ pub(super) fn bind_all(listeners: &[config::Listener]) -> Result<Vec<Bound>, Fai
     listeners.iter().map(gate::bind).collect::<Result<_, _>>().map_err(Failure::new)
 }
 
-/// Certificates that are near their end.
-pub(super) fn warn_of_expiry(site: &admin::Site) {
-    let now = OffsetDateTime::now_utc();
-    for (of, info) in &site.certificates {
-        if let Some(warning) = admin::expiry_warning(of, info, site.self_renew, now) {
-            warn!("{warning}");
-        }
-    }
-}
-
 pub(super) fn site_of(settings: &Settings, material: &Material, listening: &[Listening]) -> admin::Site {
     admin::Site {
         name: settings.name.clone(),
@@ -324,6 +333,8 @@ pub(super) fn site_of(settings: &Settings, material: &Material, listening: &[Lis
         certificates: material.certificates.clone(),
         findings: material.findings.iter().map(|finding| finding.what.clone()).collect(),
         self_renew: settings.self_renew,
+        list_ends: material.list_ends.clone(),
+        pki: settings.pki.clone(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `lockgate serve`: the broker, from its configuration to its last goodbye.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use super::enroll::SiteDesk;
 use super::log;
-use super::running::{Running, State, bind_all, load_material, notify, site_of, warn_of_expiry};
+use super::running::{Running, State, bind_all, load_material, notify, site_of};
 use super::watch::Snapshot;
 use super::{Failure, SiteArguments, site};
 use crate::admin::{self, Admin, Anew, Enrolment, Reload};
@@ -70,8 +71,8 @@ fn check(settings: &Settings) -> Result<(), Failure> {
         "a broker runs on this data folder: its ports are not tried"
     } else {
         bind_all(&settings.listeners)?;
-        bind_metrics(settings)?;
-        bind_enrolment(settings)?;
+        bind_beside(settings.metrics, "metrics.address")?;
+        bind_beside(settings.enrolment, "enrolment.address")?;
         "the ports are free"
     };
     say!("{}: good; {ports}", settings.file.display());
@@ -95,22 +96,13 @@ fn check(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The socket for `/metrics` and `/health`, if they are to be on the network.
-fn bind_metrics(settings: &Settings) -> Result<Option<std::net::TcpListener>, Failure> {
-    let Some(address) = settings.metrics else { return Ok(None) };
+/// The socket of something beside MQTT, if it is to be on the network; `key`: what says where.
+fn bind_beside(address: Option<SocketAddr>, key: &str) -> Result<Option<std::net::TcpListener>, Failure> {
+    let Some(address) = address else { return Ok(None) };
     let bound = std::net::TcpListener::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-    bound.map(Some).map_err(|error| {
-        Failure::new(format!("cannot listen on {address} (metrics.address): {error}; choose another, or `off`"))
-    })
-}
-
-/// The socket for enrolment, if devices may enrol.
-fn bind_enrolment(settings: &Settings) -> Result<Option<std::net::TcpListener>, Failure> {
-    let Some(address) = settings.enrolment else { return Ok(None) };
-    let bound = std::net::TcpListener::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-    bound.map(Some).map_err(|error| {
-        Failure::new(format!("cannot listen on {address} (enrolment.address): {error}; choose another, or `off`"))
-    })
+    bound
+        .map(Some)
+        .map_err(|error| Failure::new(format!("cannot listen on {address} ({key}): {error}; choose another, or `off`")))
 }
 
 async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failure> {
@@ -120,8 +112,8 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
     let (set_level, flood) = log::start(&settings.log);
     let bound = bind_all(&settings.listeners)?;
-    let metrics = bind_metrics(&settings)?;
-    let enrolment = bind_enrolment(&settings)?;
+    let metrics = bind_beside(settings.metrics, "metrics.address")?;
+    let enrolment = bind_beside(settings.enrolment, "enrolment.address")?;
     raise_file_limit(settings.admission.connections_max);
     let (stores, restored, store) = open_store(&settings)?;
     let start = shard::Start {
@@ -305,7 +297,9 @@ fn announce(site: &admin::Site, material: &Material) {
             Severity::Note => info!("{}", finding.what),
         }
     }
-    warn_of_expiry(site);
+    // Findings have been said, by their severities.
+    let warnings = site.warnings(OffsetDateTime::now_utc()).into_iter().skip(site.findings.len());
+    warnings.for_each(|warning| warn!("{warning}"));
     info!("{} is ready", site.name);
 }
 

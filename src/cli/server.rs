@@ -274,19 +274,21 @@ impl Renewer {
         if !tls_files(settings).is_ok_and(|tls| is_own(settings, tls)) {
             return Ok(Looked::Fit);
         }
-        let mut renewal = Renewal::of(settings)?;
-        let missing = missing_names(&renewal.old, &pki::host_names().names);
+        let old = Renewal::of(settings)?.old;
+        let missing = missing_names(&old, &pki::host_names().names);
         let stay: Vec<ServerName> = missing.iter().filter(|name| self.missing.contains(name)).cloned().collect();
         let new: Vec<ServerName> = missing.iter().filter(|name| !self.missing.contains(name)).cloned().collect();
         self.missing = missing.into_iter().collect();
-        let life = renewal.old.not_after - renewal.old.not_before;
-        if now < renewal.old.not_before + life * 2 / 3 && stay.is_empty() {
+        let life = old.not_after - old.not_before;
+        if now < old.not_before + life * 2 / 3 && stay.is_empty() {
             return Ok(if new.is_empty() { Looked::Fit } else { Looked::NewNames(new) });
         }
-        renewal.add(stay);
         let files = Files::of(settings);
         let _lock = Lock::acquire(&files.anchor)?;
         files.recover()?;
+        // Somebody may have renewed it meanwhile, with names of their own.
+        let mut renewal = Renewal::of(settings)?;
+        renewal.add(stay);
         let issued = renewal.carry_out(settings, &files, now)?;
         Ok(Looked::Renewed(issued.info.not_after_date()))
     }

@@ -20,7 +20,7 @@ use crate::auth::{self, Certificate, Credentials, Directory, Identification, Lis
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::handover::{About, Handover, Peer, PeerCertificate, Socket};
 use crate::pki::CertificateInfo;
-use crate::types::{ClientId, Identity, Level, ReasonCode};
+use crate::types::{CertificateId, ClientId, Identity, Level, ReasonCode};
 
 /// From so many days before its end on, a client's certificate is spoken of when it comes in.
 const EXPIRY_ANNOUNCED_DAYS: i64 = 30;
@@ -165,8 +165,16 @@ impl Arrival {
                 drop(connect);
                 bytes.append(&mut rest);
                 let authentication_data = proof.and_then(|proof| proof.data);
-                let ready =
-                    Ready { bytes, client, assigned, identity, authentication_data, level, version, certificate: kept };
+                let ready = Ready {
+                    bytes,
+                    client,
+                    assigned,
+                    identity,
+                    authentication_data,
+                    level,
+                    version,
+                    certificate: certificate.zip(kept),
+                };
                 let (link, slot) = held.take().zip(slot.take()).expect("put there on the way");
                 self.hand_over(link, ready, slot);
                 return Ok(());
@@ -189,7 +197,8 @@ impl Arrival {
     fn certificate(&self, link: &Link) -> Result<Option<(Certificate, PeerCertificate)>, Stop> {
         let Link::Tls(stream) = link else { return Ok(None) };
         let (_, session) = stream.get_ref();
-        let Some(leaf) = session.peer_certificates().and_then(<[_]>::first) else { return Ok(None) };
+        let chain = session.peer_certificates().unwrap_or_default();
+        let Some(leaf) = chain.first() else { return Ok(None) };
         let info = CertificateInfo::parse(leaf)
             .map_err(|error| Stop::Handshake(Failure { kind: "client-certificate", why: error.to_string() }))?;
         // A resumed TLS session was verified when it began: it may have expired since.
@@ -199,9 +208,10 @@ impl Arrival {
             return Err(Stop::Handshake(Failure { kind: "client-certificate", why }));
         }
         let own = self.current.own_cas.iter().any(|ca| info.is_issued_by(ca));
+        let between = chain[1..].iter().filter_map(|der| CertificateInfo::parse(der).ok());
+        let id = |info: &CertificateInfo| CertificateId::new(&info.issuer, &info.serial);
         let kept = PeerCertificate {
-            serial: info.serial.clone().into_boxed_slice(),
-            issuer: info.issuer.into_boxed_str(),
+            chain: std::iter::once(id(&info)).chain(between.map(|info| id(&info))).collect(),
             expires: info.not_after.into(),
         };
         Ok(Some((Certificate { common_name: info.common_name, subject: info.subject, serial: info.serial, own }, kept)))
@@ -337,17 +347,22 @@ impl Arrival {
     }
 
     /// That a client's certificate is near its end, for it and for the log.
-    fn notice(&self, certificate: &PeerCertificate, identity: Option<&Identity>) -> Option<String> {
-        let expires = OffsetDateTime::from(certificate.expires);
+    fn notice(&self, certificate: &Certificate, kept: &PeerCertificate) -> Option<String> {
+        let expires = OffsetDateTime::from(kept.expires);
         let days = (expires - OffsetDateTime::now_utc()).whole_days();
         if days >= EXPIRY_ANNOUNCED_DAYS {
             return None;
         }
-        let (date, name) = (expires.date(), identity.map_or("", Identity::as_str));
+        let (date, subject) = (expires.date(), &certificate.subject);
+        let name = certificate.common_name.as_deref().filter(|_| certificate.own).map(auth::cut);
+        let mend = name.map_or_else(String::new, |name| {
+            format!(": `lockgate client renew {name:?}` makes a new one, unless it renews itself")
+        });
         warn!(
             id = self.number,
             kind = "certificate-expires",
-            "the certificate of {name} expires in {days} days, on {date}: `lockgate client renew {name}` makes a new one"
+            "the certificate {:?} expires in {days} days, on {date}{mend}",
+            auth::cut(subject)
         );
         Some(format!("your certificate expires in {days} days, on {date}"))
     }
@@ -371,8 +386,8 @@ impl Arrival {
         if let Some(identity) = &ready.identity {
             self.gate.seen.note(identity, ready.level, &self.peer, OffsetDateTime::now_utc());
         }
-        let notice =
-            ready.certificate.as_ref().and_then(|certificate| self.notice(certificate, ready.identity.as_ref()));
+        let shown = ready.certificate.as_ref();
+        let notice = shown.and_then(|(certificate, kept)| self.notice(certificate, kept));
         (self.gate.deliver)(Handover {
             socket,
             tls,
@@ -388,7 +403,7 @@ impl Arrival {
                 listener: self.listener.clone(),
                 version: ready.version,
                 level: ready.level,
-                certificate: ready.certificate.map(Box::new),
+                certificate: ready.certificate.map(|(_, kept)| Box::new(kept)),
                 since: SystemTime::now(),
             },
             slot: Box::new(slot),
@@ -451,7 +466,7 @@ struct Ready {
     authentication_data: Option<Vec<u8>>,
     level: Level,
     version: Version,
-    certificate: Option<PeerCertificate>,
+    certificate: Option<(Certificate, PeerCertificate)>,
 }
 
 async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, answer: &[u8]) {

@@ -12,8 +12,7 @@ use super::material::TlsMaterial;
 use crate::config::ClientCerts;
 
 /// A client's certificate is past its time.
-pub(super) const EXPIRED: &str =
-    "the client's certificate is expired: `lockgate client remove` and `lockgate client add` make a new one";
+pub(super) const EXPIRED: &str = "the client's certificate is expired: `lockgate client renew`, or a token for a device that enrols, lets it in again";
 
 /// What knocked instead of what the listener speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -15,11 +15,12 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::revocation::Revocations;
+use super::tickets::Tickets;
 use super::verifier::Remembering;
 use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
 use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger};
-use crate::types::{Identity, Level};
+use crate::types::{CertificateId, Identity, Level};
 
 /// Everything read, ready to be used.
 pub struct Material {
@@ -30,8 +31,10 @@ pub struct Material {
     pub(super) own_cas: Vec<CertificateInfo>,
     /// What enrolment is served with, where it is.
     pub enrolment: Option<Arc<ServerConfig>>,
-    /// Certificates that a list of somebody else's revokes: issuer (RFC 2253) and serial number.
-    pub revoked: Vec<(String, Vec<u8>)>,
+    /// Certificates that a list of somebody else's revokes.
+    pub revoked: Vec<CertificateId>,
+    /// Which revocation list was to be replaced when, of those that listeners go by.
+    pub list_ends: Vec<(String, OffsetDateTime)>,
     /// Certificates in use: what for, and what there is to know.
     pub certificates: Vec<(String, CertificateInfo)>,
     /// What is not wrong enough to refuse.
@@ -50,6 +53,7 @@ pub(super) struct TlsMaterial {
     pub(super) with_alpn: Arc<ServerConfig>,
     /// For those that offer none or others.
     pub(super) without_alpn: Arc<ServerConfig>,
+    pub(super) tickets: Arc<Tickets>,
     pub(super) client_certs: ClientCerts,
     pub(super) client_ca: PathBuf,
 }
@@ -97,7 +101,7 @@ impl Material {
         let ledger = read_ledger(settings, &mut problems);
         let own_cas = read_own_cas(settings, settings.ledger().exists(), now, &mut problems);
         let directory = read_directory(settings, ledger.as_ref(), &mut problems);
-        let (mut certificates, mut revoked) = (Vec::new(), Vec::new());
+        let (mut certificates, mut revoked, mut list_ends) = (Vec::new(), Vec::new(), Vec::new());
         if let Some(ca) = own_cas.first() {
             certificates.push(("ca".to_owned(), ca.clone()));
         }
@@ -114,6 +118,7 @@ impl Material {
                         problems: &mut problems,
                         findings: &mut findings,
                         revoked: &mut revoked,
+                        list_ends: &mut list_ends,
                     };
                     let loaded = loader.load();
                     if let Some((_, info)) = &loaded {
@@ -134,7 +139,17 @@ impl Material {
         match (problems.is_empty(), acl, directory) {
             (true, Some(acl), Some(directory)) => {
                 let (acl, directory) = (Arc::new(acl), Arc::new(directory));
-                Ok(Material { directory, acl, listeners, own_cas, enrolment, revoked, certificates, findings })
+                Ok(Material {
+                    directory,
+                    acl,
+                    listeners,
+                    own_cas,
+                    enrolment,
+                    revoked,
+                    list_ends,
+                    certificates,
+                    findings,
+                })
             }
             _ => Err(MaterialError(problems)),
         }
@@ -164,11 +179,8 @@ fn enrolment(
         problems.push("enrolment needs a server certificate, and no listener takes TLS".to_owned());
         return None;
     };
-    if !settings.ca_key().exists() {
-        problems.push(format!(
-            "enrolment signs with the CA's key, and {} is not here: put it there, or switch enrolment off",
-            settings.ca_key().display()
-        ));
+    if let Err(error) = pki::read_secret(&settings.ca_key()) {
+        problems.push(format!("enrolment signs with the CA's key: {error}; mend that, or switch enrolment off"));
         return None;
     }
     let files = TlsFiles {
@@ -178,9 +190,9 @@ fn enrolment(
         ..tls.clone()
     };
     // What there is to say of the certificate is said of its listener.
-    let (mut findings, mut revoked) = (Vec::new(), Vec::new());
-    let (files, findings, revoked) = (&files, &mut findings, &mut revoked);
-    let mut loader = TlsLoader { files, host, now, own_cas, problems, findings, revoked };
+    let (mut findings, mut revoked, mut list_ends) = (Vec::new(), Vec::new(), Vec::new());
+    let (files, findings, revoked, list_ends) = (&files, &mut findings, &mut revoked, &mut list_ends);
+    let mut loader = TlsLoader { files, host, now, own_cas, problems, findings, revoked, list_ends };
     loader.load().map(|(tls, _)| tls.without_alpn)
 }
 
@@ -395,7 +407,8 @@ struct TlsLoader<'a> {
     own_cas: &'a [CertificateInfo],
     problems: &'a mut Vec<String>,
     findings: &'a mut Vec<Finding>,
-    revoked: &'a mut Vec<(String, Vec<u8>)>,
+    revoked: &'a mut Vec<CertificateId>,
+    list_ends: &'a mut Vec<(String, OffsetDateTime)>,
 }
 
 impl TlsLoader<'_> {
@@ -536,10 +549,11 @@ impl TlsLoader<'_> {
     fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
         let Some(path) = &self.files.client_crl else { return Some(Vec::new()) };
         let bytes = plain(path).map_err(|error| self.problem(error)).ok()?;
-        let read = Revocations::read(path, &bytes, cas, self.now).map_err(|error| self.problem(error)).ok()?;
+        let read = Revocations::read(path, &bytes, cas).map_err(|error| self.problem(error)).ok()?;
         let warn = |what| Finding { severity: Severity::Warning, what };
         self.findings.extend(read.warnings.into_iter().map(warn));
         self.revoked.extend(read.revoked);
+        self.list_ends.extend(read.ends);
         Some(read.lists)
     }
 
@@ -550,11 +564,10 @@ impl TlsLoader<'_> {
         lists: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        // A CA without a list revokes nothing, and a list of the CA's says nothing of what is between.
+        // A CA without a list revokes nothing.
         let by_roots = |roots: RootCertStore| {
             WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
                 .with_crls(lists)
-                .only_check_end_entity_revocation()
                 .allow_unknown_revocation_status()
         };
         let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
@@ -573,7 +586,8 @@ impl TlsLoader<'_> {
             .with_cert_resolver(Arc::new(resolver));
         // However many devices come back at once, each resumes: what a session needs lies with its client. The
         // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
-        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        let tickets = Tickets::new()?;
+        config.ticketer = tickets.clone();
         // A client comes back once for each connection that it had.
         config.send_tls13_tickets = 1;
         let without_alpn = Arc::new(config.clone());
@@ -581,6 +595,7 @@ impl TlsLoader<'_> {
         Ok(TlsMaterial {
             with_alpn: Arc::new(config),
             without_alpn,
+            tickets,
             client_certs: self.files.client_certs,
             client_ca: self.files.client_ca.clone(),
         })

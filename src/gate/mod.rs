@@ -13,6 +13,7 @@ mod seen;
 mod slots;
 mod stats;
 mod throttle;
+mod tickets;
 mod verifier;
 
 use std::collections::BTreeMap;
@@ -112,6 +113,11 @@ impl Gate {
     pub fn replace_directory(&self, directory: Arc<Directory>) {
         let _swap = self.swap.write().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load();
+        if !directory.serials().eq(current.directory.serials()) {
+            // Whoever has a new certificate is to come with it.
+            let tls = current.listeners.values().filter_map(|listener| listener.tls.as_ref());
+            tls.for_each(|tls| tls.tickets.forget());
+        }
         self.current.store(Arc::new(Current { directory, ..Current::clone(&current) }));
     }
 

@@ -17,7 +17,8 @@ const REMEMBERED_MAX: usize = 20_000;
 type Fingerprint = [u8; 32];
 
 /// Asks another verifier, and remembers of a certificate that the CA itself signed that it was found good: a device
-/// that comes again costs one signature less. That the device has the key is verified each time, and so are its
+/// that comes again, and has no TLS session to resume (mosquitto's clients and paho never have), costs one
+/// signature less. That the device has the key is verified each time, and so are its
 /// dates; what trusts another CA is another verifier, which remembers nothing.
 #[derive(Debug)]
 pub(super) struct Remembering {
@@ -125,9 +126,9 @@ mod tests {
     use crate::pki::{Authority, KeyType};
     use crate::types::Identity;
 
-    /// Finds every certificate good, and counts how often it is asked.
+    /// Finds every certificate good, or none, and counts how often it is asked.
     #[derive(Debug, Default)]
-    struct Counting(AtomicUsize);
+    struct Counting(AtomicUsize, bool);
 
     impl ClientCertVerifier for Counting {
         fn verify_client_cert(
@@ -137,7 +138,10 @@ mod tests {
             _: UnixTime,
         ) -> Result<ClientCertVerified, Error> {
             self.0.fetch_add(1, Ordering::Relaxed);
-            Ok(ClientCertVerified::assertion())
+            match self.1 {
+                false => Ok(ClientCertVerified::assertion()),
+                true => Err(Error::General("a stranger's".to_owned())),
+            }
         }
 
         fn verify_tls12_signature(
@@ -192,5 +196,13 @@ mod tests {
         assert_eq!([asked(&one, &[], 11), asked(&one, &[], 11), asked(&one, &[], -1)], [1, 1, 1]);
         let between = [other.clone()];
         assert_eq!([asked(&one, &between, 0), asked(&one, &between, 0)], [1, 1]);
+        // What was refused is refused again.
+        let refusing = Arc::new(Counting(AtomicUsize::new(0), true));
+        let verifier = Remembering::new(refusing.clone());
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(now.unix_timestamp() as u64));
+        for _ in 0..2 {
+            assert!(verifier.verify_client_cert(&one, &[], at).is_err());
+        }
+        assert_eq!(refusing.0.load(Ordering::Relaxed), 2);
     }
 }

@@ -116,7 +116,11 @@ impl Authority {
             crl_number: number.into(),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
+            // RFC 5280 section 5.2.1: as the CA has it, whoever made that.
+            key_identifier_method: match &self.info.subject_key_id {
+                Some(id) => KeyIdMethod::PreSpecified(id.clone()),
+                None => KeyIdMethod::Sha256,
+            },
         };
         Ok(params.signed_by(&self.issuer)?.pem()?)
     }

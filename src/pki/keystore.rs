@@ -3,11 +3,9 @@
 use p12_keystore::{
     Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, MacAlgorithm, PrivateKey, PrivateKeyChain,
 };
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 
-use super::inspect::{CertificateInfo, InspectError, load_certificates, load_key};
+use super::inspect::{CertificateInfo, InspectError, first_certificate, load_certificates, load_key};
 
 #[derive(Debug, Error)]
 pub enum KeystoreError {
@@ -77,8 +75,7 @@ fn write(store: &KeyStore, password: &str, protection: Protection) -> Result<Vec
     Ok(store.writer(password).encryption_algorithm(encryption).mac_algorithm(mac).write()?)
 }
 
-/// The DER of a key (PKCS #8) and of the first certificate of a PEM text.
+/// The DER of the first certificate of a PEM text.
 pub fn certificate_der(pem: &str) -> Result<Vec<u8>, InspectError> {
-    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| InspectError::NoCertificate)?;
-    Ok(der.to_vec())
+    first_certificate(pem).map(|der| der.to_vec())
 }

@@ -192,9 +192,10 @@ impl Ledger {
         events.iter().map(|event| serde_json::to_string(event).expect("plain data") + "\n").collect()
     }
 
-    /// What a revocation list names: what was revoked and has not expired by `now`.
-    pub fn revocations(&self, now: OffsetDateTime) -> Vec<Revocation> {
-        let revoked = self.issued.iter().filter(|entry| entry.expires > now).filter_map(|entry| {
+    /// What a revocation list names: what was revoked and had not expired by `since`, which is a list's time before
+    /// now, so that each stands on a list that was issued past its end (RFC 5280 section 3.3).
+    pub fn revocations(&self, since: OffsetDateTime) -> Vec<Revocation> {
+        let revoked = self.issued.iter().filter(|entry| entry.expires > since).filter_map(|entry| {
             let (at, reason) = *self.revoked.get(&entry.serial)?;
             Some(Revocation { serial: unhex(&entry.serial)?, at, reason })
         });

@@ -27,16 +27,7 @@ use crate::auth::{Acl, Methods};
 use crate::broker::{Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
-use crate::types::Identity;
-
-/// Names a certificate (RFC 5280 section 4.1.2.2).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct CertificateId {
-    /// RFC 2253.
-    pub issuer: String,
-    /// Big-endian, without a leading zero byte.
-    pub serial: Vec<u8>,
-}
+use crate::types::{CertificateId, Identity};
 
 /// What a shard is told from outside.
 pub(crate) enum Message {

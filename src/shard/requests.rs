@@ -11,6 +11,7 @@ use super::report::{ClientRow, ConnectedRow, ShardReport};
 use super::turn::{LINGER, Shard, Stopping};
 use super::wire::Connection;
 use crate::broker::{Closing, Command, ConnectionId, Input};
+use crate::types::CertificateId;
 
 /// Messages from outside taken in one turn.
 const INBOX_BUDGET: usize = 256;
@@ -57,11 +58,10 @@ impl Shard {
                 }
             }
             Message::Revoke(certificates) => {
-                let revoked: BTreeSet<(&str, &[u8])> =
-                    certificates.iter().map(|id| (id.issuer.as_str(), id.serial.as_slice())).collect();
+                let revoked: BTreeSet<&CertificateId> = certificates.iter().collect();
                 self.kick(now, Closing::Revoked, |connection| {
                     let certificate = connection.about.certificate.as_ref();
-                    certificate.is_some_and(|its| revoked.contains(&(&*its.issuer, &*its.serial)))
+                    certificate.is_some_and(|its| its.chain.iter().any(|one| revoked.contains(one)))
                 });
             }
             Message::Expire(by) => self.expire(now, by),

@@ -25,9 +25,10 @@ pub(super) const WAKER: Token = Token(usize::MAX);
 const BUFFER: usize = 256 * 1024;
 /// Bytes read from one connection before others get their turn.
 const READ_BUDGET: usize = 512 * 1024;
-/// Bytes read in one turn: from here on the rest waits for the next. Subscribers acknowledge meanwhile what this
-/// turn sent them; were everybody read first, what comes for a busy one would lie in its queue.
-const TURN_BUDGET: u64 = 64 * 1024;
+/// Bytes read in one turn, whatever they are: once so many were, the connections that are left wait for the next.
+/// Subscribers acknowledge meanwhile what this turn sent them; were everybody read first, what comes for a busy
+/// one would lie in its queue.
+const TURN_BUDGET: usize = 64 * 1024;
 /// How long what was written last may take to leave.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
@@ -177,21 +178,27 @@ impl Shard {
     /// Each ready connection once, as far as the turn's budget goes; one with more to read than its own comes again
     /// next turn.
     fn read_ready(&mut self, now: Instant) {
-        let enough = self.bytes_received + TURN_BUDGET;
+        let mut taken = 0;
         for _ in 0..self.ready.len() {
-            if self.bytes_received >= enough {
+            if taken >= TURN_BUDGET {
                 return;
             }
             let Some(key) = self.ready.pop_front() else { return };
             if let Some(connection) = self.wire.connections.get_mut(key) {
                 connection.ready = false;
-                self.read(now, key);
+                taken += self.read(now, key);
             }
         }
     }
 
-    fn read(&mut self, now: Instant, key: usize) {
+    /// Reads one connection within its budget; says about how many bytes that were.
+    fn read(&mut self, now: Instant, key: usize) -> usize {
         let mut left = READ_BUDGET;
+        self.read_within(now, key, &mut left);
+        READ_BUDGET - left
+    }
+
+    fn read_within(&mut self, now: Instant, key: usize, left: &mut usize) {
         loop {
             let connection = &mut self.wire.connections[key];
             let id = connection.id;
@@ -202,7 +209,7 @@ impl Shard {
             let connection = &mut self.wire.connections[key];
             if connection.closing.is_some() {
                 match connection.link.discard(&mut self.buffer) {
-                    Ok(count @ 1..) => left = left.saturating_sub(count),
+                    Ok(count @ 1..) => *left = left.saturating_sub(count),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                     // The peer has seen our end, or is gone.
                     Ok(0) | Err(_) => {
@@ -218,17 +225,17 @@ impl Shard {
                         self.bytes_received += count as u64;
                         let may_rest = is_drained && !connection.read_closed;
                         self.take(now, id, count);
+                        *left = left.saturating_sub(count);
                         if may_rest && self.wire.connection(id).is_some_and(|connection| connection.closing.is_none()) {
                             return;
                         }
-                        left = left.saturating_sub(count);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => left = 0,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => *left = 0,
                     Err(error) => return self.lost(now, key, Some(&error)),
                 }
             }
-            if left == 0 {
+            if *left == 0 {
                 self.wire.connections[key].ready = true;
                 self.ready.push_back(key);
                 return;

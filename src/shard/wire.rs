@@ -135,10 +135,12 @@ impl Outbox for Wire {
     }
 
     fn is_read(&self, from: ConnectionId) -> bool {
-        // One that takes none of its answers for so long is as good as gone.
         self.connections.get(from.index as usize).is_none_or(|connection| {
+            // Not its turn yet, or not read from at all.
+            let waits = connection.ready || connection.parked;
             let waited = super::turn::clock().saturating_duration_since(connection.took);
-            !connection.parked || (waited > STUCK && !connection.output.is_empty())
+            // One that takes none of its answers for so long is as good as gone.
+            !waits || (waited > STUCK && !connection.output.is_empty())
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Imports nothing from the rest of the crate.
 
+mod certificate_id;
 mod client_id;
 mod filter;
 mod histogram;
@@ -11,6 +12,7 @@ mod qos;
 mod reason;
 mod topic;
 
+pub use certificate_id::CertificateId;
 pub use client_id::ClientId;
 pub use filter::{Filter, FilterError};
 pub use histogram::Histogram;

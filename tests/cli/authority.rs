@@ -156,3 +156,36 @@ fn a_list_that_this_broker_signs_is_signed_anew_before_its_time_is_over() {
     let after = list(&site);
     assert!(after.is_newer_than(&before) && after.next_update.unwrap() > now + Duration::days(8));
 }
+
+#[test]
+fn a_list_is_served_and_fits_a_ca_that_was_made_elsewhere() {
+    let site = Site::new(&[]);
+    site.edit("config/lockgate.yaml", "  address: off", "  address: 127.0.0.1:0");
+    // RFC 5280 section 5.2.1: OpenSSL's key identifiers are not ours.
+    let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 99 -subj '/CN=elsewhere' \
+                  -addext keyUsage=critical,keyCertSign,cRLSign -keyout ca.key -out ca.crt 2>/dev/null && chmod 600 ca.key \
+                  && rm server.crt server.key";
+    let shell = |script: &str| {
+        run_with(std::process::Command::new("sh").args(["-ec", script]).current_dir(site.path("pki")), b"")
+    };
+    assert_eq!(shell(script).0, Some(0));
+    site.init(&["--client", "device1"]);
+    site.ok(&["ca", "crl"]);
+    let broker = site.serve();
+    let line = broker.wait_for("metrics and health on http://");
+    let address = line.rsplit("http://").next().unwrap().trim_end_matches("/metrics").to_owned();
+    let script = format!(
+        "curl -sf http://{address}/ca.crl | openssl crl -inform DER -out served.crl\n\
+         curl -sf http://{address}/ca.crt -o served.crt\n\
+         openssl verify -crl_check -CAfile served.crt -CRLfile served.crl clients/device1/client.crt"
+    );
+    let (code, said) = shell(&script);
+    assert!(code == Some(0) && said.contains("OK"), "{said}");
+    // Other servers are not let down silently.
+    site.ok(&["ca", "crl", "--days", "3"]);
+    assert!(site.ok(&["status"]).contains("`lockgate ca crl` signs it anew"));
+    // A damaged one is made anew.
+    site.write("pki/ca.crl", "nothing");
+    site.ok(&["ca", "crl"]);
+    assert_eq!(list(&site).serials.len(), 0);
+}

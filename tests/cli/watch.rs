@@ -76,3 +76,24 @@ fn passwords_and_the_acl_are_read_anew_when_they_change() {
     assert_eq!(app_connected.packet().as_deref(), Some("DISCONNECT 0x98"));
     assert_eq!(Raw::connect(broker.plain_port, Version::V5, "a", Some(("app", &app))).1, "CONNACK 0x86");
 }
+
+#[test]
+fn the_configuration_is_taken_up_when_somebody_says_so_and_not_before() {
+    let site = Site::new(&["--client", "device1"]);
+    let broker = site.serve();
+    site.edit("config/lockgate.yaml", "allow-anonymous: false", "allow-anonymous: true");
+    let acl = site.text("config/acl");
+    renamed_over(&site, "config/acl", &(acl.clone() + "# more\n"));
+    eventually("the files are read", || broker.log().matches("reloaded").count() == 1);
+    let anonymous = || Raw::connect(broker.plain_port, Version::V5, "a", None).1;
+    assert_ne!(anonymous(), "CONNACK");
+    // One that is broken does not keep the files from being read either.
+    site.edit("config/lockgate.yaml", "name:", "nmae:");
+    assert!(site.fails(2, &["reload"]).contains("nmae"));
+    site.edit("config/lockgate.yaml", "nmae:", "name:");
+    renamed_over(&site, "config/acl", &acl);
+    eventually("the files are read again", || broker.log().matches("INFO reloaded").count() == 2);
+    assert_ne!(anonymous(), "CONNACK");
+    site.ok(&["reload"]);
+    assert_eq!(anonymous(), "CONNACK");
+}

@@ -241,3 +241,70 @@ fn what_is_no_request_is_answered_and_a_broker_without_the_key_says_so() {
     site.edit("config/lockgate.yaml", "enrolment:\n  address: 127.0.0.1:0", "enrolment:\n  address: off");
     assert!(site.fails(1, &["enroll", "token", "--name", "pump7"]).contains("nobody could use a token"));
 }
+
+/// A command that waits for the site's lock, which the test has.
+fn waiting(command: &mut Command) -> std::process::Child {
+    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // Until it has come to the lock; too early only makes the test weaker.
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    child
+}
+
+#[test]
+fn who_is_revoked_while_it_renews_gets_nothing() {
+    let (site, broker, url) = served();
+    let out = site.path("pump7");
+    assert_eq!(enroll(&url, &out, &["--token", &token(&site, "pump7", &[])]).0, Some(0));
+    let serial = info(&out).serial_text();
+    let lock = lockgate::pki::Lock::acquire(&site.path("config")).unwrap();
+    let renewal = waiting(lockgate().args(["enroll", "--url", &url, "--renew", "--force", "--out"]).arg(&out));
+    let at = time::OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
+    let revoked = lockgate::pki::Event::Revoked { at, serial, reason: lockgate::pki::Reason::KeyCompromise };
+    let ledger = site.text("pki/ledger.jsonl");
+    site.write("pki/ledger.jsonl", &(ledger.clone() + &lockgate::pki::Ledger::lines(&[revoked])));
+    drop(lock);
+    let output = renewal.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("is not current in the ledger"), "{said}\n{}", broker.log());
+    assert_eq!(site.text("pki/ledger.jsonl").lines().count(), ledger.lines().count() + 1);
+}
+
+#[test]
+fn what_is_issued_is_taken_up_though_the_device_hangs_up_or_another_file_is_broken() {
+    let (site, broker, url) = served();
+    let folder = site.path("device");
+    std::fs::create_dir(&folder).unwrap();
+    let lock = lockgate::pki::Lock::acquire(&site.path("config")).unwrap();
+    drop(lock);
+    let text = token(&site, "pump7", &[]);
+    shell(
+        &folder,
+        "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout client.key -subj /CN=pump7 -out csr 2>/dev/null",
+    );
+    let lock = lockgate::pki::Lock::acquire(&site.path("config")).unwrap();
+    let script =
+        format!("curl -sk --max-time 1 -u pump7:{text} --data-binary @csr {url}/.well-known/est/simpleenroll || true");
+    assert_eq!(shell(&folder, &script).1, "");
+    drop(lock);
+    broker.wait_for("pump7 was enrolled");
+    // A file that has nothing to do with it is broken: the certificate is the device's all the same.
+    let text = token(&site, "pump8", &[]);
+    site.write("config/identities.yaml", "pump8: [");
+    let (code, said) = enroll(&url, &site.path("pump8"), &["--token", &text]);
+    assert_eq!(code, Some(0), "{said}");
+    broker.wait_for("has not taken up the certificate of pump8");
+}
+
+#[test]
+fn a_token_is_withdrawn_with_its_name_and_enrolment_ends_with_a_reload() {
+    let (site, broker, url) = served();
+    let unused = token(&site, "fresh", &[]);
+    let said = site.ok(&["client", "revoke", "fresh"]);
+    assert!(said.contains("its tokens for enrolment are withdrawn"), "{said}");
+    assert!(enroll(&url, &site.path("fresh"), &["--token", &unused]).1.contains("is not known here"));
+    let text = token(&site, "late", &[]);
+    site.edit("config/lockgate.yaml", "enrolment:\n  address: 127.0.0.1:0", "enrolment:\n  address: off");
+    site.ok(&["reload"]);
+    let (code, said) = enroll(&url, &site.path("late"), &["--token", &text]);
+    assert!(code == Some(1) && said.contains("enrolment is switched off"), "{said}\n{}", broker.log());
+}

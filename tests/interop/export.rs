@@ -164,3 +164,12 @@ fn what_is_taken_is_here_no_more() {
     assert!(site.fails(1, &["client", "export", "nobody", "--for", "pem"]).contains("there is no nobody"));
     assert!(site.fails(1, &[&taken[..], &[out.to_str().unwrap()]].concat()).contains("exists"));
 }
+
+#[test]
+fn what_has_no_place_in_a_form_is_not_lost_when_it_is_taken() {
+    let (site, _broker) = served();
+    let secret = site.variable("device1", "MQTT_PASSWORD");
+    let (folder, said) = export(&site, "p12", &["p12", "--take"]);
+    assert!(said.contains("mqtt.env  (secret)"), "{said}");
+    assert!(std::fs::read_to_string(folder.join("mqtt.env")).unwrap().contains(&secret));
+}

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lockgate::codec::Version;
 use lockgate::pki::{Authority, Entry, Event, Issued, KeyType, Kind, Ledger, ListWanted, Reason, Revocation};
 use lockgate::types::Identity;
+use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 use crate::describe::describe_all;
@@ -54,28 +55,29 @@ fn a_session_ends_with_its_certificate_unless_it_may_stay() {
     for (rule, ends) in [("disconnect", true), ("keep", false)] {
         let site = Site::new(&[]);
         site.edit("config/lockgate.yaml", "at-expiry: disconnect", &format!("at-expiry: {rule}"));
+        let broker = site.serve();
         let now = OffsetDateTime::now_utc();
         let authority = Authority::load(&site.text("pki/ca.crt"), &site.text("pki/ca.key"), now).unwrap();
         let mut events = Vec::new();
-        for (name, secs) in [("short", 5), ("long", 80_000)] {
+        for (name, secs) in [("short", 8), ("long", 80_000)] {
             let issued = short_lived(&authority, name, secs);
             put(&site, name, &issued);
             let identity = Identity::parse(name).unwrap();
             events.push(Event::Issued(Entry::of(&issued.info, Kind::Client, Some(&identity), KeyType::EcdsaP256, now)));
         }
         site.write("pki/ledger.jsonl", &(site.text("pki/ledger.jsonl") + &Ledger::lines(&events)));
-        let broker = site.serve();
+        site.ok(&["reload"]);
         let (mut short, answer) = connect(&site, &broker, "short", "pki/ca.crt").unwrap();
         // MQTT 5 section 3.2.2.3.9: the client learns of it in time.
         assert!(answer.starts_with("CONNACK") && answer.contains("your certificate expires in 0 days"), "{answer}");
-        broker.wait_for("`lockgate client renew short` makes a new one");
+        broker.wait_for("`lockgate client renew \"short\"` makes a new one");
         let (mut long, _) = connect(&site, &broker, "long", "pki/ca.crt").unwrap();
         if ends {
             let farewell = packet(&mut short).unwrap();
             assert!(farewell.starts_with("DISCONNECT 0x98") && farewell.contains("has expired"), "{farewell}");
             broker.wait_for("short disconnected: its certificate has expired");
         } else {
-            std::thread::sleep(std::time::Duration::from_secs(9));
+            std::thread::sleep(std::time::Duration::from_secs(11));
             short.write_all(&[0xC0, 0]).unwrap();
             assert!(packet(&mut short).unwrap().starts_with("PINGRESP"));
         }
@@ -135,4 +137,49 @@ fn the_list_of_another_ca_is_obeyed_and_never_locks_everybody_out() {
     assert!(enters("good").is_ok());
     good.write_all(&[0xC0, 0]).unwrap();
     assert!(packet(&mut good).unwrap().starts_with("PINGRESP"));
+}
+
+#[test]
+fn an_intermediate_that_is_revoked_takes_its_clients_along() {
+    let site = Site::new(&[]);
+    let script = "
+        ec='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
+        openssl req -x509 $ec -days 99 -subj /CN=root -keyout root.key -out root.crt
+        printf 'basicConstraints=critical,CA:TRUE\\nkeyUsage=critical,keyCertSign,cRLSign\\n' > int.ext
+        openssl req -new $ec -subj /CN=int -keyout int.key -out int.csr
+        openssl x509 -req -in int.csr -CA root.crt -CAkey root.key -set_serial 77 -days 50 -extfile int.ext -out int.crt
+        printf 'extendedKeyUsage=clientAuth\\n' > leaf.ext
+        openssl req -new $ec -subj /CN=leaf -keyout leaf.key -out leaf.csr
+        openssl x509 -req -in leaf.csr -CA int.crt -CAkey int.key -set_serial 5 -days 50 -extfile leaf.ext -out one.crt
+        cat one.crt int.crt > leaf.crt
+        touch index; echo 01 > number
+        printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index\\ncrlnumber=number\\ndefault_md=sha256\\ndefault_crl_days=9\\n' > ca.cnf
+        openssl ca -config ca.cnf -gencrl -keyfile root.key -cert root.crt -out before.crl
+        openssl ca -config ca.cnf -revoke int.crt -keyfile root.key -cert root.crt
+        openssl ca -config ca.cnf -gencrl -keyfile root.key -cert root.crt -out after.crl
+        cp before.crl root.crl";
+    let (code, said) =
+        crate::site::run_with(std::process::Command::new("sh").args(["-ec", script]).current_dir(site.path("")), b"");
+    assert_eq!(code, Some(0), "{said}");
+    site.edit("config/lockgate.yaml", "client-ca: ../pki/ca.crt", "client-ca: ../root.crt");
+    site.edit("config/lockgate.yaml", "client-crl: none", "client-crl: ../root.crl");
+    let broker = site.serve();
+    let certificates = rustls::pki_types::CertificateDer::pem_file_iter(site.path("leaf.crt")).unwrap();
+    let chain: Vec<_> = certificates.map(Result::unwrap).collect();
+    let enters = || {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(rustls::pki_types::CertificateDer::from_pem_file(site.path("pki/ca.crt")).unwrap()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_file(site.path("leaf.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(V13).unwrap();
+        let config = config.with_root_certificates(roots).with_client_auth_cert(chain.clone(), key).unwrap();
+        let mut tls = open(broker.tls_port, &Arc::new(config));
+        tls.write_all(&connect_bytes(Version::V5, "leaf", None))?;
+        packet(&mut tls).map(|answer| (tls, answer))
+    };
+    let (mut leaf, answer) = enters().unwrap();
+    assert!(answer.starts_with("CONNACK"), "{answer}");
+    std::fs::rename(site.path("after.crl"), site.path("root.crl")).unwrap();
+    assert!(packet(&mut leaf).unwrap().starts_with("DISCONNECT 0x98"));
+    assert!(enters().is_err());
 }

@@ -53,7 +53,8 @@ pub(in crate::cli) fn write_list(
     days: ListDays,
 ) -> Result<RevocationList, Failure> {
     let authority = bundle::authority(settings)?;
-    let before = read_list(settings)?;
+    // A damaged one is made anew; numbers go on from the clock.
+    let before = read_list(settings).unwrap_or_default();
     let days = match (days, &before) {
         (ListDays::So(days), _) => days,
         (ListDays::AsBefore, Some(RevocationList { this_update, next_update: Some(next), .. })) => {
@@ -62,7 +63,7 @@ pub(in crate::cli) fn write_list(
         _ => CRL_DAYS,
     };
     let now = OffsetDateTime::now_utc();
-    let revoked = ledger.revocations(now);
+    let revoked = ledger.revocations(now - time::Duration::days(i64::from(days)));
     let wanted = ListWanted { revoked: &revoked, before: before.as_ref(), days, now };
     let mut pem = authority.revocation_list(&wanted).map_err(Failure::new)?;
     // While the CA before it is trusted, so is its list.

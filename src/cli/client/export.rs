@@ -78,7 +78,20 @@ pub(super) fn export(arguments: &Arguments) -> Result<(), Failure> {
     let folder = files.bundles.join(name.as_str());
     let protection = if arguments.legacy { Protection::Legacy } else { Protection::Aes256 };
     let bundle = Bundle { store_password, protection, ..bundle_of(&settings, name, &folder, &host, &prefix)? };
-    let made = bundle.files(arguments.format)?;
+    let mut made = bundle.files(arguments.format)?;
+    if arguments.take {
+        let leaves_key = bundle.certificate.is_none() && folder.join("client.key").exists();
+        if leaves_key {
+            return Err(Failure::new(format!(
+                "{} would be lost: this site takes no TLS, and the export is without it; export it without --take",
+                folder.join("client.key").display()
+            )));
+        }
+        // What is in no file of this form goes along all the same.
+        if bundle.password.is_some() && !arguments.format.has_password() {
+            made.push(("mqtt.env".to_owned(), Zeroizing::new(bundle.environment()?.into_bytes()), 0o600));
+        }
+    }
     match arguments.archive {
         true => pki::replace(&out, &archive(&format!("{name}-{format}"), &made)?, 0o600)?,
         false => pki::write_folder(&out, &made, None)?,

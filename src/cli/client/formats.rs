@@ -42,6 +42,13 @@ impl Format {
     }
 }
 
+impl Format {
+    /// Whether a login is part of it.
+    pub(super) fn has_password(self) -> bool {
+        !matches!(self, Format::P12 | Format::Der)
+    }
+}
+
 /// Everything that a client has, and where the broker is.
 pub(super) struct Bundle {
     pub(super) name: String,
@@ -157,7 +164,7 @@ impl Bundle {
         format!("{}/{name}", self.folder.trim_end_matches('/'))
     }
 
-    fn environment(&self) -> Result<String, Failure> {
+    pub(super) fn environment(&self) -> Result<String, Failure> {
         let environment = Environment {
             host: self.host.clone(),
             port: self.port,
@@ -171,6 +178,14 @@ impl Bundle {
                 .map(|_| (self.in_folder("client.crt"), self.in_folder("client.key"))),
         };
         environment.render().map_err(Failure::new)
+    }
+
+    /// As it stands in a URL: an IPv6 address in brackets.
+    fn url_host(&self) -> String {
+        match self.host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => self.host.clone(),
+        }
     }
 
     fn scheme(&self) -> &'static str {
@@ -197,7 +212,7 @@ impl Bundle {
             json(&self.host),
             self.port,
             self.scheme(),
-            self.host,
+            self.url_host(),
             self.port,
             json(&self.name)
         );
@@ -355,7 +370,7 @@ client.on('error', (error) => {{
 "#,
             name = self.name,
             topic = json(&self.topic()),
-            url = json(&format!("{}://{}:{}", self.scheme(), self.host, self.port)),
+            url = json(&format!("{}://{}:{}", self.scheme(), self.url_host(), self.port)),
         )
     }
 
@@ -409,7 +424,7 @@ public class Client {{
 }}
 "#,
             name = self.name,
-            url = json(&format!("{scheme}://{}:{}", self.host, self.port)),
+            url = json(&format!("{scheme}://{}:{}", self.url_host(), self.port)),
             id = json(&self.name),
             topic = json(&self.topic()),
         );

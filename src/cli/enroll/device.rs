@@ -61,6 +61,7 @@ fn first(place: &Place, token: &str, out: Option<&Path>) -> Result<(), Failure> 
     };
     let token = Token::parse(&given).map_err(|error| Failure::configuration(format!("--token: {error}")))?;
     let out = out.map_or_else(|| PathBuf::from(token.name.as_str()), Path::to_path_buf);
+    let existing = if out.exists() { Some(prepare(&out)?) } else { None };
     if out.join("client.key").exists() {
         return Err(Failure::new(format!(
             "{} is there already: `lockgate enroll --renew` renews its certificate; move it away to begin anew",
@@ -82,7 +83,16 @@ fn first(place: &Place, token: &str, out: Option<&Path>) -> Result<(), Failure> 
     let body = serde_json::to_vec(&wanted).map_err(Failure::new)?;
     let answer = runtime().block_on(place.ask(trusting(vec![proven], None)?, "/enroll", Some(body)))?;
     let certified = read(&answer, &token.name, &key)?;
-    keep(place, &out, &certified, Some(&key))?;
+    let _lock = match existing {
+        Some(lock) => lock,
+        None => {
+            let mut folder = std::fs::DirBuilder::new();
+            std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+            folder.recursive(true).create(&out).map_err(|error| Failure::new(format!("{}: {error}", out.display())))?;
+            prepare(&out)?
+        }
+    };
+    keep(place, &out, &certified, &key)?;
     say!("{} has a certificate: {}/ (mqtt.env is ready for an application)", token.name, out.display());
     say!("  by a timer, before it expires: lockgate enroll --url URL --renew --out {}", out.display());
     Ok(())
@@ -90,6 +100,10 @@ fn first(place: &Place, token: &str, out: Option<&Path>) -> Result<(), Failure> 
 
 fn again(place: &Place, out: &Path, force: bool) -> Result<(), Failure> {
     let certificate = out.join("client.crt");
+    if !out.exists() {
+        return Err(Failure::new(format!("there is no {}: --token makes it", out.display())));
+    }
+    let _lock = prepare(out)?;
     let info = CertificateInfo::read(&certificate)?;
     let now = OffsetDateTime::now_utc();
     let (life, left) = (info.not_after - info.not_before, info.not_after - now);
@@ -118,7 +132,7 @@ fn again(place: &Place, out: &Path, force: bool) -> Result<(), Failure> {
     let config = trusting(cas, Some((chain, old_key)))?;
     let answer = runtime().block_on(place.ask(config, "/reenroll", Some(body)))?;
     let certified = read(&answer, &name, &key)?;
-    keep(place, out, &certified, Some(&key))?;
+    keep(place, out, &certified, &key)?;
     let new = CertificateInfo::read(&certificate)?;
     say!("{name} has a new certificate and a new key: it expires {}", new.not_after_date());
     Ok(())
@@ -138,8 +152,15 @@ fn read(answer: &[u8], name: &Identity, key: &str) -> Result<Certified, Failure>
     Ok(certified)
 }
 
+/// The folder, locked, with what was interrupted mended.
+fn prepare(out: &Path) -> Result<Lock, Failure> {
+    let lock = Lock::acquire(out)?;
+    pki::recover(out, &[out])?;
+    Ok(lock)
+}
+
 /// Puts all in place at once.
-fn keep(place: &Place, out: &Path, certified: &Certified, key: Option<&str>) -> Result<(), Failure> {
+fn keep(place: &Place, out: &Path, certified: &Certified, key: &str) -> Result<(), Failure> {
     let absolute = std::path::absolute(out).map_err(Failure::new)?;
     let in_folder = |name: &str| path_text(&absolute.join(name));
     let environment = Environment {
@@ -151,17 +172,8 @@ fn keep(place: &Place, out: &Path, certified: &Certified, key: Option<&str>) -> 
         ..Environment::default()
     };
     let environment = environment.render().map_err(Failure::new)?;
-    if !out.exists() {
-        let mut folder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
-        folder.recursive(true).create(out).map_err(|error| Failure::new(format!("{}: {error}", out.display())))?;
-    }
-    let _lock = Lock::acquire(out)?;
-    pki::recover(out, &[out])?;
     let mut change = Transaction::new(out);
-    if let Some(key) = key {
-        change.write(&out.join("client.key"), key, 0o600, None);
-    }
+    change.write(&out.join("client.key"), key, 0o600, None);
     change.write(&out.join("client.crt"), certified.certificate.as_str(), 0o644, None);
     change.write(&out.join("ca.crt"), certified.ca.as_str(), 0o644, None);
     if site::read_or_empty(&out.join("mqtt.env"))?.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,22 +16,28 @@ pub(crate) struct Broker {
     child: Child,
     pub(crate) plain_port: u16,
     tls_port: u16,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Broker {
     pub(crate) fn start(binary: &str) -> Broker {
+        Broker::start_with(binary, &[], |_| {})
+    }
+
+    /// With more arguments for `init`; `prepare` changes its folder before it starts.
+    pub(crate) fn start_with(binary: &str, arguments: &[&str], prepare: impl FnOnce(&Path)) -> Broker {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let quiet = |command: &mut Command| {
             command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
         };
         let mut init = Command::new(binary);
-        init.args(["init", "--plain-port", "0", "--tls-port", "0", "--dir"]).arg(folder.path());
+        init.args(["init", "--plain-port", "0", "--tls-port", "0", "--dir"]).arg(folder.path()).args(arguments);
         quiet(&mut init);
         assert!(init.status().expect("the binary runs").success(), "lockgate init");
         let path = folder.path().join("config/lockgate.yaml");
         let text = std::fs::read_to_string(&path).expect("the configuration");
         std::fs::write(&path, text.replacen("allow-anonymous: false", "allow-anonymous: true", 1)).expect("written");
+        prepare(folder.path());
         let mut serve = Command::new(binary);
         serve.arg("serve").arg("--dir").arg(folder.path());
         quiet(&mut serve);
@@ -49,7 +56,15 @@ impl Broker {
                 break (plain, tls);
             }
         };
-        Broker { child, plain_port, tls_port, _folder: folder }
+        Broker { child, plain_port, tls_port, folder }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn ports(&self) -> Ports {

@@ -52,11 +52,17 @@ impl Client {
         self.stream.write_all(&framed(0x30, &[&field(topic.as_bytes())[..], payload].concat())).ok()
     }
 
-    /// A message at QoS 1, the next of many: a hundred under way at once.
+    /// A message at QoS 1, the next of many: one or two hundred under way at once, so that no broker waits for an
+    /// acknowledgement of its acknowledgements.
     pub(crate) fn send_acknowledged(&mut self, packet: &mut [u8], at: usize, number: usize) -> Option<()> {
         packet[at..at + 2].copy_from_slice(&((number % 60_000) as u16 + 1).to_be_bytes());
         self.stream.write_all(packet).ok()?;
-        if number % 100 == 99 { self.stream.read_exact(&mut [0; 400]).ok() } else { Some(()) }
+        if number > 100 && number % 100 == 99 { self.stream.read_exact(&mut [0; 400]).ok() } else { Some(()) }
+    }
+
+    /// The last hundred of those.
+    pub(crate) fn read_last_acknowledged(&mut self) -> Option<()> {
+        self.stream.read_exact(&mut [0; 400]).ok()
     }
 
     /// Whether the broker has come to the end of what was sent: it answers PINGREQ.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::durable::Client;
 use crate::peer::{Kind, Peer, Wire};
-use crate::speed::{generator, median, number, report_of, shown};
+use crate::speed::{generator, is_valid, median, number, report_of, shown};
 
 const PEERS: [Kind; 2] = [Kind::Lockgate("off"), Kind::Mosquitto { every_change: false }];
 
@@ -16,7 +16,8 @@ type Measure = fn(&str, &Peer, usize) -> Option<f64>;
 /// CPU µs of a delivery, QoS 0, from one to one.
 fn delivery(lockgate: &str, peer: &Peer) -> Option<f64> {
     let mut command = generator(lockgate, peer, Wire::Plain, &["throughput", "--seconds", "2"]);
-    number(&report_of(&mut command, &peer.name())?, "/broker-cpu-micros-each")
+    let report = report_of(&mut command, &peer.name()).filter(is_valid)?;
+    number(&report, "/broker-cpu-micros-each")
 }
 
 fn beside_connections(lockgate: &str, peer: &Peer, count: usize) -> Option<f64> {
@@ -65,7 +66,7 @@ fn beside_stalled(lockgate: &str, peer: &Peer, stalled: usize) -> Option<f64> {
     let mut flood = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
     std::thread::sleep(Duration::from_secs(2));
     let mut command = generator(lockgate, peer, Wire::Plain, &["latency", "--rate", "500", "--seconds", "4"]);
-    let report = report_of(&mut command, &peer.name());
+    let report = report_of(&mut command, &peer.name()).filter(is_valid);
     let is_flooded = flood.wait().ok()?.success();
     eprintln!("{}, {stalled} stalled: {:.0} MiB at most", peer.name(), peer.memory_mib("VmHWM"));
     number(&report?, "/latency-micros/p99").filter(|_| is_flooded)

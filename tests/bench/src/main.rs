@@ -5,7 +5,7 @@
 //!
 //! `speed [LOCKGATE [ROUNDS [NAME]]]`: CPU of each message and memory of each client, beside the peers, which `peers`
 //! builds; `floor`: the same bytes through a bare relay; `flat`: how little it depends on what else is there;
-//! `durable`: what keeping costs; `queue`: a million messages for those who are not there; `attacks`: what
+//! `pki`: what a long ledger costs; `durable`: what keeping costs; `queue`: a million messages for those who are not there; `attacks`: what
 //! hostile clients do to the latency of another client.
 //!
 //! A witness sends itself a message and waits for it, over and over: idle, then under each attack, in
@@ -20,6 +20,7 @@ mod durable;
 mod flat;
 mod floor;
 mod peer;
+mod pki;
 mod queue;
 mod speed;
 
@@ -44,13 +45,14 @@ fn main() {
         "speed" => speed::run(&binary, rounds, &arguments.next().unwrap_or_default()),
         "floor" => floor::run(rounds),
         "flat" => flat::run(&binary, rounds),
+        "pki" => pki::run(&binary, rounds),
         "attacks" => attacks(&binary, rounds),
         "durable" => durable::run(&binary, rounds),
         "queue" => queue::run(&binary, &[Kind::Lockgate("fsync")]),
         "queue-peer" => queue::run(&binary, &[Kind::Mosquitto { every_change: false }]),
         _ => {
             eprintln!(
-                "usage: lockgate-bench peers|speed|floor|flat|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]"
+                "usage: lockgate-bench peers|speed|floor|flat|pki|attacks|durable|queue|queue-peer [LOCKGATE] [ROUNDS]"
             );
             std::process::exit(2);
         }
