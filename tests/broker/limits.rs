@@ -31,6 +31,31 @@ fn a_full_queue_drops_by_its_policy_and_counts() {
 }
 
 #[test]
+fn what_a_client_does_not_acknowledge_is_bounded_in_bytes_too() {
+    let mut rig = Rig::limited(|limits| limits.queued_bytes_max = 4);
+    let subscriber = rig.join(client("s"));
+    rig.subscribe(subscriber, "t", 1);
+    rig.take(subscriber);
+    let publisher = rig.join(client("p"));
+    for at in 1..=5 {
+        rig.publish(publisher, "t", &at.to_string(), 1, at);
+    }
+    // Two under way, two that wait, and one that finds no room.
+    assert_eq!(rig.take(subscriber), ["PUBLISH t 1 q1 #1", "PUBLISH t 2 q1 #2"]);
+    assert_eq!(rig.core.counters().dropped.queue_full, 1);
+    rig.puback(subscriber, 1);
+    assert_eq!(rig.take(subscriber), ["PUBLISH t 3 q1 #3"]);
+    // One that is larger than all of it still goes, alone.
+    let mut rig = Rig::limited(|limits| limits.queued_bytes_max = 1);
+    let subscriber = rig.join(client("s"));
+    rig.subscribe(subscriber, "t", 1);
+    rig.take(subscriber);
+    let publisher = rig.join(client("p"));
+    rig.publish(publisher, "t", "large", 1, 1);
+    assert_eq!(rig.take(subscriber), ["PUBLISH t large q1 #1"]);
+}
+
+#[test]
 fn too_many_subscriptions_are_refused_one_by_one() {
     let mut rig = Rig::limited(|limits| limits.subscriptions_max = 2);
     let id = rig.join(client("s"));
