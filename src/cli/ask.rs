@@ -2,15 +2,23 @@
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use inquire::validator::Validation;
 use zeroize::Zeroizing;
 
 use super::Failure;
 
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on nobody is asked: a broker runs on whether somebody sits at its terminal or not.
+pub(super) fn no_more() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
 /// Whether somebody is there to answer.
 pub(super) fn is_interactive() -> bool {
-    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    !SILENT.load(Ordering::Relaxed) && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
 fn aborted(error: inquire::InquireError) -> Failure {
@@ -54,14 +62,12 @@ pub(super) fn new_password(name: &str) -> Result<Option<Zeroizing<String>>, Fail
     Ok((!password.is_empty()).then(|| Zeroizing::new(password)))
 }
 
-/// A passphrase: a new one twice.
-pub(super) fn passphrase(is_new: bool) -> Result<Zeroizing<String>, Failure> {
-    let prompt = inquire::Password::new("Passphrase:");
-    let prompt = match is_new {
-        true => {
-            prompt.with_custom_confirmation_message("Again:").with_help_message("without it nobody opens the backup")
-        }
-        false => prompt.without_confirmation(),
+/// A passphrase; a new one, of which `new` says what is lost without it, twice.
+pub(super) fn passphrase(question: &str, new: Option<&str>) -> Result<Zeroizing<String>, Failure> {
+    let prompt = inquire::Password::new(question);
+    let prompt = match new {
+        Some(help) => prompt.with_custom_confirmation_message("Again:").with_help_message(help),
+        None => prompt.without_confirmation(),
     };
     let passphrase = Zeroizing::new(prompt.prompt().map_err(aborted)?);
     match passphrase.is_empty() {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-use super::Failure;
 use super::environment::{Environment, path_text};
 use super::site::{self, Files};
+use super::{Failure, ask};
 use crate::auth::Cost;
 use crate::config::{ClientCerts, ListenerAddress, Settings, Transport};
 use crate::pki::{Authority, CertificateInfo, Entry, Event, KeyType, Kind, Owner, ServerName, Transaction};
@@ -131,18 +131,64 @@ pub(super) fn ca_pem(settings: &Settings) -> Result<Option<String>, Failure> {
 
 /// The CA, where its key is here to sign with.
 pub(super) fn authority(settings: &Settings) -> Result<Authority, Failure> {
-    let (certificate, key) = (settings.ca_certificate(), settings.ca_key());
-    load_authority(&certificate, &key)
+    load_authority(&settings.ca_certificate(), &settings.ca_key())
 }
 
 pub(super) fn load_authority(certificate: &Path, key: &Path) -> Result<Authority, Failure> {
+    authority_of(certificate, &ca_secret(key)?)
+}
+
+pub(super) fn authority_of(certificate: &Path, secret: &CaSecret) -> Result<Authority, Failure> {
     let pem = std::fs::read_to_string(certificate)
         .map_err(|error| Failure::new(format!("cannot read the CA {}: {error}", certificate.display())))?;
+    Authority::load(&pem, &secret.key_pem, time::OffsetDateTime::now_utc())
+        .map_err(|error| Failure::new(format!("{}: {error}", certificate.display())))
+}
+
+/// A CA's key, opened.
+pub(super) struct CaSecret {
+    pub(super) key_pem: Zeroizing<String>,
+    /// What it is under, if it is.
+    pub(super) passphrase: Option<Zeroizing<String>>,
+}
+
+impl CaSecret {
+    /// Another key as this one is kept: under the same passphrase, or under none.
+    pub(super) fn keep_alike(&self, key_pem: &str) -> Result<Zeroizing<String>, Failure> {
+        match &self.passphrase {
+            Some(passphrase) => crate::pki::protect_key(key_pem, passphrase).map_err(Failure::new),
+            None => Ok(Zeroizing::new(key_pem.to_owned())),
+        }
+    }
+}
+
+/// The variable that names a file with the passphrase of the CA's key, for who cannot be asked.
+const PASSPHRASE_FILE: &str = "LOCKGATE_CA_PASSPHRASE_FILE";
+
+/// Reads a CA's key, and asks for its passphrase where it is under one.
+pub(super) fn ca_secret(key: &Path) -> Result<CaSecret, Failure> {
     let secret = crate::pki::read_secret(key)
         .map_err(|error| Failure::new(format!("{error}; the CA's key is needed to make a certificate")))?;
     let secret = str::from_utf8(&secret).map_err(|_| Failure::new(format!("{}: it is no PEM text", key.display())))?;
-    Authority::load(&pem, secret, time::OffsetDateTime::now_utc())
-        .map_err(|error| Failure::new(format!("{}: {error}", certificate.display())))
+    if !crate::pki::is_protected(secret) {
+        return Ok(CaSecret { key_pem: Zeroizing::new(secret.to_owned()), passphrase: None });
+    }
+    let passphrase = match std::env::var_os(PASSPHRASE_FILE) {
+        Some(file) => {
+            crate::pki::check_secret(Path::new(&file))?;
+            ask::one_password(Some(Path::new(&file)))?
+        }
+        None if ask::is_interactive() => ask::passphrase(&format!("Passphrase of {}:", key.display()), None)?,
+        None => {
+            return Err(Failure::new(format!(
+                "{} is under a passphrase, and there is no terminal to ask for it: name a file that has it with {PASSPHRASE_FILE}",
+                key.display()
+            )));
+        }
+    };
+    let key_pem = crate::pki::open_key(secret, &passphrase)
+        .map_err(|error| Failure::new(format!("{}: {error}", key.display())))?;
+    Ok(CaSecret { key_pem, passphrase: Some(passphrase) })
 }
 
 /// A file's name, content and mode.

@@ -17,7 +17,7 @@ use super::enroll::SiteDesk;
 use super::log;
 use super::running::{Running, State, bind_all, load_material, notify, site_of};
 use super::watch::Snapshot;
-use super::{Failure, SiteArguments, site};
+use super::{Failure, SiteArguments, ask, bundle, site};
 use crate::admin::{self, Admin, Anew, Enrolment, Reload};
 use crate::auth::Methods;
 use crate::broker::Restored;
@@ -49,6 +49,7 @@ const SHUTDOWN: Duration = Duration::from_secs(8);
 const WORKERS: usize = 2;
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
+    ask::no_more();
     if arguments.check {
         return check(&settings);
     }
@@ -67,6 +68,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// `serve --check`: everything that a start would look at, and whether the ports are free.
 fn check(settings: &Settings) -> Result<(), Failure> {
     let material = load_material(settings)?;
+    can_sign(settings)?;
     let ports = if admin::is_data_taken(&settings.data) {
         "a broker runs on this data folder: its ports are not tried"
     } else {
@@ -96,6 +98,14 @@ fn check(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where devices enrol the broker must be able to sign, and not only when the first one comes.
+fn can_sign(settings: &Settings) -> Result<(), Failure> {
+    match settings.enrolment {
+        Some(_) => bundle::authority(settings).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// The socket of something beside MQTT, if it is to be on the network; `key`: what says where.
 fn bind_beside(address: Option<SocketAddr>, key: &str) -> Result<Option<std::net::TcpListener>, Failure> {
     let Some(address) = address else { return Ok(None) };
@@ -109,6 +119,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
     let material = load_material(&settings)?;
+    can_sign(&settings)?;
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
     let (set_level, flood) = log::start(&settings.log);
     let bound = bind_all(&settings.listeners)?;
@@ -193,6 +204,11 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
     }
     tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood.clone())));
     tasks.push(tokio::spawn(watchdog(shard.clone())));
+    if settings.self_renew
+        && let Err(failure) = bundle::authority(&settings)
+    {
+        warn!("the server certificate will not be renewed: {}", failure.message);
+    }
     tasks.push(tokio::spawn(state.clone().keep_renewed()));
     tasks.push(tokio::spawn(state.clone().watch()));
     tasks.push(tokio::spawn(state.clone().keep_time()));

@@ -92,7 +92,7 @@ impl Passphrase {
             return ask::one_password(self.passphrase_file.as_deref());
         }
         match ask::is_interactive() {
-            true => ask::passphrase(is_new),
+            true => ask::passphrase("Passphrase:", is_new.then_some("without it nobody opens the backup")),
             false => Err(Failure::configuration(
                 "a passphrase is needed and there is no terminal to ask for it: use --passphrase-file FILE or \
                  --passphrase-stdin",

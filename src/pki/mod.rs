@@ -10,6 +10,7 @@ mod keystore;
 mod ledger;
 mod pkcs7;
 mod plan;
+mod protected;
 mod request;
 mod tokens;
 
@@ -25,5 +26,6 @@ pub use keystore::{KeystoreError, Protection, certificate_der, pkcs12, truststor
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError, Reason, Revocation};
 pub use pkcs7::certs_only;
 pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, ServerName, ServerNameError};
+pub use protected::{ProtectedKeyError, is_protected, open as open_key, protect as protect_key};
 pub use request::{Request, RequestError, new_request};
 pub use tokens::{Token, TokenError, Tokens};

@@ -189,3 +189,55 @@ fn a_list_is_served_and_fits_a_ca_that_was_made_elsewhere() {
     site.ok(&["ca", "crl"]);
     assert_eq!(list(&site).serials.len(), 0);
 }
+
+#[test]
+fn the_ca_key_lies_under_a_passphrase_where_that_is_wanted() {
+    let site = Site::new(&[]);
+    let clear = site.text("pki/ca.key");
+    site.write("secret", "open sesame\n");
+    site.write("wrong", "open barley\n");
+    for name in ["secret", "wrong"] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(site.path(name), mode).unwrap();
+    }
+    site.ok(&["ca", "passphrase", "--passphrase-file", site.path("secret").to_str().unwrap()]);
+    let sealed = site.text("pki/ca.key");
+    assert!(sealed.contains("BEGIN ENCRYPTED PRIVATE KEY") && site.ok(&["ca", "show"]).contains("under a passphrase"));
+    // RFC 5958, RFC 8018: others open it too.
+    let mut openssl = std::process::Command::new("openssl");
+    openssl.args(["pkey", "-in", "pki/ca.key", "-passin", "file:secret"]).current_dir(site.path(""));
+    let (code, opened) = run_with(&mut openssl, b"");
+    assert_eq!((code, opened.trim()), (Some(0), clear.trim()));
+    // Nobody signs without it.
+    let complaint = site.fails(1, &["client", "add", "pump7"]);
+    assert!(complaint.contains("LOCKGATE_CA_PASSPHRASE_FILE"), "{complaint}");
+    assert!(!site.path("pki/clients/pump7").exists());
+    let with = |file: &str, arguments: &[&str]| {
+        let mut command = crate::site::lockgate();
+        command.args(arguments).arg("--dir").arg(site.path("")).env("LOCKGATE_CA_PASSPHRASE_FILE", site.path(file));
+        run_with(&mut command, b"")
+    };
+    let (code, said) = with("wrong", &["client", "add", "pump7"]);
+    assert!(code == Some(1) && said.contains("the passphrase is wrong"), "{said}");
+    assert_eq!(with("secret", &["client", "add", "pump7"]).0, Some(0));
+    // A broker that does not sign needs it not; one that does says so at once.
+    let broker = site.serve();
+    let secret = password(&site, "pump7");
+    assert_eq!(Raw::connect(broker.plain_port, Version::V5, "p", Some(("pump7", &secret))).1, "CONNACK");
+    drop(broker);
+    site.edit("config/lockgate.yaml", "self-renew: false", "self-renew: true");
+    site.serve().wait_for("LOCKGATE_CA_PASSPHRASE_FILE");
+    site.edit("config/lockgate.yaml", "self-renew: true", "self-renew: false");
+    site.edit("config/lockgate.yaml", "enrolment:\n  address: off", "enrolment:\n  address: 127.0.0.1:0");
+    assert!(site.fails(1, &["serve"]).contains("LOCKGATE_CA_PASSPHRASE_FILE"));
+    site.edit("config/lockgate.yaml", "enrolment:\n  address: 127.0.0.1:0", "enrolment:\n  address: off");
+    // A new CA's key lies under the same; and it can be taken away.
+    assert_eq!(with("secret", &["ca", "rotate"]).0, Some(0));
+    assert!(
+        site.text("pki/ca.key").contains("BEGIN ENCRYPTED") && site.text("pki/ca-old.key").contains("BEGIN ENCRYPTED")
+    );
+    let (code, said) = with("secret", &["ca", "passphrase", "--remove"]);
+    assert!(code == Some(0) && said.contains("without a passphrase"), "{said}");
+    assert!(site.text("pki/ca.key").contains("BEGIN PRIVATE KEY"));
+    assert_eq!(site.text("pki/ca-old.key").trim(), clear.trim());
+}

@@ -102,7 +102,8 @@ fn old_authority(settings: &Settings) -> Result<Option<Authority>, Failure> {
     let pem = site::read_or_empty(&path)?;
     let ders = pki::load_certificates(pem.as_bytes()).map_err(Failure::new)?;
     let Some(old) = ders.get(1) else { return Ok(None) };
-    let secret = pki::read_secret(&key)?;
-    let secret = str::from_utf8(&secret).map_err(|_| Failure::new(format!("{}: it is no PEM text", key.display())))?;
-    Authority::of(old, &pem, secret).map(Some).map_err(|error| Failure::new(format!("{}: {error}", key.display())))
+    let secret = bundle::ca_secret(&key)?;
+    Authority::of(old, &pem, &secret.key_pem)
+        .map(Some)
+        .map_err(|error| Failure::new(format!("{}: {error}", key.display())))
 }

@@ -3,15 +3,15 @@
 mod list;
 mod rotate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
-use super::site::{self, Files};
-use super::{Failure, SiteArguments};
-use crate::pki::{self, CA_DAYS, CertificateInfo};
+use super::site::{self, Editing, Files, edit};
+use super::{Failure, SiteArguments, ask, bundle};
+use crate::pki::{self, CA_DAYS, CertificateInfo, Transaction};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -27,6 +27,20 @@ enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        site: SiteArguments,
+    },
+    /// Put the CA's key under a passphrase, change that, or take it away
+    #[command(
+        after_help = "Examples:\n  lockgate ca passphrase\n  lockgate ca passphrase --remove\n\nCommands that sign ask for it; where nobody can be asked LOCKGATE_CA_PASSPHRASE_FILE names a file that has it.\nThe key is PKCS #8 under PBES2 (scrypt, AES-256): openssl opens it too."
+    )]
+    Passphrase {
+        /// Read the new passphrase from this file's first line, in place of asking for it
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+        /// Keep the key without one
+        #[arg(long, conflicts_with = "passphrase_file")]
+        remove: bool,
         #[command(flatten)]
         site: SiteArguments,
     },
@@ -77,6 +91,7 @@ pub(super) use list::{ListDays, renew_list_if_due, write_list};
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Show { json, site } => show(&site, json),
+        Command::Passphrase { passphrase_file, remove, site } => passphrase(&site, passphrase_file.as_deref(), remove),
         Command::Rotate(arguments) => rotate::rotate(&arguments),
         Command::Retire { force, site } => rotate::retire(&site, force),
         Command::Crl { days, out, site } => list::crl(&site, days, out),
@@ -97,6 +112,7 @@ struct Shown {
     days_left: i64,
     fingerprint: String,
     key_is_here: bool,
+    key_has_passphrase: bool,
     issued: usize,
     /// Of clients, good now.
     current: usize,
@@ -130,6 +146,39 @@ struct ShownList {
     is_outdated: bool,
 }
 
+fn passphrase(arguments: &SiteArguments, file: Option<&Path>, remove: bool) -> Result<(), Failure> {
+    let new = match (remove, file) {
+        (true, _) => None,
+        (false, Some(file)) => Some(ask::one_password(Some(file))?),
+        (false, None) if ask::is_interactive() => Some(ask::passphrase(
+            "New passphrase of the CA's key:",
+            Some("without it nobody issues a certificate again"),
+        )?),
+        (false, None) => {
+            return Err(Failure::configuration("there is no terminal to ask at: use --passphrase-file FILE"));
+        }
+    };
+    let Editing { settings, files, .. } = edit(arguments)?;
+    if settings.enrolment.is_some() || settings.self_renew {
+        say!("  the broker of this site signs too: give it LOCKGATE_CA_PASSPHRASE_FILE");
+    }
+    let mut change = Transaction::new(&files.anchor);
+    for key in [settings.ca_key(), settings.ca_old_key()] {
+        if !key.exists() {
+            continue;
+        }
+        let secret = bundle::CaSecret { passphrase: new.clone(), ..bundle::ca_secret(&key)? };
+        change.write(&key, secret.keep_alike(&secret.key_pem)?.as_str(), 0o600, None);
+    }
+    if change.is_empty() {
+        return Err(Failure::new(format!("{} is not here", settings.ca_key().display())));
+    }
+    change.commit()?;
+    let under = if new.is_some() { "under the new passphrase" } else { "kept without a passphrase" };
+    say!("{} is {under}", settings.ca_key().display());
+    Ok(())
+}
+
 fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
     let settings = site::load(arguments)?;
     let files = Files::of(&settings);
@@ -159,6 +208,7 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
         days_left: info.days_left(now),
         fingerprint: info.fingerprint.clone(),
         key_is_here: settings.ca_key().exists(),
+        key_has_passphrase: std::fs::read_to_string(settings.ca_key()).is_ok_and(|pem| pki::is_protected(&pem)),
         issued: ledger.issued(),
         current: ledger.current().len(),
         revoked: ledger.revocations(now).len(),
@@ -172,7 +222,12 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
     say!("{}: {}", shown.file, shown.subject);
     say!("  expires:         {}, in {} days", info.not_after_date(), shown.days_left);
     say!("  SHA-256:         {}", shown.fingerprint);
-    say!("  key:             {}", if shown.key_is_here { "here: certificates can be issued" } else { "not here" });
+    let key = match (shown.key_is_here, shown.key_has_passphrase) {
+        (false, _) => "not here",
+        (true, false) => "here: certificates can be issued",
+        (true, true) => "here, under a passphrase",
+    };
+    say!("  key:             {key}");
     say!("  certificates:    {} issued, {} of clients good, {} revoked", shown.issued, shown.current, shown.revoked);
     match &shown.revocation_list {
         None => say!("  revocation list: none yet; `lockgate ca crl` makes one"),

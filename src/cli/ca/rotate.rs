@@ -20,7 +20,8 @@ pub(super) fn rotate(arguments: &Rotate) -> Result<(), Failure> {
             path.display()
         )));
     }
-    let old = bundle::authority(&settings)?;
+    let secret = bundle::ca_secret(&settings.ca_key())?;
+    let old = bundle::authority_of(&path, &secret)?;
     let now = OffsetDateTime::now_utc();
     let key_type = arguments.key_type.as_deref().and_then(KeyType::parse);
     let key_type = key_type.or(old.info.key_type).unwrap_or_default();
@@ -30,7 +31,7 @@ pub(super) fn rotate(arguments: &Rotate) -> Result<(), Failure> {
     let mut change = Transaction::new(&files.anchor);
     let mut events = vec![Event::Issued(Entry::of(&issued.info, Kind::Ca, None, key_type, now))];
     change.write(&path, both.as_str(), 0o644, owner);
-    change.write(&settings.ca_key(), issued.key_pem.as_str(), 0o600, None);
+    change.write(&settings.ca_key(), secret.keep_alike(&issued.key_pem)?.as_str(), 0o600, None);
     change.write(&settings.ca_old_key(), old_key, 0o600, owner);
     change.write(&settings.ca_link(), word.as_str(), 0o644, owner);
     // Clients that know the old CA alone verify it by the old one's word.
