@@ -54,11 +54,11 @@ fn rows(settings: &Settings) -> Result<(Vec<Row>, bool), Failure> {
     for name in &names {
         entry(&mut rows, name.as_str()).password = true;
     }
-    let ca = CertificateInfo::read(&settings.ca_certificate()).ok();
+    let ca = CertificateInfo::read(&settings.ca_certificate()).ok().filter(|_| ledger.has_two_cas());
     for (owner, certificates) in ledger.current_by_owner() {
         for certificate in certificates {
             entry(&mut rows, owner.as_str()).certificates.push(CertificateRow {
-                of_old_ca: ledger.has_two_cas() && ca.as_ref().is_some_and(|ca| !certificate.is_of(ca)),
+                of_old_ca: ca.as_ref().is_some_and(|ca| !certificate.is_of(ca)),
                 serial: certificate.serial.clone(),
                 expires: certificate.expires.date().to_string(),
                 days_left: (certificate.expires - now).whole_days(),
