@@ -123,11 +123,12 @@ impl Tokens {
         Ok(())
     }
 
-    /// Tokens of a name that are good for nothing from now on: it was revoked.
-    pub fn forget(&mut self, name: &Identity) -> bool {
-        let before = self.0.len();
+    /// Takes away the tokens of a name, which was revoked; how many of them were still good.
+    pub fn forget(&mut self, name: &Identity, now: OffsetDateTime) -> usize {
+        let is_good = |record: &&Record| record.name == name.as_str() && record.uses > 0 && record.expires > now;
+        let good = self.0.iter().filter(is_good).count();
         self.0.retain(|record| record.name != name.as_str());
-        self.0.len() != before
+        good
     }
 }
 
@@ -155,7 +156,9 @@ mod tests {
         assert_eq!(tokens.spend(&given, now + Duration::hours(2)), Err(TokenError::Expired));
         assert_eq!([tokens.spend(&given, now), tokens.spend(&given, now)], [Ok(()), Ok(())]);
         assert_eq!(tokens.spend(&given, now), Err(TokenError::Used));
-        assert!(tokens.forget(&name) && !tokens.forget(&name));
+        assert_eq!(tokens.forget(&name, now), 0);
+        tokens.add(&token, now + Duration::hours(1), 1, now);
+        assert_eq!([tokens.forget(&name, now), tokens.forget(&name, now)], [1, 0]);
         assert_eq!(tokens.spend(&given, now), Err(TokenError::Unknown));
         for bad in ["", "a", "a.b", "a.b.c", "a b.c.d", "..", "../x.s.AAAA"] {
             assert_eq!(Token::parse(bad).err(), Some(TokenError::Malformed), "{bad}");

@@ -300,7 +300,7 @@ fn a_token_is_withdrawn_with_its_name_and_enrolment_ends_with_a_reload() {
     let (site, broker, url) = served();
     let unused = token(&site, "fresh", &[]);
     let said = site.ok(&["client", "revoke", "fresh"]);
-    assert!(said.contains("its tokens for enrolment are withdrawn"), "{said}");
+    assert!(said.contains("1 token(s) for its enrolment are withdrawn"), "{said}");
     assert!(enroll(&url, &site.path("fresh"), &["--token", &unused]).1.contains("is not known here"));
     let text = token(&site, "late", &[]);
     site.edit("config/lockgate.yaml", "enrolment:\n  address: 127.0.0.1:0", "enrolment:\n  address: off");

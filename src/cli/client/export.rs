@@ -89,7 +89,7 @@ pub(super) fn export(arguments: &Arguments) -> Result<(), Failure> {
         }
         // What is in no file of this form goes along all the same.
         if bundle.password.is_some() && !arguments.format.has_password() {
-            made.push(("mqtt.env".to_owned(), Zeroizing::new(bundle.environment()?.into_bytes()), 0o600));
+            made.push(("mqtt.env".to_owned(), Zeroizing::new(bundle.login()?.into_bytes()), 0o600));
         }
     }
     match arguments.archive {

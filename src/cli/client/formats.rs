@@ -164,18 +164,30 @@ impl Bundle {
         format!("{}/{name}", self.folder.trim_end_matches('/'))
     }
 
-    pub(super) fn environment(&self) -> Result<String, Failure> {
-        let environment = Environment {
+    /// Host and login alone, for a form that has the rest otherwise.
+    pub(super) fn login(&self) -> Result<String, Failure> {
+        self.login_environment().render().map_err(Failure::new)
+    }
+
+    fn login_environment(&self) -> Environment {
+        Environment {
             host: self.host.clone(),
             port: self.port,
             use_tls: self.ca_pem.is_some(),
             user: self.user.clone(),
             password: self.password.as_ref().map(|password| password.to_string()),
+            ..Environment::default()
+        }
+    }
+
+    fn environment(&self) -> Result<String, Failure> {
+        let environment = Environment {
             ca_certs: self.ca_pem.as_ref().map(|_| self.in_folder("ca.crt")),
             certificate: self
                 .certificate
                 .as_ref()
                 .map(|_| (self.in_folder("client.crt"), self.in_folder("client.key"))),
+            ..self.login_environment()
         };
         environment.render().map_err(Failure::new)
     }

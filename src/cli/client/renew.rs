@@ -33,6 +33,12 @@ pub(super) fn renew(arguments: &Renew) -> Result<(), Failure> {
             });
         };
         let folder = files.bundles.join(name.as_str());
+        if arguments.all_expiring.is_some() && !arguments.new_key && !folder.join("client.key").exists() {
+            said.push(format!(
+                "{name} is left out: its key is not here; it renews itself, or `lockgate client sign {name} CSR` takes its request"
+            ));
+            continue;
+        }
         let issued = issue(arguments, &authority, &settings.name, name, old, &folder.join("client.key"), now)?;
         change.folder(&folder, 0o700, *owner);
         change.write(&folder.join("client.crt"), issued.certificate_pem.as_str(), 0o644, *owner);
@@ -51,6 +57,10 @@ pub(super) fn renew(arguments: &Renew) -> Result<(), Failure> {
             folder.display(),
             old.expires.date(),
         ));
+    }
+    if events.is_empty() {
+        said.iter().for_each(|line| say!("{line}"));
+        return Ok(());
     }
     change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&events), 0o600, *owner);
     change.commit()?;

@@ -37,16 +37,16 @@ pub(super) fn remove(arguments: &SiteArguments, name: &Identity) -> Result<(), F
 struct Ended {
     /// Certificates.
     count: usize,
-    /// Tokens for enrolment were withdrawn.
-    had_tokens: bool,
+    /// Tokens for enrolment that were withdrawn.
+    tokens: usize,
     /// Why others cannot learn of it by the revocation list, if so.
     unlisted: Option<String>,
 }
 
 impl Ended {
     fn say(&self) {
-        if self.had_tokens {
-            say!("  its tokens for enrolment are withdrawn");
+        if self.tokens > 0 {
+            say!("  {} token(s) for its enrolment are withdrawn", self.tokens);
         }
         if let Some(why) = &self.unlisted {
             say!("  the revocation list is as it was, which matters to other servers alone: {why}");
@@ -61,14 +61,14 @@ fn end(change: &mut Transaction, editing: &Editing, name: &Identity, reason: Rea
     let ledger = files.ledger()?;
     let certificates = ledger.current_of(name);
     let folder = files.bundles.join(name.as_str());
-    let had_tokens = enroll::forget_tokens(change, settings, name, *owner)?;
-    if !names.contains(name) && certificates.is_empty() && !folder.exists() && !had_tokens {
+    let tokens = enroll::forget_tokens(change, settings, name, *owner)?;
+    if !names.contains(name) && certificates.is_empty() && !folder.exists() && tokens == 0 {
         return Err(Failure::new(format!("there is no {name}: `lockgate client list` shows who there is")));
     }
     if names.contains(name) {
         change.write(&files.passwords, site::edit_passwords(&text, name, None), 0o600, *owner);
     }
-    let mut ended = Ended { count: certificates.len(), had_tokens, unlisted: None };
+    let mut ended = Ended { count: certificates.len(), tokens, unlisted: None };
     if !certificates.is_empty() {
         let now = OffsetDateTime::now_utc();
         let at = now.replace_nanosecond(0).unwrap_or(now);

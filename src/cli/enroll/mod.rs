@@ -126,19 +126,19 @@ fn read_tokens(settings: &crate::config::Settings) -> Result<Tokens, Failure> {
     Tokens::parse(&site::read_or_empty(&path)?).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
-/// Has `change` take away the tokens of a name, if there are any; whoever is revoked gets no certificate by them.
+/// Has `change` take away the tokens of a name; whoever is revoked gets no certificate by them. How many were good.
 pub(super) fn forget_tokens(
     change: &mut Transaction,
     settings: &crate::config::Settings,
     name: &Identity,
     owner: Option<pki::Owner>,
-) -> Result<bool, Failure> {
+) -> Result<usize, Failure> {
     let mut tokens = read_tokens(settings)?;
-    let had_some = tokens.forget(name);
-    if had_some {
+    let good = tokens.forget(name, OffsetDateTime::now_utc());
+    if good > 0 {
         change.write(&settings.tokens(), tokens.text(), 0o600, owner);
     }
-    Ok(had_some)
+    Ok(good)
 }
 
 #[cfg(test)]
