@@ -197,7 +197,7 @@ impl Maker<'_> {
                     Authority::create(site, key_type, self.arguments.ca_days, self.now).map_err(Failure::new)?;
                 // The key stays root's, unless the broker is to use it.
                 let key_owner = match self.owner {
-                    Some(_) if !settings.self_renew => Some(Owner { uid: 0, gid: 0 }),
+                    Some(_) if !settings.self_renew && settings.enrolment.is_none() => Some(Owner { uid: 0, gid: 0 }),
                     owner => owner,
                 };
                 self.change.write(&certificate, issued.certificate_pem.as_str(), 0o644, self.owner);
