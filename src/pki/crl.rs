@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use super::inspect::{rfc2253, trim};
+use super::inspect::{is_pem, rfc2253, trim};
 use super::issue::{Authority, IssueError};
 use super::ledger::{Reason, Revocation};
 
@@ -40,7 +40,7 @@ pub struct RevocationList {
 impl RevocationList {
     /// All lists of a file: PEM, or one of DER.
     pub fn parse_all(bytes: &[u8]) -> Result<Vec<RevocationList>, CrlError> {
-        let ders: Vec<_> = match bytes.windows(11).any(|window| window == b"-----BEGIN ") {
+        let ders: Vec<_> = match is_pem(bytes) {
             true => CertificateRevocationListDer::pem_slice_iter(bytes)
                 .collect::<Result<_, _>>()
                 .map_err(|error| CrlError::Damaged(error.to_string()))?,

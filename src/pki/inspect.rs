@@ -218,6 +218,11 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InspectError
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| InspectError::Pem(error.to_string()))
 }
 
+/// Whether a file's bytes are PEM, not DER.
+pub(super) fn is_pem(bytes: &[u8]) -> bool {
+    bytes.windows(11).any(|window| window == b"-----BEGIN ")
+}
+
 /// All certificates of PEM text, at least one.
 pub fn load_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InspectError> {
     let found = certificates(pem)?;

@@ -10,6 +10,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
 
+use super::inspect::is_pem;
 use super::issue::{IssueError, distinguished_name, generate};
 use super::plan::KeyType;
 use crate::types::Identity;
@@ -55,7 +56,7 @@ pub struct Request {
 impl Request {
     /// Reads PEM or DER and looks at all that it asks for; what a client of this name may not have is refused.
     pub fn parse(bytes: &[u8], identity: &Identity) -> Result<Request, RequestError> {
-        let der = match bytes.windows(11).any(|window| window == b"-----BEGIN ") {
+        let der = match is_pem(bytes) {
             // Windows and old Java write NEW.
             true => CertificateSigningRequestDer::from_pem_slice(
                 String::from_utf8_lossy(bytes).replace("NEW CERTIFICATE REQUEST", "CERTIFICATE REQUEST").as_bytes(),

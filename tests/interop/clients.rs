@@ -1,7 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::site::{Broker, Site};
+use crate::site::{Broker, Site, run_with};
 
 /// Where `tests/run` puts the clients.
 fn installed(below: &str) -> PathBuf {
@@ -53,4 +53,12 @@ pub(crate) fn mosquitto(program: &str, site: &Site, broker: &Broker, level: &str
         _ => command.args(["-u", "device1", "-P", &site.variable("device1", "MQTT_PASSWORD")]),
     };
     command
+}
+
+/// Publishes with the certificate, key and CA of `folder`; whether the broker took it.
+pub(crate) fn publishes(broker: &Broker, folder: &Path) -> bool {
+    let mut publish = Command::new("mosquitto_pub");
+    publish.args(["-h", "localhost", "-p", &broker.tls_port.to_string(), "-q", "1", "-t", "t", "-m", "m"]);
+    publish.args(["--cafile", "ca.crt", "--cert", "client.crt", "--key", "client.key"]);
+    run_with(publish.current_dir(folder), b"").0 == Some(0)
 }

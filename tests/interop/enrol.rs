@@ -5,6 +5,7 @@ use std::process::Command;
 
 use lockgate::pki::CertificateInfo;
 
+use crate::clients::publishes;
 use crate::site::{Broker, Site, lockgate, run_with};
 
 /// A site where devices enrol, and where that is.
@@ -31,14 +32,6 @@ fn shell(folder: &Path, script: &str) -> (Option<i32>, String) {
 
 fn info(folder: &Path) -> CertificateInfo {
     CertificateInfo::read(&folder.join("client.crt")).unwrap()
-}
-
-/// Publishes with what is in `folder`, by certificate alone.
-fn publishes(broker: &Broker, folder: &Path) -> bool {
-    let mut publish = Command::new("mosquitto_pub");
-    publish.args(["-h", "localhost", "-p", &broker.tls_port.to_string(), "-q", "1", "-t", "t", "-m", "m"]);
-    publish.args(["--cafile", "ca.crt", "--cert", "client.crt", "--key", "client.key"]);
-    run_with(publish.current_dir(folder), b"").0 == Some(0)
 }
 
 #[test]

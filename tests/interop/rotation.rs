@@ -1,9 +1,9 @@
 //! A new CA beneath clients that know the old one, and beneath a load.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::site::{Broker, Site, lockgate, run_with};
+use crate::clients::publishes;
+use crate::site::{Site, lockgate};
 
 /// What a device has, apart from the site.
 fn copied(site: &Site, name: &str, to: &str) -> std::path::PathBuf {
@@ -13,13 +13,6 @@ fn copied(site: &Site, name: &str, to: &str) -> std::path::PathBuf {
         std::fs::copy(site.path(&format!("pki/clients/{name}/{file}")), folder.join(file)).unwrap();
     }
     folder
-}
-
-fn publishes(broker: &Broker, folder: &Path) -> bool {
-    let mut publish = Command::new("mosquitto_pub");
-    publish.args(["-h", "localhost", "-p", &broker.tls_port.to_string(), "-q", "1", "-t", "t", "-m", "m"]);
-    publish.args(["--cafile", "ca.crt", "--cert", "client.crt", "--key", "client.key"]);
-    run_with(publish.current_dir(folder), b"").0 == Some(0)
 }
 
 #[test]
