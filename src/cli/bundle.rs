@@ -207,10 +207,7 @@ impl Export<'_> {
     /// What will keep the bundle from working, as far as it can be told here.
     pub(super) fn warnings(&self, settings: &Settings, has_password: bool, min_level: Level) -> Vec<String> {
         let mut warnings = Vec::new();
-        let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
-            Transport::Tls(files) => Some(files),
-            _ => None,
-        });
+        let tls = settings.tls_files().next();
         if self.level < min_level {
             warnings.push(format!("{} has the minimum level {min_level}: it will be refused", self.identity));
         }

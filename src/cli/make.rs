@@ -218,10 +218,7 @@ impl Maker<'_> {
         sans: &[ServerName],
         site: &str,
     ) -> Result<(), Failure> {
-        let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
-            Transport::Tls(files) => Some(files),
-            _ => None,
-        });
+        let tls = settings.tls_files().next();
         let Some(tls) = tls else { return Ok(()) };
         let (certificate, key) = (&tls.certificate, &tls.key);
         match (certificate.exists(), key.exists()) {

@@ -7,9 +7,10 @@ use time::OffsetDateTime;
 
 use super::site::{self, Editing, Files, edit};
 use super::{Failure, SiteArguments, bundle};
-use crate::config::{Settings, TlsFiles, Transport};
+use crate::config::{Settings, TlsFiles};
 use crate::pki::{
-    self, CertificateInfo, Entry, Event, Issued, Kind, LEAF_DAYS_MAX, Ledger, Lock, ServerName, Transaction,
+    self, Authority, CertificateInfo, Entry, Event, Issued, Kind, LEAF_DAYS_MAX, Ledger, Lock, Owner, ServerName,
+    Transaction,
 };
 
 #[derive(Args)]
@@ -153,10 +154,7 @@ fn renew(arguments: &Renew) -> Result<(), Failure> {
 
 /// The TLS listener whose certificate is this site's own.
 fn tls_files(settings: &Settings) -> Result<&TlsFiles, Failure> {
-    let mut all = settings.listeners.iter().filter_map(|listener| match &listener.transport {
-        Transport::Tls(files) => Some(files),
-        _ => None,
-    });
+    let mut all = settings.tls_files();
     let first = all.next().ok_or_else(|| {
         Failure::new(format!("no listener of this site takes TLS: see `listeners` in {}", settings.file.display()))
     })?;
@@ -167,18 +165,13 @@ fn is_own(settings: &Settings, tls: &TlsFiles) -> bool {
     tls.certificate.starts_with(&settings.pki)
 }
 
-/// The server certificate that was made here, if there is one.
-pub(super) fn own_certificate(settings: &Settings) -> Result<Option<(&TlsFiles, CertificateInfo)>, Failure> {
-    match tls_files(settings) {
-        Ok(tls) if is_own(settings, tls) && tls.certificate.exists() => {
-            Ok(Some((tls, CertificateInfo::read(&tls.certificate)?)))
-        }
-        _ => Ok(None),
-    }
+/// The listener whose server certificate was made here, if there is one.
+pub(super) fn own_tls_files(settings: &Settings) -> Option<&TlsFiles> {
+    tls_files(settings).ok().filter(|tls| is_own(settings, tls) && tls.certificate.exists())
 }
 
 /// How long a certificate lives from its beginning, as far as it may.
-pub(super) fn life_days(info: &CertificateInfo) -> u32 {
+fn life_days(info: &CertificateInfo) -> u32 {
     (info.not_after - info.not_before).whole_days().clamp(1, i64::from(LEAF_DAYS_MAX)) as u32
 }
 
@@ -193,7 +186,7 @@ fn missing_names(info: &CertificateInfo, names: &[ServerName]) -> Vec<ServerName
 }
 
 /// A server certificate that is to replace one.
-struct Renewal<'a> {
+pub(super) struct Renewal<'a> {
     tls: &'a TlsFiles,
     old: CertificateInfo,
     names: Vec<ServerName>,
@@ -203,7 +196,7 @@ struct Renewal<'a> {
 
 impl Renewal<'_> {
     /// With what the old one has, but for a new key.
-    fn of(settings: &Settings) -> Result<Renewal<'_>, Failure> {
+    pub(super) fn of(settings: &Settings) -> Result<Renewal<'_>, Failure> {
         let tls = tls_files(settings)?;
         if !is_own(settings, tls) {
             return Err(Failure::new(format!(
@@ -226,6 +219,24 @@ impl Renewal<'_> {
     /// Issues it and puts it in place; the site is locked, and mended.
     fn carry_out(&self, settings: &Settings, files: &Files, now: OffsetDateTime) -> Result<Issued, Failure> {
         let authority = bundle::authority(settings)?;
+        let link = site::read_or_empty(&settings.ca_link())?;
+        let mut change = Transaction::new(&files.anchor);
+        let (issued, event) = self.issue(&mut change, settings, &authority, &link, files.owner(), now)?;
+        change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&[event]), 0o600, files.owner());
+        change.commit()?;
+        Ok(issued)
+    }
+
+    /// Issues it and has `change` put it in place, with `link` behind it; what the ledger is to say.
+    pub(super) fn issue(
+        &self,
+        change: &mut Transaction,
+        settings: &Settings,
+        authority: &Authority,
+        link: &str,
+        owner: Option<Owner>,
+        now: OffsetDateTime,
+    ) -> Result<(Issued, Event), Failure> {
         // Clients that need RSA still need it.
         let key_type = self.old.key_type.unwrap_or_default();
         let (site, names, days) = (&settings.name, &self.names, self.days);
@@ -240,14 +251,11 @@ impl Renewal<'_> {
             }
         };
         let issued = issued.map_err(Failure::new)?;
+        change.write(&self.tls.certificate, issued.certificate_pem.clone() + link, 0o644, owner);
+        change.write(&self.tls.key, issued.key_pem.as_str(), 0o600, owner);
         let entry = Entry::of(&issued.info, Kind::Server, None, key_type, now);
         let event = Event::Issued(Entry { renews: Some(self.old.serial_text()), ..entry });
-        let mut change = Transaction::new(&files.anchor);
-        change.write(&self.tls.certificate, chain(settings, &issued)?, 0o644, files.owner());
-        change.write(&self.tls.key, issued.key_pem.as_str(), 0o600, files.owner());
-        change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&[event]), 0o600, files.owner());
-        change.commit()?;
-        Ok(issued)
+        Ok((issued, event))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::config::{Settings, Transport};
+use crate::config::Settings;
 
 /// What is looked at, and how it was: `None` where there is no file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -36,11 +36,9 @@ impl Snapshot {
         let mut paths: BTreeSet<PathBuf> = clients_files(settings);
         paths.extend(settings.acl.clone());
         paths.insert(settings.ca_certificate());
-        for listener in &settings.listeners {
-            if let Transport::Tls(files) = &listener.transport {
-                let all = [&files.certificate, &files.key, &files.client_ca].into_iter().chain(&files.client_crl);
-                paths.extend(all.cloned());
-            }
+        for files in settings.tls_files() {
+            let all = [&files.certificate, &files.key, &files.client_ca].into_iter().chain(&files.client_crl);
+            paths.extend(all.cloned());
         }
         let stamp = |path: &PathBuf| {
             let metadata = std::fs::metadata(path).ok()?;

@@ -79,6 +79,14 @@ impl Settings {
         self.pki.join("ca.key")
     }
 
+    /// What each TLS listener has, in their order.
+    pub fn tls_files(&self) -> impl Iterator<Item = &TlsFiles> {
+        self.listeners.iter().filter_map(|listener| match &listener.transport {
+            Transport::Tls(files) => Some(files),
+            Transport::Tcp | Transport::Unix => None,
+        })
+    }
+
     pub fn folder(&self) -> PathBuf {
         self.file.parent().map(PathBuf::from).unwrap_or_default()
     }

@@ -171,10 +171,7 @@ fn enrolment(
     own_cas: &[CertificateInfo],
     problems: &mut Vec<String>,
 ) -> Option<Arc<ServerConfig>> {
-    let tls = settings.listeners.iter().find_map(|listener| match &listener.transport {
-        Transport::Tls(files) => Some(files),
-        _ => None,
-    });
+    let tls = settings.tls_files().next();
     let Some(tls) = tls else {
         problems.push("enrolment needs a server certificate, and no listener takes TLS".to_owned());
         return None;

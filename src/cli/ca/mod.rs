@@ -76,7 +76,7 @@ enum Command {
 
 #[derive(Args)]
 struct Rotate {
-    /// Kind of the new CA's key and the server's [default: as the old CA's]
+    /// Kind of the new CA's key [default: as the old CA's]
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(["ecdsa-p256", "rsa-2048", "rsa-3072", "ed25519"]))]
     key_type: Option<String>,
     /// How long the new CA lives, days

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use time::OffsetDateTime;
 
+use super::super::server::Renewal;
 use super::super::site::{self, Editing, Files, edit};
 use super::super::{Failure, SiteArguments, bundle, server};
 use super::{ListDays, Rotate, write_list};
@@ -35,14 +36,9 @@ pub(super) fn rotate(arguments: &Rotate) -> Result<(), Failure> {
     change.write(&settings.ca_old_key(), old_key, 0o600, owner);
     change.write(&settings.ca_link(), word.as_str(), 0o644, owner);
     // Clients that know the old CA alone verify it by the old one's word.
-    if let Some((tls, info)) = server::own_certificate(&settings)? {
-        let days = server::life_days(&info);
-        let kind = info.key_type.unwrap_or_default();
-        let server = new.issue_server(&settings.name, &info.names, kind, days, now).map_err(Failure::new)?;
-        change.write(&tls.certificate, server.certificate_pem.clone() + &word, 0o644, owner);
-        change.write(&tls.key, server.key_pem.as_str(), 0o600, owner);
-        let entry = Entry::of(&server.info, Kind::Server, None, kind, now);
-        events.push(Event::Issued(Entry { renews: Some(info.serial_text()), ..entry }));
+    if server::own_tls_files(&settings).is_some() {
+        let renewal = Renewal::of(&settings)?;
+        events.push(renewal.issue(&mut change, &settings, &new, &word, owner, now)?.1);
     }
     for bundled in bundled_cas(&files) {
         change.write(&bundled, both.as_str(), 0o644, owner);
@@ -97,7 +93,7 @@ pub(super) fn retire(arguments: &SiteArguments, force: bool) -> Result<(), Failu
     for bundled in bundled_cas(&files) {
         change.write(&bundled, pem.as_str(), 0o644, owner);
     }
-    if let Some((tls, _)) = server::own_certificate(&settings)? {
+    if let Some(tls) = server::own_tls_files(&settings) {
         change.write(&tls.certificate, first_certificate(&site::read_or_empty(&tls.certificate)?)?, 0o644, owner);
     }
     for gone in [settings.ca_old_key(), settings.ca_link()] {
