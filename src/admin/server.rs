@@ -63,8 +63,10 @@ pub struct Site {
     pub self_renew: bool,
     /// Which revocation list of somebody else's was to be replaced when.
     pub list_ends: Vec<(String, OffsetDateTime)>,
-    /// Where the CA's certificate and its own list are.
+    /// Where the CA's own list is.
     pub pki: PathBuf,
+    /// What clients verify the server with.
+    pub trusted: PathBuf,
 }
 
 /// From so many days before its end on, a certificate of the site is warned of.
@@ -276,7 +278,8 @@ fn observer() -> Router<Arc<Admin>> {
 
 /// The CA's certificate (PEM), or its revocation list (DER, RFC 5280 section 4.2.1.13).
 async fn published(admin: &Admin, name: &'static str) -> Response {
-    let path = admin.site.load().pki.join(name);
+    let site = admin.site.load();
+    let path = if name == "ca.crt" { site.trusted.clone() } else { site.pki.join(name) };
     let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
     let Ok(Ok(bytes)) = read else { return StatusCode::NOT_FOUND.into_response() };
     if name == "ca.crt" {

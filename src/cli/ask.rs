@@ -76,6 +76,17 @@ pub(super) fn passphrase(question: &str, new: Option<&str>) -> Result<Zeroizing<
     }
 }
 
+/// The passphrase of a new key, from a file or asked for; `option` names the file on the command line.
+pub(super) fn new_passphrase(file: Option<&Path>, of: &str, option: &str) -> Result<Zeroizing<String>, Failure> {
+    match file {
+        Some(file) => one_password(Some(file)),
+        None if is_interactive() => {
+            passphrase(&format!("New passphrase of {of}:"), Some("without it nobody issues a certificate again"))
+        }
+        None => Err(Failure::configuration(format!("there is no terminal to ask at: use {option} FILE"))),
+    }
+}
+
 /// Passwords by line, from standard input or a file.
 pub(super) fn password_lines(file: Option<&Path>) -> Result<Vec<Zeroizing<String>>, Failure> {
     let text = match file {

@@ -113,7 +113,7 @@ pub(super) fn make(
         }
         made.fingerprint = Some(issued.info.fingerprint.clone());
         made.expires = Some(issued.info.not_after_date());
-        let entry = Entry::of(&issued.info, Kind::Client, Some(&wanted.identity), issuing.key_type, issuing.now);
+        let entry = Entry::of(&issued.info, &issued.certificate_pem, Kind::Client, Some(&wanted.identity), issuing.now);
         made.events.push(Event::Issued(entry));
     }
     let text = environment.render().map_err(|error| {
@@ -124,9 +124,31 @@ pub(super) fn make(
     Ok(made)
 }
 
-/// The CA's certificate, where there is one.
+/// What clients are to verify the server with: a root of elsewhere's, the CA's root, or the CA.
+pub(super) fn trusted(settings: &Settings) -> PathBuf {
+    if let Some(elsewhere) = settings.tls_files().next().and_then(|tls| tls.server_ca.clone()) {
+        return elsewhere;
+    }
+    match settings.ca_root() {
+        root if root.exists() => root,
+        _ => settings.ca_certificate(),
+    }
+}
+
+/// That, where it is there: PEM.
 pub(super) fn ca_pem(settings: &Settings) -> Result<Option<String>, Failure> {
-    site::read_or_empty(&settings.ca_certificate()).map(|pem| (!pem.is_empty()).then_some(pem))
+    site::read_or_empty(&trusted(settings)).map(|pem| (!pem.is_empty()).then_some(pem))
+}
+
+/// The same, where there has to be one.
+pub(super) fn trusted_pem(settings: &Settings) -> Result<String, Failure> {
+    ca_pem(settings)?.ok_or_else(|| Failure::new(format!("cannot read {}", trusted(settings).display())))
+}
+
+/// The first certificate of PEM text.
+pub(super) fn first_certificate(pem: &str) -> Result<String, Failure> {
+    let ders = crate::pki::load_certificates(pem.as_bytes()).map_err(Failure::new)?;
+    Ok(crate::pki::certificate_pem(&ders[0]))
 }
 
 /// The CA, where its key is here to sign with.
@@ -163,20 +185,35 @@ impl CaSecret {
 }
 
 /// The variable that names a file with the passphrase of the CA's key, for who cannot be asked.
-const PASSPHRASE_FILE: &str = "LOCKGATE_CA_PASSPHRASE_FILE";
+pub(super) const PASSPHRASE_FILE: &str = "LOCKGATE_CA_PASSPHRASE_FILE";
+
+/// Whether a key is under a passphrase.
+pub(super) fn is_protected(key: &Path) -> bool {
+    std::fs::read_to_string(key).is_ok_and(|pem| crate::pki::is_protected(&pem))
+}
 
 /// Reads a CA's key, and asks for its passphrase where it is under one.
 pub(super) fn ca_secret(key: &Path) -> Result<CaSecret, Failure> {
+    ca_secret_with(key, std::env::var_os(PASSPHRASE_FILE).map(PathBuf::from).as_deref())
+}
+
+/// The same; the passphrase is in this file's first line.
+pub(super) fn ca_secret_with(key: &Path, passphrase_file: Option<&Path>) -> Result<CaSecret, Failure> {
     let secret = crate::pki::read_secret(key)
         .map_err(|error| Failure::new(format!("{error}; the CA's key is needed to make a certificate")))?;
     let secret = str::from_utf8(&secret).map_err(|_| Failure::new(format!("{}: it is no PEM text", key.display())))?;
+    open_secret(secret, key, passphrase_file)
+}
+
+/// The same of a key that was read: PEM, and the file that it is from.
+pub(super) fn open_secret(secret: &str, key: &Path, passphrase_file: Option<&Path>) -> Result<CaSecret, Failure> {
     if !crate::pki::is_protected(secret) {
         return Ok(CaSecret { key_pem: Zeroizing::new(secret.to_owned()), passphrase: None });
     }
-    let passphrase = match std::env::var_os(PASSPHRASE_FILE) {
+    let passphrase = match passphrase_file {
         Some(file) => {
-            crate::pki::check_secret(Path::new(&file))?;
-            ask::one_password(Some(Path::new(&file)))?
+            crate::pki::check_secret(file)?;
+            ask::one_password(Some(file))?
         }
         None if ask::is_interactive() => ask::passphrase(&format!("Passphrase of {}:", key.display()), None)?,
         None => {
@@ -270,10 +307,7 @@ impl Export<'_> {
         let mut environment =
             Environment { host: self.host.clone(), port, use_tls, user, password, ..Environment::default() };
         if use_tls {
-            let ca = std::fs::read(settings.ca_certificate()).map_err(|error| {
-                Failure::new(format!("cannot read {}: {error}", settings.ca_certificate().display()))
-            })?;
-            made.push(("ca.crt", Zeroizing::new(ca), 0o644));
+            made.push(("ca.crt", Zeroizing::new(trusted_pem(settings)?.into_bytes()), 0o644));
             environment.ca_certs = Some(in_prefix("ca.crt"));
         }
         if self.level == Level::Mtls {

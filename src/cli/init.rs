@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::bundle::{Password, Wanted};
 use super::make::Maker;
 use super::report::{Report, shell};
 use super::{Failure, ask};
-use crate::pki::{self, CA_DAYS, KeyType, LEAF_DAYS_MAX, Lock, Owner, Recovery, ServerName, Transaction};
+use crate::pki::{self, CA_DAYS, KeyType, LEAF_DAYS_MAX, Lock, Owner, Permitted, Recovery, ServerName, Transaction};
 use crate::types::Identity;
 
 /// What `init` was asked for.
@@ -64,6 +65,25 @@ pub(super) struct Arguments {
     /// How long the CA lives, days
     #[arg(long, value_name = "DAYS", default_value_t = CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub(super) ca_days: u32,
+    /// Make a root, and a CA below it that issues; the root's key is written to --root-key-out, and to nowhere else
+    #[arg(long, requires = "root_key_out")]
+    pub(super) intermediate: bool,
+    /// Where the root's key goes, under a passphrase: a medium that is kept elsewhere
+    #[arg(long, value_name = "FILE", requires = "intermediate")]
+    pub(super) root_key_out: Option<PathBuf>,
+    /// Read the passphrase of the root's key from this file's first line, in place of asking for it
+    #[arg(long, value_name = "FILE", requires = "intermediate")]
+    pub(super) root_passphrase_file: Option<PathBuf>,
+    /// Keep the CA's key under a passphrase, which is asked for
+    #[arg(long)]
+    pub(super) ca_passphrase: bool,
+    /// The same, with the passphrase from this file's first line
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca_passphrase_file: Option<PathBuf>,
+    /// Let the CA issue for this name (and all below it), address or network alone, and for this server's own names
+    /// (repeatable; some microcontrollers refuse such a CA)
+    #[arg(long, value_name = "NAME|NETWORK")]
+    pub(super) permit: Vec<String>,
     /// Let the broker use the CA's key to renew its own certificate
     #[arg(long)]
     pub(super) self_renew: bool,
@@ -251,7 +271,10 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
     for text in &arguments.san {
         sans.push(ServerName::parse(text).map_err(|error| Failure::configuration(format!("--san {error}")))?);
     }
+    let permitted = arguments.permit.iter().map(|text| Permitted::parse(text)).collect::<Result<Vec<_>, _>>();
+    let permitted = permitted.map_err(|error| Failure::configuration(format!("--permit {error} or network")))?;
     let wanted = wanted(arguments)?;
+    let secrets = CaSecrets::of(arguments)?;
     let owner = if arguments.system { Some(system_user()?) } else { None };
     let layout = arguments.layout()?;
     std::fs::create_dir_all(&layout.config)
@@ -270,9 +293,13 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
         arguments,
         layout: &layout,
         owner,
+        permitted,
+        secrets,
         now: OffsetDateTime::now_utc(),
         change: Transaction::new(&layout.config),
         events: Vec::new(),
+        root_key: None,
+        link: String::new(),
         report: Report {
             configuration: layout.file(),
             made: Vec::new(),
@@ -289,10 +316,38 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
         Recovery::Undone => maker.note("an interrupted change was found and undone"),
     }
     maker.make(&sans, &wanted)?;
-    let Maker { change, report, .. } = maker;
+    let Maker { change, report, root_key, .. } = maker;
+    // The root's key is safe before anything is of use that it signed.
+    if let Some((path, sealed)) = root_key {
+        pki::replace(&path, sealed.as_bytes(), 0o600)?;
+    }
     change.commit()?;
     drop(lock);
     Ok(report)
+}
+
+/// The passphrases of new keys.
+#[derive(Default)]
+pub(super) struct CaSecrets {
+    pub(super) root: Option<Zeroizing<String>>,
+    pub(super) ca: Option<Zeroizing<String>>,
+}
+
+impl CaSecrets {
+    fn of(arguments: &Arguments) -> Result<CaSecrets, Failure> {
+        if arguments.layout()?.pki.join("ca.crt").exists() {
+            return Ok(CaSecrets::default());
+        }
+        let root = match (arguments.intermediate, &arguments.root_passphrase_file) {
+            (false, _) => None,
+            (true, file) => Some(ask::new_passphrase(file.as_deref(), "the root's key", "--root-passphrase-file")?),
+        };
+        let ca = match (arguments.ca_passphrase, &arguments.ca_passphrase_file) {
+            (false, None) => None,
+            (_, file) => Some(ask::new_passphrase(file.as_deref(), "the CA's key", "--ca-passphrase-file")?),
+        };
+        Ok(CaSecrets { root, ca })
+    }
 }
 
 fn restrict(folder: &Path, owner: Option<Owner>) -> Result<(), Failure> {

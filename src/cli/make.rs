@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::Failure;
-use super::bundle::{self, Issuing, Reach, Wanted};
-use super::init::{Arguments, Layout};
+use super::bundle::{self, CaSecret, Issuing, Reach, Wanted};
+use super::init::{Arguments, CaSecrets, Layout};
 use super::report::{ClientReport, MadeFile, Report, TryIt, listener_report};
 use super::server;
 use super::site::{self, Files};
 use crate::config::{self, ClientCerts, Settings, Template, Transport};
 use crate::pki::{
-    self, Authority, CertificateInfo, Entry, Event, KeyType, Kind, Ledger, Owner, ServerName, Transaction,
+    self, Authority, CertificateInfo, Entry, Event, ISSUING_CA_DAYS, Issued, KeyType, Kind, Owner, Permitted,
+    ServerName, Transaction,
 };
 use crate::types::Identity;
 
@@ -20,9 +22,16 @@ pub(super) struct Maker<'a> {
     pub(super) arguments: &'a Arguments,
     pub(super) layout: &'a Layout,
     pub(super) owner: Option<Owner>,
+    /// Names that a new CA may issue for, where it is not to issue for all.
+    pub(super) permitted: Vec<Permitted>,
+    pub(super) secrets: CaSecrets,
     pub(super) now: OffsetDateTime,
     pub(super) change: Transaction,
     pub(super) events: Vec<Event>,
+    /// A new root's key and where it is to go.
+    pub(super) root_key: Option<(PathBuf, Zeroizing<String>)>,
+    /// What stands behind the server's certificate.
+    pub(super) link: String,
     pub(super) report: Report,
 }
 
@@ -35,7 +44,12 @@ impl Maker<'_> {
         });
         self.folders()?;
         let settings = self.configuration(&site)?;
-        let authority = self.authority(&settings, &site)?;
+        let signs = settings.tls_files().next().is_some_and(|tls| !tls.certificate.exists())
+            || wanted.iter().any(|wanted| wanted.certificate);
+        let own = host.names.iter().chain(sans).map(Permitted::from);
+        let permitted: Vec<Permitted> = self.permitted.iter().cloned().chain(own).collect();
+        let permitted = (!self.permitted.is_empty()).then_some(permitted);
+        let authority = self.authority(&settings, &site, permitted.as_deref(), signs)?;
         self.server(&settings, &authority, &host, sans, &site)?;
         self.clients(&settings, &authority, &site, wanted)?;
         self.ledger(&settings)?;
@@ -163,16 +177,27 @@ impl Maker<'_> {
         }
     }
 
-    fn authority(&mut self, settings: &Settings, site: &str) -> Result<Option<Authority>, Failure> {
+    /// `signs`: whether its key is needed though it is under a passphrase.
+    fn authority(
+        &mut self,
+        settings: &Settings,
+        site: &str,
+        permitted: Option<&[Permitted]>,
+        signs: bool,
+    ) -> Result<Option<Authority>, Failure> {
         let (certificate, key) = (settings.ca_certificate(), settings.ca_key());
         match (certificate.exists(), key.exists()) {
-            (true, true) => {
+            (true, true) if signs || !bundle::is_protected(&key) => {
                 self.existed(&certificate);
                 self.existed(&key);
+                self.link = server::link(settings)?;
                 bundle::load_authority(&certificate, &key).map(Some)
             }
-            (true, false) => {
+            (true, has_key) => {
                 self.existed(&certificate);
+                if has_key {
+                    self.existed(&key);
+                }
                 let info = CertificateInfo::read(&certificate)?;
                 if !info.is_ca {
                     return Err(Failure::new(format!(
@@ -193,21 +218,69 @@ impl Maker<'_> {
             ))),
             (false, false) => {
                 let key_type = self.arguments.key_type();
+                let days = self.arguments.ca_days;
                 let (authority, issued) =
-                    Authority::create(site, key_type, self.arguments.ca_days, self.now).map_err(Failure::new)?;
+                    Authority::create_for(site, key_type, days, permitted, self.now).map_err(Failure::new)?;
+                let (authority, issued) = match self.arguments.intermediate {
+                    true => self.below_root(settings, site, &authority, &issued)?,
+                    false => (authority, issued),
+                };
                 // The key stays root's, unless the broker is to use it.
                 let key_owner = match self.owner {
                     Some(_) if !settings.self_renew && settings.enrolment.is_none() => Some(Owner { uid: 0, gid: 0 }),
                     owner => owner,
                 };
                 self.change.write(&certificate, issued.certificate_pem.as_str(), 0o644, self.owner);
-                self.change.write(&key, issued.key_pem.as_str(), 0o600, key_owner);
-                self.events.push(Event::Issued(Entry::of(&issued.info, Kind::Ca, None, key_type, self.now)));
+                let secret = CaSecret { key_pem: issued.key_pem.clone(), passphrase: self.secrets.ca.clone() };
+                self.change.write(&key, secret.keep_alike(&issued.key_pem)?.as_str(), 0o600, key_owner);
+                self.events.push(Event::Issued(Entry::of(
+                    &issued.info,
+                    &issued.certificate_pem,
+                    Kind::Ca,
+                    None,
+                    self.now,
+                )));
                 self.made("CA certificate", &certificate, Some(&issued.info));
                 self.made("CA key", &key, None);
                 Ok(Some(authority))
             }
         }
+    }
+
+    /// A CA below a root that was just made: the root's certificate is what clients trust, its key goes away.
+    fn below_root(
+        &mut self,
+        settings: &Settings,
+        site: &str,
+        root: &Authority,
+        made: &Issued,
+    ) -> Result<(Authority, Issued), Failure> {
+        let out = self.arguments.root_key_out.clone().expect("clap demands it");
+        if out.exists() {
+            return Err(Failure::new(format!("{} exists: name another file for the root's key", out.display())));
+        }
+        if out.starts_with(&settings.pki) {
+            return Err(Failure::new(format!(
+                "{} is this site's own folder: the root's key is to be kept elsewhere, on a medium of its own",
+                settings.pki.display()
+            )));
+        }
+        let passphrase = self.secrets.root.take().expect("asked for with --intermediate");
+        let sealed = pki::protect_key(&made.key_pem, &passphrase).map_err(Failure::new)?;
+        let days = ISSUING_CA_DAYS.min(self.arguments.ca_days);
+        let (authority, issued) =
+            root.issue_ca(site, self.arguments.key_type(), days, self.now).map_err(Failure::new)?;
+        self.change.write(&settings.ca_root(), made.certificate_pem.as_str(), 0o644, self.owner);
+        self.events.push(Event::Issued(Entry::of(&made.info, &made.certificate_pem, Kind::Ca, None, self.now)));
+        self.made("root certificate", &settings.ca_root(), Some(&made.info));
+        self.made("root key, sealed", &out, None);
+        self.note(format!(
+            "take {} to where it is safe, and off this machine: it is needed to make the next issuing CA              (`lockgate ca rotate --root-key FILE`), and for nothing else",
+            out.display()
+        ));
+        self.root_key = Some((out, sealed));
+        self.link = issued.certificate_pem.clone();
+        Ok((authority, issued))
     }
 
     fn server(
@@ -244,13 +317,28 @@ impl Maker<'_> {
                 })?;
                 let mut names = host.names.clone();
                 names.extend(sans.iter().filter(|name| !host.names.contains(name)).cloned());
+                let foreign = authority.info.not_permitted(&names);
+                names.retain(|name| !foreign.contains(name));
+                if !foreign.is_empty() {
+                    let list: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+                    self.note(format!(
+                        "this CA may not issue for {}: the server certificate is without",
+                        list.join(", ")
+                    ));
+                }
                 let key_type = self.arguments.key_type();
                 let issued = authority
                     .issue_server(site, &names, key_type, self.arguments.days, self.now)
                     .map_err(Failure::new)?;
-                self.change.write(certificate, server::chain(settings, &issued)?, 0o644, self.owner);
+                self.change.write(certificate, issued.certificate_pem.clone() + &self.link, 0o644, self.owner);
                 self.change.write(key, issued.key_pem.as_str(), 0o600, self.owner);
-                self.events.push(Event::Issued(Entry::of(&issued.info, Kind::Server, None, key_type, self.now)));
+                self.events.push(Event::Issued(Entry::of(
+                    &issued.info,
+                    &issued.certificate_pem,
+                    Kind::Server,
+                    None,
+                    self.now,
+                )));
                 self.made("server certificate", certificate, Some(&issued.info));
                 self.made("server key", key, None);
                 let list: Vec<String> = names.iter().map(ToString::to_string).collect();
@@ -328,7 +416,7 @@ impl Maker<'_> {
         let issuing = Issuing {
             authority: authority.as_ref(),
             ca_pem: match authority {
-                Some(authority) => Some(authority.certificate_pem.clone()),
+                Some(authority) => Some(self.trusted(settings, authority)?),
                 None => bundle::ca_pem(settings)?,
             },
             site,
@@ -390,6 +478,14 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// What bundles are to trust; it may not be written yet.
+    fn trusted(&self, settings: &Settings, authority: &Authority) -> Result<String, Failure> {
+        if let Some(pem) = self.change.content(&settings.ca_root()) {
+            return Ok(pem);
+        }
+        Ok(bundle::ca_pem(settings)?.unwrap_or_else(|| authority.certificate_pem.clone()))
+    }
+
     /// The first client with a bundle is the one to try it with.
     fn offer(&mut self, settings: &Settings, identity: &Identity, bundle: Option<&Path>, certificate: bool) {
         let Some(bundle) = bundle.filter(|_| self.report.reach.is_none()) else { return };
@@ -410,8 +506,7 @@ impl Maker<'_> {
         }
         let path = settings.ledger();
         let existed = path.exists();
-        let text = site::read_or_empty(&path)? + &Ledger::lines(&self.events);
-        self.change.write(&path, text, 0o600, self.owner);
+        Files::of(settings).record(&mut self.change, &self.events, self.owner)?;
         if !existed {
             self.made("ledger of certificates", &path, None);
         }

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::log::SetLevel;
 use super::server::{Looked, Renewer};
 use super::watch::{Changed, Snapshot};
-use super::{Failure, SiteArguments, ca, site};
+use super::{Failure, SiteArguments, bundle, ca, site};
 use crate::admin::{self, api};
 use crate::auth::Directory;
 use crate::config::{self, AtExpiry, ListenerAddress, Settings, Transport};
@@ -335,6 +335,7 @@ pub(super) fn site_of(settings: &Settings, material: &Material, listening: &[Lis
         self_renew: settings.self_renew,
         list_ends: material.list_ends.clone(),
         pki: settings.pki.clone(),
+        trusted: bundle::trusted(settings),
     }
 }
 

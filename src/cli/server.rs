@@ -9,8 +9,7 @@ use super::site::{self, Editing, Files, edit};
 use super::{Failure, SiteArguments, bundle};
 use crate::config::{Settings, TlsFiles};
 use crate::pki::{
-    self, Authority, CertificateInfo, Entry, Event, Issued, Kind, LEAF_DAYS_MAX, Ledger, Lock, Owner, ServerName,
-    Transaction,
+    self, Authority, CertificateInfo, Entry, Event, Issued, Kind, LEAF_DAYS_MAX, Lock, Owner, ServerName, Transaction,
 };
 
 #[derive(Args)]
@@ -90,7 +89,7 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
         subject: info.subject.clone(),
         issuer: info.issuer.clone(),
         names: text(&info.names),
-        names_missing: text(&missing_names(&info, &pki::host_names().names)),
+        names_missing: text(&missing_names(&settings, &info)),
         not_before: info.not_before,
         not_after: info.not_after,
         days_left: info.days_left(OffsetDateTime::now_utc()),
@@ -129,7 +128,15 @@ fn renew(arguments: &Renew) -> Result<(), Failure> {
             unknown.join(", ")
         )));
     }
-    renewal.add(pki::host_names().names);
+    let ca = CertificateInfo::read(&settings.ca_certificate())?;
+    if let Some(foreign) = ca.not_permitted(&added).first() {
+        return Err(Failure::new(format!(
+            "this CA may not issue for {foreign}: `lockgate ca show` says for what; `lockgate init --permit` makes another"
+        )));
+    }
+    let host = pki::host_names().names;
+    let foreign = ca.not_permitted(&host);
+    renewal.add(host.into_iter().filter(|name| !foreign.contains(name)).collect());
     renewal.add(added);
     renewal.names.retain(|name| !dropped.contains(name));
     if renewal.names.is_empty() {
@@ -175,14 +182,21 @@ fn life_days(info: &CertificateInfo) -> u32 {
     (info.not_after - info.not_before).whole_days().clamp(1, i64::from(LEAF_DAYS_MAX)) as u32
 }
 
-/// A server certificate, and behind it what lets those verify it who only know the CA before this one.
-pub(super) fn chain(settings: &Settings, issued: &Issued) -> Result<String, Failure> {
-    Ok(issued.certificate_pem.clone() + &site::read_or_empty(&settings.ca_link())?)
+/// What stands behind a server certificate in its chain: the CA, where it is not what clients trust; or what lets
+/// those verify it who only know the CA before this one.
+pub(super) fn link(settings: &Settings) -> Result<String, Failure> {
+    match settings.ca_root().exists() {
+        true => bundle::first_certificate(&site::read_or_empty(&settings.ca_certificate())?),
+        false => site::read_or_empty(&settings.ca_link()),
+    }
 }
 
-/// What a host is called and its certificate does not say.
-fn missing_names(info: &CertificateInfo, names: &[ServerName]) -> Vec<ServerName> {
-    names.iter().filter(|name| !info.names.contains(name)).cloned().collect()
+/// What this host is called, the CA may say, and its certificate does not.
+fn missing_names(settings: &Settings, info: &CertificateInfo) -> Vec<ServerName> {
+    let names = pki::host_names().names;
+    let foreign =
+        CertificateInfo::read(&settings.ca_certificate()).map(|ca| ca.not_permitted(&names)).unwrap_or_default();
+    names.into_iter().filter(|name| !info.names.contains(name) && !foreign.contains(name)).collect()
 }
 
 /// A server certificate that is to replace one.
@@ -219,10 +233,10 @@ impl Renewal<'_> {
     /// Issues it and puts it in place; the site is locked, and mended.
     fn carry_out(&self, settings: &Settings, files: &Files, now: OffsetDateTime) -> Result<Issued, Failure> {
         let authority = bundle::authority(settings)?;
-        let link = site::read_or_empty(&settings.ca_link())?;
+        let link = link(settings)?;
         let mut change = Transaction::new(&files.anchor);
         let (issued, event) = self.issue(&mut change, settings, &authority, &link, files.owner(), now)?;
-        change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&[event]), 0o600, files.owner());
+        files.record(&mut change, &[event], files.owner())?;
         change.commit()?;
         Ok(issued)
     }
@@ -253,7 +267,7 @@ impl Renewal<'_> {
         let issued = issued.map_err(Failure::new)?;
         change.write(&self.tls.certificate, issued.certificate_pem.clone() + link, 0o644, owner);
         change.write(&self.tls.key, issued.key_pem.as_str(), 0o600, owner);
-        let entry = Entry::of(&issued.info, Kind::Server, None, key_type, now);
+        let entry = Entry::of(&issued.info, &issued.certificate_pem, Kind::Server, None, now);
         let event = Event::Issued(Entry { renews: Some(self.old.serial_text()), ..entry });
         Ok((issued, event))
     }
@@ -283,7 +297,7 @@ impl Renewer {
             return Ok(Looked::Fit);
         }
         let old = Renewal::of(settings)?.old;
-        let missing = missing_names(&old, &pki::host_names().names);
+        let missing = missing_names(settings, &old);
         let stay: Vec<ServerName> = missing.iter().filter(|name| self.missing.contains(name)).cloned().collect();
         let new: Vec<ServerName> = missing.iter().filter(|name| !self.missing.contains(name)).cloned().collect();
         self.missing = missing.into_iter().collect();

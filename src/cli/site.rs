@@ -9,7 +9,7 @@ use super::{Failure, SiteArguments};
 use crate::admin::{self, CallError, api};
 use crate::auth::{Cost, PasswordHash};
 use crate::config::{self, Settings, Transport};
-use crate::pki::{self, FileError, Ledger, Lock, Owner};
+use crate::pki::{self, Event, FileError, Ledger, Lock, Owner, Transaction};
 use crate::types::{Identity, Level};
 
 /// The configuration's path, by the command line, the environment or the usual places.
@@ -59,6 +59,8 @@ pub(super) struct Files {
     pub(super) identities: PathBuf,
     pub(super) ledger: PathBuf,
     pub(super) bundles: PathBuf,
+    /// Each certificate that was ever issued, in a file of its own.
+    pub(super) issued: PathBuf,
     /// Where the journal and the lock stand.
     pub(super) anchor: PathBuf,
 }
@@ -71,6 +73,7 @@ impl Files {
             identities: settings.identities.clone().unwrap_or_else(|| folder.join("identities.yaml")),
             ledger: settings.ledger(),
             bundles: settings.pki.join("clients"),
+            issued: settings.pki.join("issued"),
             anchor: if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder },
         }
     }
@@ -89,6 +92,38 @@ impl Files {
 
     pub(super) fn ledger(&self) -> Result<Ledger, Failure> {
         Ledger::parse(&self.ledger_text()?).map_err(|error| Failure::new(format!("{}: {error}", self.ledger.display())))
+    }
+
+    /// Has `change` write into the ledger, and to the certificates that are kept beside it, what happens; the
+    /// ledger as it will be.
+    pub(super) fn record(
+        &self,
+        change: &mut Transaction,
+        events: &[Event],
+        owner: Option<Owner>,
+    ) -> Result<String, Failure> {
+        change.folder(&self.issued, 0o700, owner);
+        for event in events {
+            let (serial, text) = match event {
+                Event::Issued(entry) => (&entry.serial, entry.certificate.clone()),
+                Event::Revoked { serial, .. } => {
+                    let file = self.issued_file(serial);
+                    (serial, change.content(&file).map_or_else(|| read_or_empty(&file), Ok)?)
+                }
+            };
+            // One from before they were kept is not.
+            if !text.is_empty() {
+                change.write(&self.issued_file(serial), pki::kept(event, &text), 0o644, owner);
+            }
+        }
+        let text = self.ledger_text()? + &Ledger::lines(events);
+        change.write(&self.ledger, text.as_str(), 0o600, owner);
+        Ok(text)
+    }
+
+    fn issued_file(&self, serial: &str) -> PathBuf {
+        let hexadecimal: String = serial.chars().filter(char::is_ascii_hexdigit).collect();
+        self.issued.join(format!("{hexadecimal}.crt"))
     }
 
     /// The owner that files of this site have, for new ones.

@@ -153,6 +153,10 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
                     Some(text) if text != "none" => Some(reader.relative(&text)),
                     _ => None,
                 },
+                server_ca: match reader.text(section, "server-ca") {
+                    Some(text) if text != "own" => Some(reader.relative(&text)),
+                    _ => None,
+                },
                 client_certs: reader.choice(section, "client-certs", &named).unwrap_or_default(),
                 min_version: defaults.min_version,
             })
@@ -199,6 +203,7 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         key: defaults.pki.join("server.key"),
         client_ca: defaults.pki.join("ca.crt"),
         client_crl: None,
+        server_ca: None,
         client_certs: ClientCerts::Optional,
         min_version: defaults.min_version,
     };

@@ -75,6 +75,11 @@ impl Settings {
         self.pki.join("ca.crl")
     }
 
+    /// Who signed the CA, where it is not its own root: what clients trust then.
+    pub fn ca_root(&self) -> PathBuf {
+        self.pki.join("root.crt")
+    }
+
     pub fn ca_key(&self) -> PathBuf {
         self.pki.join("ca.key")
     }
@@ -165,6 +170,8 @@ pub struct TlsFiles {
     pub client_ca: PathBuf,
     /// Revocation lists of that CA, where somebody else keeps them.
     pub client_crl: Option<PathBuf>,
+    /// What clients verify the certificate with, where this site's CA did not issue it.
+    pub server_ca: Option<PathBuf>,
     pub client_certs: ClientCerts,
     pub min_version: TlsVersion,
 }

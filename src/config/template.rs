@@ -86,6 +86,7 @@ listeners:
     transport: tls
     certificate: {pki}/server.crt
     key: {pki}/server.key
+    server-ca: own                 # own: this site's CA issued it; else the root that clients verify it with
     client-ca: {pki}/ca.crt        # who signs the certificates of clients
     client-crl: none               # a file with that CA's revocation lists, where somebody else keeps them
     client-certs: {client_certs}         # off | optional | required

@@ -19,7 +19,7 @@ use super::tickets::Tickets;
 use super::verifier::Remembering;
 use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
 use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport};
-use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger};
+use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger, LedgerError};
 use crate::types::{CertificateId, Identity, Level};
 
 /// Everything read, ready to be used.
@@ -279,7 +279,10 @@ fn read_ledger(settings: &Settings, problems: &mut Vec<String>) -> Option<Ledger
     }
     let bytes = plain(&path).map_err(|problem| problems.push(problem)).ok()?;
     let text = text_of(&path, &bytes, problems)?;
-    Ledger::parse(&text).map_err(|error| problems.push(placed(&path, &error.to_string()))).ok()
+    let damaged = |error: LedgerError| {
+        format!("{}; `lockgate ca ledger --rebuild` makes it anew", placed(&path, &error.to_string()))
+    };
+    Ledger::parse(&text).map_err(|error| problems.push(damaged(error))).ok()
 }
 
 /// The CA whose ledger is kept here, and those before it that are not retired yet. Where the CA was made by us
@@ -319,7 +322,7 @@ fn read_own_cas(
         (false, true) => {
             problems.push(format!(
                 "{} is missing: without it nobody can tell which certificates of {} were removed; \
-                 put it back from a backup, or copy it here with the CA",
+                 put it back from a backup, or make it anew from the certificates with `lockgate ca ledger --rebuild`",
                 settings.ledger().display(),
                 path.display()
             ));
@@ -456,6 +459,7 @@ impl TlsLoader<'_> {
             }
         }
         self.check_server(certificate, &info)?;
+        self.check_root(certificate, &chain);
         let signing = aws_lc_rs::sign::any_supported_type(&loaded).map_err(|error| self.content(key, error)).ok()?;
         Some((CertifiedKey::new(chain, signing), info))
     }
@@ -507,6 +511,26 @@ impl TlsLoader<'_> {
             self.findings.push(Finding { severity: Severity::Note, what });
         }
         Some(())
+    }
+
+    /// Whether what clients are told to trust verifies the chain that is from elsewhere.
+    fn check_root(&mut self, path: &Path, chain: &[CertificateDer<'_>]) {
+        let Some(root) = self.files.server_ca.clone() else { return };
+        let trusted = plain(&root)
+            .and_then(|pem| pki::load_certificates(&pem).map_err(|error| format!("{}: {error}", root.display())));
+        let trusted = match trusted {
+            Ok(trusted) => trusted,
+            Err(error) => return self.problem(error),
+        };
+        let leads = chain.iter().any(|der| trusted.iter().any(|root| root == der || pki::is_signed_by(der, root)));
+        if !leads {
+            let what = format!(
+                "{}: it does not lead to {} (server-ca), which is in clients' bundles: they refuse the server",
+                path.display(),
+                root.display()
+            );
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
     }
 
     /// Who signs clients' certificates, and what they have revoked.

@@ -153,6 +153,12 @@ impl Transaction {
         self.removals.push(path.to_owned());
     }
 
+    /// What a file is going to have in it, as text, if this changes it.
+    pub fn content(&self, path: &Path) -> Option<String> {
+        let file = self.files.iter().rfind(|file| file.path == path)?;
+        Some(String::from_utf8_lossy(&file.bytes).into_owned())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.folders.is_empty() && self.files.is_empty() && self.removals.is_empty()
     }

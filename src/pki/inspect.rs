@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::plan::{KeyType, ServerName};
+use super::plan::{KeyType, Permitted, ServerName};
 
 #[derive(Debug, Error)]
 pub enum InspectError {
@@ -48,6 +48,15 @@ pub struct CertificateInfo {
     pub public_key: Vec<u8>,
     /// `None` for kinds that are not made here.
     pub key_type: Option<KeyType>,
+    /// `ecdsa-p256`, `rsa-4096`: of every kind.
+    pub key: String,
+    /// What its signature is made with, where nobody should accept it any more.
+    pub weak_signature: Option<&'static str>,
+    /// Whether its extended key usages let it be a server's; without any it may be all.
+    pub for_server: bool,
+    pub for_client: bool,
+    /// Names and addresses that a CA may issue for, where it is so constrained (RFC 5280 section 4.2.1.10).
+    pub permitted: Option<Vec<Permitted>>,
     /// SHA-256 of the DER, `AB:CD:…`.
     pub fingerprint: String,
 }
@@ -75,6 +84,11 @@ impl CertificateInfo {
             authority_key_id: None,
             public_key: certificate.public_key().raw.to_vec(),
             key_type: key_type(certificate.public_key()),
+            key: key_text(certificate.public_key()),
+            weak_signature: weak_signature(&certificate.signature_algorithm.algorithm.to_id_string()),
+            for_server: true,
+            for_client: true,
+            permitted: None,
             fingerprint: fingerprint(der),
         };
         for extension in certificate.extensions() {
@@ -85,6 +99,14 @@ impl CertificateInfo {
                 }
                 ParsedExtension::SubjectAlternativeName(names) => {
                     info.names = names.general_names.iter().filter_map(server_name).collect();
+                }
+                ParsedExtension::ExtendedKeyUsage(usages) => {
+                    info.for_server = usages.any || usages.server_auth;
+                    info.for_client = usages.any || usages.client_auth;
+                }
+                ParsedExtension::NameConstraints(constraints) => {
+                    let trees = constraints.permitted_subtrees.iter().flatten();
+                    info.permitted = Some(trees.filter_map(|tree| Permitted::of(&tree.base)).collect());
                 }
                 _ => {}
             }
@@ -107,6 +129,12 @@ impl CertificateInfo {
         self.not_after.date().to_string()
     }
 
+    /// Of names, those that this CA may not issue for.
+    pub fn not_permitted(&self, names: &[ServerName]) -> Vec<ServerName> {
+        let Some(permitted) = &self.permitted else { return Vec::new() };
+        names.iter().filter(|name| !permitted.iter().any(|tree| tree.covers(name))).cloned().collect()
+    }
+
     /// Whether `ca` issued it, as far as the names and key identifiers tell.
     pub fn is_issued_by(&self, ca: &CertificateInfo) -> bool {
         self.issuer == ca.subject
@@ -126,6 +154,26 @@ fn key_type(key: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
             _ => None,
         },
         _ if key.algorithm.algorithm.to_id_string() == "1.3.101.112" => Some(KeyType::Ed25519),
+        _ => None,
+    }
+}
+
+/// The kind of a key, of those that are not made here too.
+fn key_text(key: &SubjectPublicKeyInfo<'_>) -> String {
+    match key.parsed() {
+        Ok(PublicKey::EC(point)) => format!("ecdsa-p{}", point.key_size()),
+        Ok(PublicKey::RSA(key)) => format!("rsa-{}", key.key_size()),
+        _ => match key.algorithm.algorithm.to_id_string().as_str() {
+            "1.3.101.112" => "ed25519".to_owned(),
+            other => other.to_owned(),
+        },
+    }
+}
+
+fn weak_signature(oid: &str) -> Option<&'static str> {
+    match oid {
+        "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" | "1.2.840.10040.4.3" => Some("SHA-1"),
+        "1.2.840.113549.1.1.4" => Some("MD5"),
         _ => None,
     }
 }
@@ -229,6 +277,11 @@ pub fn load_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Ins
     if found.is_empty() { Err(InspectError::NoCertificate) } else { Ok(found) }
 }
 
+/// A certificate as PEM (RFC 7468).
+pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    pkcs8::der::pem::encode_string("CERTIFICATE", pkcs8::LineEnding::LF, der).expect("memory for it")
+}
+
 /// The private key of PEM text: PKCS#8, PKCS#1 or SEC1.
 pub fn load_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InspectError> {
     match PrivateKeyDer::from_pem_slice(pem) {
@@ -238,11 +291,16 @@ pub fn load_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InspectError> {
     }
 }
 
+/// The public key that belongs to a private one: SubjectPublicKeyInfo, DER.
+pub(super) fn public_key_of(key: &PrivateKeyDer<'_>) -> Result<Vec<u8>, InspectError> {
+    let failed = |error: &dyn std::fmt::Display| InspectError::Key(error.to_string());
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).map_err(|error| failed(&error))?;
+    key.public_key().map(|public| public.as_ref().to_vec()).ok_or_else(|| failed(&"it has no public key"))
+}
+
 /// Whether a private key belongs to a certificate.
 pub fn key_matches(key: &PrivateKeyDer<'_>, certificate: &CertificateInfo) -> Result<bool, InspectError> {
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key)
-        .map_err(|error| InspectError::Key(error.to_string()))?;
-    Ok(key.public_key().is_some_and(|public| public.as_ref() == certificate.public_key))
+    Ok(public_key_of(key)? == certificate.public_key)
 }
 
 impl CertificateInfo {

@@ -1,6 +1,6 @@
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, RsaKeySize, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, RsaKeySize, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use super::inspect::{CertificateInfo, InspectError};
-use super::plan::{KeyType, ServerName};
+use super::plan::{KeyType, Permitted, ServerName};
 use super::request::Request;
 use crate::types::Identity;
 
@@ -60,8 +60,37 @@ impl Authority {
         ca_days: u32,
         now: OffsetDateTime,
     ) -> Result<(Authority, Issued), IssueError> {
+        Authority::create_for(site, kind, ca_days, None, now)
+    }
+
+    /// The same; of names and addresses it may issue for `permitted` alone (RFC 5280 section 4.2.1.10).
+    pub fn create_for(
+        site: &str,
+        kind: KeyType,
+        ca_days: u32,
+        permitted: Option<&[Permitted]>,
+        now: OffsetDateTime,
+    ) -> Result<(Authority, Issued), IssueError> {
+        let (authority, issued, _) = Authority::new_root(site, generate(kind)?, ca_days, permitted, now)?;
+        Ok((authority, issued))
+    }
+
+    /// A CA below this one, which signs leaves alone: its path length is 0.
+    pub fn issue_ca(
+        &self,
+        site: &str,
+        kind: KeyType,
+        ca_days: u32,
+        now: OffsetDateTime,
+    ) -> Result<(Authority, Issued), IssueError> {
         let key = generate(kind)?;
-        let (authority, issued, _) = Authority::new_root(site, key, ca_days, now)?;
+        let mut params = ca_params(site, ca_days, self.info.permitted.as_deref(), now);
+        params.not_after = params.not_after.min(self.info.not_after);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let issued = issued(&certificate, &key)?;
+        let authority = Authority::from_parts(certificate.der(), &issued.certificate_pem, key)?;
         Ok((authority, issued))
     }
 
@@ -74,7 +103,8 @@ impl Authority {
         ca_days: u32,
         now: OffsetDateTime,
     ) -> Result<(Authority, Issued, String), IssueError> {
-        let (authority, issued, mut params) = Authority::new_root(site, generate(kind)?, ca_days, now)?;
+        let permitted = self.info.permitted.as_deref();
+        let (authority, issued, mut params) = Authority::new_root(site, generate(kind)?, ca_days, permitted, now)?;
         params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
         params.not_after = params.not_after.min(self.info.not_after);
         params.use_authority_key_identifier_extension = true;
@@ -86,17 +116,10 @@ impl Authority {
         site: &str,
         key: KeyPair,
         ca_days: u32,
+        permitted: Option<&[Permitted]>,
         now: OffsetDateTime,
     ) -> Result<(Authority, Issued, CertificateParams), IssueError> {
-        let serial = random_serial();
-        let mut params = blank(now, ca_days, &serial);
-        let tag: String = serial[12..].iter().map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name = distinguished_name(&[
-            (DnType::OrganizationName, site),
-            (DnType::CommonName, &format!("{site} Lockgate CA {tag}")),
-        ]);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = ca_params(site, ca_days, permitted, now);
         let certificate = params.self_signed(&key)?;
         let issued = issued(&certificate, &key)?;
         let authority = Authority::from_parts(certificate.der(), &issued.certificate_pem, key)?;
@@ -260,6 +283,32 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?;
         issued(&certificate, &key)
     }
+}
+
+/// A CA's, with a common name of its own.
+fn ca_params(site: &str, ca_days: u32, permitted: Option<&[Permitted]>, now: OffsetDateTime) -> CertificateParams {
+    let serial = random_serial();
+    let mut params = blank(now, ca_days, &serial);
+    let tag: String = serial[12..].iter().map(|byte| format!("{byte:02x}")).collect();
+    params.distinguished_name = distinguished_name(&[
+        (DnType::OrganizationName, site),
+        (DnType::CommonName, &format!("{site} Lockgate CA {tag}")),
+    ]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.name_constraints = permitted.map(|permitted| NameConstraints {
+        permitted_subtrees: permitted
+            .iter()
+            .map(|name| match name {
+                Permitted::Dns(name) => GeneralSubtree::DnsName(name.clone()),
+                Permitted::Network(address, bits) => {
+                    GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, *bits))
+                }
+            })
+            .collect(),
+        excluded_subtrees: Vec::new(),
+    });
+    params
 }
 
 fn blank(now: OffsetDateTime, days: u32, serial: &[u8]) -> CertificateParams {

@@ -7,7 +7,6 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::inspect::{CertificateInfo, hex};
-use super::plan::KeyType;
 use crate::types::Identity;
 
 /// What a certificate is for.
@@ -123,14 +122,18 @@ pub struct Entry {
     /// The serial number of the one in whose place it was issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renews: Option<String>,
+    /// PEM, of one that was just issued: it is kept beside the ledger, not in it.
+    #[serde(skip)]
+    pub certificate: String,
 }
 
 impl Entry {
+    /// `certificate`: itself, PEM.
     pub fn of(
         info: &CertificateInfo,
+        certificate: &str,
         kind: Kind,
         identity: Option<&Identity>,
-        key: KeyType,
         at: OffsetDateTime,
     ) -> Entry {
         Entry {
@@ -141,11 +144,12 @@ impl Entry {
             issuer: Some(info.issuer.clone()),
             names: info.names.iter().map(ToString::to_string).collect(),
             identity: identity.map(|name| name.as_str().to_owned()),
-            key: key.as_str().to_owned(),
+            key: info.key.clone(),
             key_origin: "generated".to_owned(),
             expires: info.not_after,
             fingerprint: info.fingerprint.clone(),
             renews: None,
+            certificate: certificate.to_owned(),
         }
     }
 }
@@ -205,6 +209,11 @@ impl Ledger {
     /// Whether there was more than one CA.
     pub fn has_two_cas(&self) -> bool {
         self.issued.iter().filter(|entry| entry.kind == Kind::Ca).nth(1).is_some()
+    }
+
+    /// All that was ever issued, oldest first; when and why each was revoked, if it was.
+    pub fn all(&self) -> impl Iterator<Item = (&Entry, Option<(OffsetDateTime, Reason)>)> {
+        self.issued.iter().map(|entry| (entry, self.revoked.get(&entry.serial).copied()))
     }
 
     /// How many certificates were ever issued.
@@ -277,6 +286,7 @@ mod tests {
                 expires: now,
                 fingerprint: String::new(),
                 renews: None,
+                certificate: String::new(),
             })
         };
         let text = Ledger::lines(&[

@@ -11,7 +11,9 @@ mod ledger;
 mod pkcs7;
 mod plan;
 mod protected;
+mod rebuild;
 mod request;
+mod survey;
 mod tokens;
 
 pub use crl::{CRL_DAYS, CrlError, ListWanted, RevocationList};
@@ -20,12 +22,16 @@ pub use files::{
     write_folder,
 };
 pub use host::{HostNames, host_names};
-pub use inspect::{CertificateInfo, InspectError, fingerprint, key_matches, load_certificates, load_key, rfc2253};
+pub use inspect::{
+    CertificateInfo, InspectError, certificate_pem, fingerprint, key_matches, load_certificates, load_key, rfc2253,
+};
 pub use issue::{Authority, IssueError, Issued, random_serial};
 pub use keystore::{KeystoreError, Protection, certificate_der, pkcs12, truststore};
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError, Reason, Revocation};
 pub use pkcs7::certs_only;
-pub use plan::{CA_DAYS, KeyType, LEAF_DAYS_MAX, ServerName, ServerNameError};
-pub use protected::{ProtectedKeyError, is_protected, open as open_key, protect as protect_key};
+pub use plan::{CA_DAYS, ISSUING_CA_DAYS, KeyType, LEAF_DAYS_MAX, Permitted, ServerName, ServerNameError};
+pub use protected::{ProtectedKeyError, is_protected, open as open_key, protect as protect_key, to_pkcs8};
+pub use rebuild::{Rebuilt, Remains, is_signed_by, kept, rebuild, same_name};
 pub use request::{Request, RequestError, new_request};
+pub use survey::{FoundCertificate, FoundKey, Indexed, Survey};
 pub use tokens::{Token, TokenError, Tokens};

@@ -2,11 +2,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use thiserror::Error;
+use x509_parser::extensions::GeneralName;
 
 /// Longest that a server or client certificate lives, days: what browsers and phones accept.
 pub const LEAF_DAYS_MAX: u32 = 397;
 /// How long the CA lives unless told otherwise, days.
 pub const CA_DAYS: u32 = 3653;
+/// How long a CA below a root lives, days.
+pub const ISSUING_CA_DAYS: u32 = 1826;
 
 /// The kind of a key pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -79,6 +82,86 @@ impl ServerName {
     }
 }
 
+/// What a CA may issue for, where that is constrained (RFC 5280 section 4.2.1.10).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Permitted {
+    /// This name and all below it.
+    Dns(String),
+    /// A network: its address and how many of its bits count.
+    Network(IpAddr, u8),
+}
+
+impl Permitted {
+    /// A host name, an address or `NETWORK/BITS`.
+    pub fn parse(text: &str) -> Result<Permitted, ServerNameError> {
+        let wrong = || ServerNameError(text.to_owned());
+        if let Some((address, bits)) = text.split_once('/') {
+            let address: IpAddr = address.parse().map_err(|_| wrong())?;
+            let bits: u8 = bits.parse().map_err(|_| wrong())?;
+            return (bits <= width(&address)).then_some(Permitted::Network(address, bits)).ok_or_else(wrong);
+        }
+        Ok(Permitted::from(&ServerName::parse(text.strip_prefix('.').unwrap_or(text))?))
+    }
+
+    pub(super) fn of(name: &GeneralName<'_>) -> Option<Permitted> {
+        match name {
+            GeneralName::DNSName(name) => Some(Permitted::Dns(name.trim_start_matches('.').to_ascii_lowercase())),
+            GeneralName::IPAddress(bytes) => {
+                let (address, mask) = bytes.split_at(bytes.len() / 2);
+                let bits = mask.iter().map(|byte| byte.leading_ones() as u8).sum();
+                let address = match bytes.len() {
+                    8 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+                    32 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+                    _ => return None,
+                };
+                Some(Permitted::Network(address, bits))
+            }
+            _ => None,
+        }
+    }
+
+    pub fn covers(&self, name: &ServerName) -> bool {
+        match (self, name) {
+            (Permitted::Dns(parent), ServerName::Dns(name)) => {
+                let name = name.strip_prefix("*.").unwrap_or(name);
+                name == parent || name.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
+            }
+            (Permitted::Network(IpAddr::V4(network), bits), ServerName::Address(IpAddr::V4(address))) => {
+                let differ = network.to_bits() ^ address.to_bits();
+                differ.leading_zeros() >= u32::from(*bits)
+            }
+            (Permitted::Network(IpAddr::V6(network), bits), ServerName::Address(IpAddr::V6(address))) => {
+                let differ = network.to_bits() ^ address.to_bits();
+                differ.leading_zeros() >= u32::from(*bits)
+            }
+            _ => false,
+        }
+    }
+}
+
+fn width(address: &IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+impl From<&ServerName> for Permitted {
+    fn from(name: &ServerName) -> Permitted {
+        match name {
+            ServerName::Dns(name) => Permitted::Dns(name.strip_prefix("*.").unwrap_or(name).to_owned()),
+            ServerName::Address(address) => Permitted::Network(*address, width(address)),
+        }
+    }
+}
+
+impl fmt::Display for Permitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Permitted::Dns(name) => f.write_str(name),
+            Permitted::Network(address, bits) if *bits == width(address) => write!(f, "{address}"),
+            Permitted::Network(address, bits) => write!(f, "{address}/{bits}"),
+        }
+    }
+}
+
 impl fmt::Display for ServerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -91,6 +174,21 @@ impl fmt::Display for ServerName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_constraint_covers_what_lies_below_it() {
+        let covers = |constraint: &str, name: &str| {
+            Permitted::parse(constraint).unwrap().covers(&ServerName::parse(name).unwrap())
+        };
+        assert!(covers("water.example", "broker.water.example") && covers("water.example", "water.example"));
+        assert!(!covers("water.example", "firewater.example") && !covers("water.example", "10.0.0.1"));
+        assert!(covers("10.1.0.0/16", "10.1.2.3") && !covers("10.1.0.0/16", "10.2.0.1"));
+        assert!(covers("192.0.2.7", "192.0.2.7") && !covers("192.0.2.7", "192.0.2.6"));
+        assert!(covers("2001:db8::/32", "2001:db8::7") && !covers("0.0.0.0/0", "::1"));
+        for bad in ["10.0.0.0/33", "::/129", "a b", "10.0.0.0/x"] {
+            assert!(Permitted::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn names_and_addresses_are_told_apart() {

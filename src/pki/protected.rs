@@ -3,8 +3,11 @@
 use pkcs8::pkcs5::pbes2::Parameters;
 use pkcs8::pkcs5::scrypt;
 use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, PrivateKeyInfoRef, SecretDocument};
+use rustls_pki_types::PrivateKeyDer;
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+use super::inspect::load_key;
 
 /// 16 MiB and five passes: what OWASP recommends where OpenSSL is to open it too, which takes no more memory.
 const LOG_N: u8 = 14;
@@ -18,6 +21,10 @@ pub enum ProtectedKeyError {
     Format,
     #[error("the passphrase is wrong")]
     WrongPassphrase,
+    #[error(
+        "it is sealed in a way that is not known here: `openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW` makes it anew"
+    )]
+    Unknown,
 }
 
 /// Whether a PEM text is a key under a passphrase.
@@ -42,8 +49,40 @@ pub fn protect(pem: &str, passphrase: &str) -> Result<Zeroizing<String>, Protect
 pub fn open(pem: &str, passphrase: &str) -> Result<Zeroizing<String>, ProtectedKeyError> {
     let (_, sealed) = SecretDocument::from_pem(pem).map_err(|_| ProtectedKeyError::Format)?;
     let sealed = EncryptedPrivateKeyInfoRef::try_from(sealed.as_bytes()).map_err(|_| ProtectedKeyError::Format)?;
-    let key = sealed.decrypt(passphrase).map_err(|_| ProtectedKeyError::WrongPassphrase)?;
+    let key = sealed.decrypt(passphrase).map_err(|error| match error {
+        pkcs8::Error::EncryptedPrivateKey(pkcs8::pkcs5::Error::DecryptFailed) | pkcs8::Error::Asn1(_) => {
+            ProtectedKeyError::WrongPassphrase
+        }
+        _ => ProtectedKeyError::Unknown,
+    })?;
     key.to_pem("PRIVATE KEY", LineEnding::LF).map_err(|_| ProtectedKeyError::Format)
+}
+
+/// A key (PEM) as PKCS #8, whatever it was: PKCS #1, SEC 1.
+pub fn to_pkcs8(pem: &str) -> Result<Zeroizing<String>, ProtectedKeyError> {
+    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, RsaKeyPair,
+    };
+    let key = load_key(pem.as_bytes()).map_err(|_| ProtectedKeyError::Format)?;
+    let der: Zeroizing<Vec<u8>> = match &key {
+        PrivateKeyDer::Pkcs8(_) => return Ok(Zeroizing::new(pem.to_owned())),
+        PrivateKeyDer::Pkcs1(key) => {
+            let pair = RsaKeyPair::from_der(key.secret_pkcs1_der()).map_err(|_| ProtectedKeyError::Format)?;
+            let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| ProtectedKeyError::Format)?;
+            Zeroizing::new(der.as_ref().to_vec())
+        }
+        PrivateKeyDer::Sec1(key) => {
+            let read = |algorithm| EcdsaKeyPair::from_private_key_der(algorithm, key.secret_sec1_der());
+            let pair = read(&ECDSA_P256_SHA256_ASN1_SIGNING).or_else(|_| read(&ECDSA_P384_SHA384_ASN1_SIGNING));
+            let pair = pair.map_err(|_| ProtectedKeyError::Format)?;
+            let document = pair.to_pkcs8v1().map_err(|_| ProtectedKeyError::Format)?;
+            Zeroizing::new(document.as_ref().to_vec())
+        }
+        _ => return Err(ProtectedKeyError::Format),
+    };
+    let document = SecretDocument::try_from(der.as_slice()).map_err(|_| ProtectedKeyError::Format)?;
+    document.to_pem("PRIVATE KEY", LineEnding::LF).map_err(|_| ProtectedKeyError::Format)
 }
 
 #[cfg(test)]

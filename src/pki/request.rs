@@ -48,8 +48,6 @@ pub fn new_request(identity: &Identity, kind: KeyType) -> Result<(Zeroizing<Stri
 /// What is taken over from a request that policy allows: its public key, and nothing else.
 pub struct Request {
     pub(super) public_key: SubjectPublicKeyInfo,
-    /// As the ledger names it: `ecdsa-p256`, `rsa-2048`.
-    pub key: String,
     pub(super) is_rsa: bool,
 }
 
@@ -70,16 +68,13 @@ impl Request {
         }
         check_signature_algorithm(&request.signature_algorithm.algorithm.to_id_string())?;
         let info = &request.certification_request_info;
-        let (key, is_rsa) = match info.subject_pki.parsed() {
-            Ok(PublicKey::EC(point)) if point.key_size() == 256 => ("ecdsa-p256".to_owned(), false),
-            Ok(PublicKey::EC(point)) if point.key_size() == 384 => ("ecdsa-p384".to_owned(), false),
+        let is_rsa = match info.subject_pki.parsed() {
+            Ok(PublicKey::EC(point)) if matches!(point.key_size(), 256 | 384) => false,
             Ok(PublicKey::EC(point)) => return Err(RequestError::Key(format!("ECDSA of {} bits", point.key_size()))),
-            Ok(PublicKey::RSA(key)) if (2_048..=4_096).contains(&key.key_size()) => {
-                (format!("rsa-{}", key.key_size()), true)
-            }
+            Ok(PublicKey::RSA(key)) if (2_048..=4_096).contains(&key.key_size()) => true,
             Ok(PublicKey::RSA(key)) => return Err(RequestError::Key(format!("RSA of {} bits", key.key_size()))),
             _ => match info.subject_pki.algorithm.algorithm.to_id_string().as_str() {
-                "1.3.101.112" => ("ed25519".to_owned(), false),
+                "1.3.101.112" => false,
                 other => return Err(RequestError::Key(format!("of the kind {other}"))),
             },
         };
@@ -87,7 +82,7 @@ impl Request {
             .map_err(|_| RequestError::Key("on an unusual curve".to_owned()))?;
         request.verify_signature().map_err(|_| RequestError::Broken)?;
         check_names(&request, identity)?;
-        Ok(Request { public_key, key, is_rsa })
+        Ok(Request { public_key, is_rsa })
     }
 }
 

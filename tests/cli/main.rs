@@ -17,6 +17,8 @@ mod authority;
 mod bench;
 mod client;
 mod files;
+mod hierarchy;
+mod import;
 mod init;
 mod serve;
 mod sign;

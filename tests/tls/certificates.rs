@@ -63,7 +63,7 @@ fn a_session_ends_with_its_certificate_unless_it_may_stay() {
             let issued = short_lived(&authority, name, secs);
             put(&site, name, &issued);
             let identity = Identity::parse(name).unwrap();
-            events.push(Event::Issued(Entry::of(&issued.info, Kind::Client, Some(&identity), KeyType::EcdsaP256, now)));
+            events.push(Event::Issued(Entry::of(&issued.info, "", Kind::Client, Some(&identity), now)));
         }
         site.write("pki/ledger.jsonl", &(site.text("pki/ledger.jsonl") + &Ledger::lines(&events)));
         site.ok(&["reload"]);

@@ -101,7 +101,7 @@ fn a_resumed_session_is_no_way_around_removal_or_expiry() {
     let issued = authority.issue_client("test", &short, KeyType::EcdsaP256, 1, begun).unwrap();
     site.write("short.crt", &issued.certificate_pem);
     site.write("short.key", &issued.key_pem);
-    let entry = Entry::of(&issued.info, Kind::Client, Some(&short), KeyType::EcdsaP256, begun);
+    let entry = Entry::of(&issued.info, "", Kind::Client, Some(&short), begun);
     let ledger = site.text("pki/ledger.jsonl") + &Ledger::lines(&[Event::Issued(entry)]);
     site.write("pki/ledger.jsonl", &ledger);
     let broker = site.serve();

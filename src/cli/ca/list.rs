@@ -34,14 +34,17 @@ pub(in crate::cli) enum ListDays {
 
 /// The list that is there.
 pub(super) fn read_list(settings: &Settings) -> Result<Option<RevocationList>, Failure> {
+    Ok(read_lists(settings)?.into_iter().next())
+}
+
+/// That and, while the CA before this one is trusted, its own.
+pub(super) fn read_lists(settings: &Settings) -> Result<Vec<RevocationList>, Failure> {
     let path = settings.crl();
     let text = site::read_or_empty(&path)?;
     if text.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let mut lists = RevocationList::parse_all(text.as_bytes())
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    Ok(Some(lists.remove(0)))
+    RevocationList::parse_all(text.as_bytes()).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 /// Has `change` write a list of what `ledger` says was revoked; gives it as it will be.

@@ -1,5 +1,8 @@
 //! `lockgate ca`: the site's certificate authority.
 
+mod import;
+mod install;
+mod ledger;
 mod list;
 mod rotate;
 
@@ -11,7 +14,7 @@ use time::OffsetDateTime;
 
 use super::site::{self, Editing, Files, edit};
 use super::{Failure, SiteArguments, ask, bundle};
-use crate::pki::{self, CA_DAYS, CertificateInfo, Transaction};
+use crate::pki::{self, CertificateInfo, KeyType, Transaction};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -58,6 +61,24 @@ enum Command {
         #[command(flatten)]
         site: SiteArguments,
     },
+    /// Take over a CA that was made elsewhere, with the certificates that it issued
+    Import(import::Arguments),
+    /// Have every program of this machine trust the CA
+    Install(install::Arguments),
+    /// List every certificate that was ever issued; or make the ledger anew from the certificates
+    #[command(
+        after_help = "Examples:\n  lockgate ca ledger\n  lockgate ca ledger --rebuild\n\nEach certificate is kept in pki/issued/ too, with what the ledger says of it. --rebuild keeps the lines of\npki/ledger.jsonl that can be read, adds what these files, the bundles and the revocation list know, and keeps a\ncopy of the old ledger if a line of it was damaged."
+    )]
+    Ledger {
+        /// Make pki/ledger.jsonl anew
+        #[arg(long, conflicts_with = "json")]
+        rebuild: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        site: SiteArguments,
+    },
     /// Sign the list of revoked certificates anew, for servers that are not this broker
     #[command(
         after_help = "Example:\n  lockgate ca crl --out ca.crl\n\nThis broker goes by its ledger and needs no list. The list is in pki/ca.crl, is signed anew with\neach revocation, and is served as /ca.crl where `metrics.address` is set."
@@ -79,11 +100,23 @@ struct Rotate {
     /// Kind of the new CA's key [default: as the old CA's]
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(["ecdsa-p256", "rsa-2048", "rsa-3072", "ed25519"]))]
     key_type: Option<String>,
-    /// How long the new CA lives, days
-    #[arg(long, value_name = "DAYS", default_value_t = CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=7_305))]
-    days: u32,
+    /// How long the new CA lives, days [default: 3653, below a root 1826]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=7_305))]
+    days: Option<u32>,
+    /// The root's key, where the CA is below one (`init --intermediate`)
+    #[arg(long, value_name = "FILE")]
+    root_key: Option<PathBuf>,
+    /// Read the passphrase of the root's key from this file's first line, in place of asking for it
+    #[arg(long, value_name = "FILE", requires = "root_key")]
+    root_passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     site: SiteArguments,
+}
+
+impl Rotate {
+    fn key_type(&self) -> Option<KeyType> {
+        self.key_type.as_deref().and_then(KeyType::parse)
+    }
 }
 
 pub(super) use list::{ListDays, renew_list_if_due, write_list};
@@ -94,6 +127,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Passphrase { passphrase_file, remove, site } => passphrase(&site, passphrase_file.as_deref(), remove),
         Command::Rotate(arguments) => rotate::rotate(&arguments),
         Command::Retire { force, site } => rotate::retire(&site, force),
+        Command::Install(arguments) => install::install(&arguments),
+        Command::Import(arguments) => import::import(&arguments),
+        Command::Ledger { rebuild: false, json, site } => ledger::list(&site, json),
+        Command::Ledger { rebuild: true, site, .. } => ledger::rebuild(&site),
         Command::Crl { days, out, site } => list::crl(&site, days, out),
     }
 }
@@ -111,6 +148,10 @@ struct Shown {
     not_after: OffsetDateTime,
     days_left: i64,
     fingerprint: String,
+    /// Names, addresses and networks that it may issue for, where it may not for all.
+    permitted: Option<Vec<String>>,
+    /// Who signed it, where it is not its own root.
+    root: Option<ShownRoot>,
     key_is_here: bool,
     key_has_passphrase: bool,
     issued: usize,
@@ -121,6 +162,16 @@ struct Shown {
     revocation_list: Option<ShownList>,
     /// The CA before this one, while it is trusted too.
     old: Option<ShownOld>,
+}
+
+#[derive(serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ShownRoot {
+    file: String,
+    subject: String,
+    #[serde(with = "time::serde::rfc3339")]
+    not_after: OffsetDateTime,
+    fingerprint: String,
 }
 
 #[derive(serde::Serialize)]
@@ -149,14 +200,7 @@ struct ShownList {
 fn passphrase(arguments: &SiteArguments, file: Option<&Path>, remove: bool) -> Result<(), Failure> {
     let new = match (remove, file) {
         (true, _) => None,
-        (false, Some(file)) => Some(ask::one_password(Some(file))?),
-        (false, None) if ask::is_interactive() => Some(ask::passphrase(
-            "New passphrase of the CA's key:",
-            Some("without it nobody issues a certificate again"),
-        )?),
-        (false, None) => {
-            return Err(Failure::configuration("there is no terminal to ask at: use --passphrase-file FILE"));
-        }
+        (false, file) => Some(ask::new_passphrase(file, "the CA's key", "--passphrase-file")?),
     };
     let Editing { settings, files, .. } = edit(arguments)?;
     if settings.enrolment.is_some() || settings.self_renew {
@@ -191,6 +235,15 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
         fingerprint: old.fingerprint.clone(),
         still_used_by: rotate::still_on_old(&ledger, info).iter().map(ToString::to_string).collect(),
     });
+    let root = match settings.ca_root() {
+        path if path.exists() => Some(CertificateInfo::read(&path).map(|info| ShownRoot {
+            file: path.display().to_string(),
+            subject: info.subject.clone(),
+            not_after: info.not_after,
+            fingerprint: info.fingerprint,
+        })?),
+        _ => None,
+    };
     let now = OffsetDateTime::now_utc();
     let list = list::read_list(&settings)?.map(|list| ShownList {
         file: settings.crl().display().to_string(),
@@ -207,8 +260,10 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
         not_after: info.not_after,
         days_left: info.days_left(now),
         fingerprint: info.fingerprint.clone(),
+        permitted: info.permitted.as_ref().map(|all| all.iter().map(ToString::to_string).collect()),
+        root,
         key_is_here: settings.ca_key().exists(),
-        key_has_passphrase: std::fs::read_to_string(settings.ca_key()).is_ok_and(|pem| pki::is_protected(&pem)),
+        key_has_passphrase: bundle::is_protected(&settings.ca_key()),
         issued: ledger.issued(),
         current: ledger.current().len(),
         revoked: ledger.revocations(now).len(),
@@ -222,6 +277,13 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
     say!("{}: {}", shown.file, shown.subject);
     say!("  expires:         {}, in {} days", info.not_after_date(), shown.days_left);
     say!("  SHA-256:         {}", shown.fingerprint);
+    if let Some(root) = &shown.root {
+        say!("  its root:        {}: {}, until {}", root.file, root.subject, root.not_after.date());
+        say!("                   SHA-256 {}: what clients trust", root.fingerprint);
+    }
+    if let Some(permitted) = &shown.permitted {
+        say!("  issues for:      {}, and what is below", permitted.join(", "));
+    }
     let key = match (shown.key_is_here, shown.key_has_passphrase) {
         (false, _) => "not here",
         (true, false) => "here: certificates can be issued",

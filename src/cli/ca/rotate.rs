@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::super::server::Renewal;
 use super::super::site::{self, Editing, Files, edit};
 use super::super::{Failure, SiteArguments, bundle, server};
 use super::{ListDays, Rotate, write_list};
 use crate::config::Settings;
-use crate::pki::{CertificateInfo, Entry, Event, KeyType, Kind, Ledger, Reason, Transaction};
+use crate::pki::{
+    Authority, CA_DAYS, CertificateInfo, Entry, Event, ISSUING_CA_DAYS, Issued, Kind, Ledger, Reason, Transaction,
+};
 use crate::types::Identity;
 
 pub(super) fn rotate(arguments: &Rotate) -> Result<(), Failure> {
@@ -21,39 +24,93 @@ pub(super) fn rotate(arguments: &Rotate) -> Result<(), Failure> {
             path.display()
         )));
     }
-    let secret = bundle::ca_secret(&settings.ca_key())?;
-    let old = bundle::authority_of(&path, &secret)?;
     let now = OffsetDateTime::now_utc();
-    let key_type = arguments.key_type.as_deref().and_then(KeyType::parse);
-    let key_type = key_type.or(old.info.key_type).unwrap_or_default();
-    let (new, issued, word) = old.succeed(&settings.name, key_type, arguments.days, now).map_err(Failure::new)?;
+    let successor = match settings.ca_root().exists() {
+        true => Successor::below_root(&settings, arguments, now)?,
+        false => Successor::of_root(&settings, arguments, now)?,
+    };
+    let Successor { authority: new, issued, word, key } = successor;
     let old_key = site::read_or_empty(&settings.ca_key())?;
-    let both = issued.certificate_pem.clone() + &old.certificate_pem;
+    let both = issued.certificate_pem.clone() + &site::read_or_empty(&path)?;
     let mut change = Transaction::new(&files.anchor);
-    let mut events = vec![Event::Issued(Entry::of(&issued.info, Kind::Ca, None, key_type, now))];
+    let mut events = vec![Event::Issued(Entry::of(&issued.info, &issued.certificate_pem, Kind::Ca, None, now))];
     change.write(&path, both.as_str(), 0o644, owner);
-    change.write(&settings.ca_key(), secret.keep_alike(&issued.key_pem)?.as_str(), 0o600, None);
-    change.write(&settings.ca_old_key(), old_key, 0o600, owner);
-    change.write(&settings.ca_link(), word.as_str(), 0o644, owner);
-    // Clients that know the old CA alone verify it by the old one's word.
+    change.write(&settings.ca_key(), key.as_str(), 0o600, None);
+    if !old_key.is_empty() {
+        change.write(&settings.ca_old_key(), old_key, 0o600, owner);
+    }
+    // Clients that know the old CA alone verify it by the old one's word; those that know the root, by the new CA.
+    let link = word.as_ref().unwrap_or(&issued.certificate_pem);
     if server::own_tls_files(&settings).is_some() {
         let renewal = Renewal::of(&settings)?;
-        events.push(renewal.issue(&mut change, &settings, &new, &word, owner, now)?.1);
+        events.push(renewal.issue(&mut change, &settings, &new, link, owner, now)?.1);
     }
-    for bundled in bundled_cas(&files) {
-        change.write(&bundled, both.as_str(), 0o644, owner);
+    if let Some(word) = &word {
+        change.write(&settings.ca_link(), word.as_str(), 0o644, owner);
+        for bundled in bundled_cas(&files) {
+            change.write(&bundled, both.as_str(), 0o644, owner);
+        }
     }
-    change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&events), 0o600, owner);
+    files.record(&mut change, &events, owner)?;
     change.commit()?;
     let waiting = still_on_old(&files.ledger()?, &new.info).len();
     drop(lock);
     say!("{}: a new CA, SHA-256 {}", path.display(), issued.info.fingerprint);
     say!("  both CAs are trusted, and the server shows a certificate that clients of either verify");
-    say!(
-        "  {waiting} client(s) have certificates of the old one: renew them, in any order, and give them their new ca.crt too"
-    );
+    let theirs = if word.is_some() { ", and give them their new ca.crt too" } else { "" };
+    say!("  {waiting} client(s) have certificates of the old one: renew them, in any order{theirs}");
     say!("  `lockgate ca show` says who is left; `lockgate ca retire` ends the old one");
     told(&settings)
+}
+
+/// A CA that takes another's place.
+struct Successor {
+    authority: Authority,
+    issued: Issued,
+    /// What the old one says of it, where clients trust that one and not a root above both.
+    word: Option<String>,
+    /// As the old one is kept.
+    key: Zeroizing<String>,
+}
+
+impl Successor {
+    fn of_root(settings: &Settings, arguments: &Rotate, now: OffsetDateTime) -> Result<Successor, Failure> {
+        if let Some(key) = &arguments.root_key {
+            return Err(Failure::configuration(format!(
+                "--root-key {}: this site's CA is its own root; leave that out",
+                key.display()
+            )));
+        }
+        let secret = bundle::ca_secret(&settings.ca_key())?;
+        let old = bundle::authority_of(&settings.ca_certificate(), &secret)?;
+        let key_type = arguments.key_type().or(old.info.key_type).unwrap_or_default();
+        let days = arguments.days.unwrap_or(CA_DAYS);
+        let (authority, issued, word) = old.succeed(&settings.name, key_type, days, now).map_err(Failure::new)?;
+        let key = secret.keep_alike(&issued.key_pem)?;
+        Ok(Successor { authority, issued, word: Some(word), key })
+    }
+
+    fn below_root(settings: &Settings, arguments: &Rotate, now: OffsetDateTime) -> Result<Successor, Failure> {
+        let key = arguments.root_key.as_deref().ok_or_else(|| {
+            Failure::configuration(format!(
+                "the root {} signs the next CA: name the file with its key, from where it is kept, with --root-key FILE",
+                settings.ca_root().display()
+            ))
+        })?;
+        let root = bundle::authority_of(
+            &settings.ca_root(),
+            &bundle::ca_secret_with(key, arguments.root_passphrase_file.as_deref())?,
+        )?;
+        let old = CertificateInfo::read(&settings.ca_certificate())?;
+        let key_type = arguments.key_type().or(old.key_type).unwrap_or_default();
+        let days = arguments.days.unwrap_or(ISSUING_CA_DAYS);
+        let (authority, issued) = root.issue_ca(&settings.name, key_type, days, now).map_err(Failure::new)?;
+        let key = match settings.ca_key().exists() {
+            true => bundle::ca_secret(&settings.ca_key())?.keep_alike(&issued.key_pem)?,
+            false => issued.key_pem.clone(),
+        };
+        Ok(Successor { authority, issued, word: None, key })
+    }
 }
 
 pub(super) fn retire(arguments: &SiteArguments, force: bool) -> Result<(), Failure> {
@@ -77,7 +134,8 @@ pub(super) fn retire(arguments: &SiteArguments, force: bool) -> Result<(), Failu
             if left.len() > names.len() { ", ..." } else { "" }
         )));
     }
-    let pem = first_certificate(&site::read_or_empty(&path)?)?;
+    let pem = bundle::first_certificate(&site::read_or_empty(&path)?)?;
+    let has_root = settings.ca_root().exists();
     let now = OffsetDateTime::now_utc();
     let at = now.replace_nanosecond(0).unwrap_or(now);
     let ended = |serial: String| Event::Revoked { at, serial, reason: Reason::Superseded };
@@ -90,11 +148,14 @@ pub(super) fn retire(arguments: &SiteArguments, force: bool) -> Result<(), Failu
     let lines = files.ledger_text()? + &Ledger::lines(&events);
     let mut change = Transaction::new(&files.anchor);
     change.write(&path, pem.as_str(), 0o644, owner);
-    for bundled in bundled_cas(&files) {
-        change.write(&bundled, pem.as_str(), 0o644, owner);
-    }
-    if let Some(tls) = server::own_tls_files(&settings) {
-        change.write(&tls.certificate, first_certificate(&site::read_or_empty(&tls.certificate)?)?, 0o644, owner);
+    if !has_root {
+        for bundled in bundled_cas(&files) {
+            change.write(&bundled, pem.as_str(), 0o644, owner);
+        }
+        if let Some(tls) = server::own_tls_files(&settings) {
+            let alone = bundle::first_certificate(&site::read_or_empty(&tls.certificate)?)?;
+            change.write(&tls.certificate, alone, 0o644, owner);
+        }
     }
     for gone in [settings.ca_old_key(), settings.ca_link()] {
         if gone.exists() {
@@ -124,12 +185,6 @@ fn bundled_cas(files: &Files) -> Vec<PathBuf> {
     let Ok(folders) = std::fs::read_dir(&files.bundles) else { return Vec::new() };
     let copies = folders.flatten().map(|folder| folder.path().join("ca.crt"));
     copies.filter(|copy| copy.exists()).collect()
-}
-
-fn first_certificate(pem: &str) -> Result<String, Failure> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let end = pem.find(END).ok_or_else(|| Failure::new("there is no certificate"))? + END.len();
-    Ok(pem[..end].to_owned() + "\n")
 }
 
 fn told(settings: &Settings) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use super::{Add, Editing, Env, Passwd, edit, learned, nobody, passwords};
 use crate::admin::api;
 use crate::auth::Cost;
 use crate::config::Settings;
-use crate::pki::{KeyType, Ledger, Owner, Transaction};
+use crate::pki::{KeyType, Owner, Transaction};
 use crate::types::{Identity, Level};
 
 pub(super) fn add(arguments: &Add) -> Result<(), Failure> {
@@ -56,7 +56,7 @@ pub(super) fn add(arguments: &Add) -> Result<(), Failure> {
         change.write(&files.passwords, site::edit_passwords(&text, name, Some(hash)), 0o600, *owner);
     }
     if !made.events.is_empty() {
-        change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&made.events), 0o600, *owner);
+        files.record(&mut change, &made.events, *owner)?;
     }
     if let Some(level) = arguments.min_level.as_deref().and_then(Level::parse) {
         change.write(&files.identities, site::edit_identities(&files.identities, name, Some(level))?, 0o600, *owner);
@@ -194,7 +194,7 @@ fn new_environment(settings: &Settings, name: &Identity, password: &str) -> Resu
         use_tls: tls_port.is_some(),
         ca_certs: match tls_port {
             Some(_) => Some(super::super::environment::path_text(
-                &std::path::absolute(settings.ca_certificate()).map_err(Failure::new)?,
+                &std::path::absolute(bundle::trusted(settings)).map_err(Failure::new)?,
             )),
             None => None,
         },

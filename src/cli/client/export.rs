@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::super::bundle::Export;
 use super::super::environment::{Environment, path_text};
 use super::super::site::{self, Editing, Files, edit};
-use super::super::{Failure, SiteArguments, ask, bundle};
+use super::super::{Failure, SiteArguments, ask, bundle, server};
 use super::formats::{Bundle, File, Format};
 use super::{nobody, passwords};
 use crate::config::Settings;
@@ -157,6 +157,7 @@ fn bundle_of(
         host: host.to_owned(),
         port,
         ca_pem,
+        between: if settings.ca_root().exists() { server::link(settings)? } else { String::new() },
         certificate: pair,
         user,
         password,

@@ -56,6 +56,8 @@ pub(super) struct Bundle {
     pub(super) port: u16,
     /// The CA's certificates; `None`: without TLS.
     pub(super) ca_pem: Option<String>,
+    /// The CA between that and the certificate, if there is one.
+    pub(super) between: String,
     /// Certificate and key, PEM.
     pub(super) certificate: Option<(String, Zeroizing<String>)>,
     pub(super) user: Option<String>,
@@ -90,7 +92,7 @@ impl Bundle {
             Format::Pem => {
                 self.pem(&mut files);
                 if let (Some((certificate, _)), Some(ca)) = (&self.certificate, &self.ca_pem) {
-                    files.open("chain.crt", format!("{certificate}{ca}"));
+                    files.open("chain.crt", format!("{certificate}{}{ca}", self.between));
                 }
                 files.secret("mqtt.env", self.environment()?);
             }

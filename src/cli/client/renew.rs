@@ -21,6 +21,7 @@ pub(super) fn renew(arguments: &Renew) -> Result<(), Failure> {
         return Ok(());
     }
     let authority = bundle::authority(settings)?;
+    let trusted = bundle::trusted_pem(settings)?;
     let mut change = Transaction::new(&files.anchor);
     let (mut events, mut said) = (Vec::new(), Vec::new());
     for name in &wanted {
@@ -42,12 +43,11 @@ pub(super) fn renew(arguments: &Renew) -> Result<(), Failure> {
         let issued = issue(arguments, &authority, &settings.name, name, old, &folder.join("client.key"), now)?;
         change.folder(&folder, 0o700, *owner);
         change.write(&folder.join("client.crt"), issued.certificate_pem.as_str(), 0o644, *owner);
-        change.write(&folder.join("ca.crt"), authority.certificate_pem.as_str(), 0o644, *owner);
+        change.write(&folder.join("ca.crt"), trusted.as_str(), 0o644, *owner);
         if arguments.new_key {
             change.write(&folder.join("client.key"), issued.key_pem.as_str(), 0o600, *owner);
         }
-        let key_type = issued.info.key_type.unwrap_or_default();
-        let entry = Entry::of(&issued.info, Kind::Client, Some(name), key_type, now);
+        let entry = Entry::of(&issued.info, &issued.certificate_pem, Kind::Client, Some(name), now);
         events.push(Event::Issued(Entry { renews: Some(old.serial.clone()), ..entry }));
         said.push(format!(
             "{name} has a new certificate{}: it expires {}, SHA-256 {}\n  bundle: {}/; the old certificate is good until {}",
@@ -62,7 +62,7 @@ pub(super) fn renew(arguments: &Renew) -> Result<(), Failure> {
         said.iter().for_each(|line| say!("{line}"));
         return Ok(());
     }
-    change.write(&files.ledger, files.ledger_text()? + &Ledger::lines(&events), 0o600, *owner);
+    files.record(&mut change, &events, *owner)?;
     change.commit()?;
     said.iter().for_each(|line| say!("{line}"));
     learned(editing)

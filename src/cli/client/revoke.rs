@@ -74,13 +74,12 @@ fn end(change: &mut Transaction, editing: &Editing, name: &Identity, reason: Rea
         let at = now.replace_nanosecond(0).unwrap_or(now);
         let serials = certificates.iter().map(|entry| entry.serial.clone());
         let revoked: Vec<Event> = serials.map(|serial| Event::Revoked { at, serial, reason }).collect();
-        let lines = files.ledger_text()? + &Ledger::lines(&revoked);
+        let lines = files.record(change, &revoked, *owner)?;
         // Nobody stays in because the list cannot be signed.
         let listed = Ledger::parse(&lines)
             .map_err(Failure::new)
             .and_then(|ledger| ca::write_list(change, settings, files, &ledger, ca::ListDays::AsBefore));
         ended.unlisted = listed.err().map(|failure| failure.message);
-        change.write(&files.ledger, lines, 0o600, *owner);
     }
     if folder.exists() {
         change.remove(&folder);

@@ -9,7 +9,7 @@ use super::super::site::Files;
 use super::super::{Failure, bundle};
 use super::{Editing, Sign, edit, learned};
 use crate::config::Settings;
-use crate::pki::{self, Authority, CertificateInfo, Entry, Event, Kind, Ledger, Owner, Request, Transaction};
+use crate::pki::{self, Authority, CertificateInfo, Entry, Event, Kind, Owner, Request, Transaction};
 use crate::types::Identity;
 
 /// No request is larger.
@@ -72,21 +72,16 @@ impl Signing<'_> {
     ) -> Result<(String, CertificateInfo), Failure> {
         let Signing { settings, files, authority, owner, days, renews, keeps_bundle } = self;
         let (pem, info) = authority.sign_request(&settings.name, name, request, days, now).map_err(Failure::new)?;
-        let entry = Entry {
-            key: request.key.clone(),
-            key_origin: "request".to_owned(),
-            renews,
-            ..Entry::of(&info, Kind::Client, Some(name), Default::default(), now)
-        };
+        let entry =
+            Entry { key_origin: "request".to_owned(), renews, ..Entry::of(&info, &pem, Kind::Client, Some(name), now) };
         if keeps_bundle {
             let folder = files.bundles.join(name.as_str());
             change.folder(&files.bundles, 0o700, owner);
             change.folder(&folder, 0o700, owner);
             change.write(&folder.join("client.crt"), pem.as_str(), 0o644, owner);
-            change.write(&folder.join("ca.crt"), authority.certificate_pem.as_str(), 0o644, owner);
+            change.write(&folder.join("ca.crt"), bundle::trusted_pem(settings)?, 0o644, owner);
         }
-        let lines = Ledger::lines(&[Event::Issued(entry)]);
-        change.write(&files.ledger, files.ledger_text()? + &lines, 0o600, owner);
+        files.record(change, &[Event::Issued(entry)], owner)?;
         Ok((pem, info))
     }
 }

@@ -118,6 +118,6 @@ impl SiteDesk {
         let (certificate, _) = signing.sign(&mut change, name, &request, now)?;
         change.commit().map_err(unavailable)?;
         let port = site::ports(&settings).1;
-        Ok(Certified { name: name.to_string(), certificate, ca: authority.certificate_pem.clone(), port })
+        Ok(Certified { name: name.to_string(), certificate, ca: bundle::trusted_pem(&settings)?, port })
     }
 }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::client::has_generated_key;
 use super::site::{self, Editing, edit};
-use super::{Failure, SiteArguments};
+use super::{Failure, SiteArguments, bundle};
 use crate::pki::{self, Token, Tokens, Transaction};
 use crate::types::Identity;
 
@@ -99,7 +99,7 @@ fn make_token(arguments: &MakeToken) -> Result<(), Failure> {
             "{name} has a key that was made here: `lockgate client remove {name}` first, or choose another name"
         )));
     }
-    let ca = pki::certificate_der(&site::read_or_empty(&settings.ca_certificate())?).map_err(Failure::new)?;
+    let ca = pki::certificate_der(&bundle::trusted_pem(&settings)?).map_err(Failure::new)?;
     let token = Token::new(name, &ca);
     let now = OffsetDateTime::now_utc();
     let expires = (now + arguments.ttl).replace_nanosecond(0).unwrap_or(now);
