@@ -1,5 +1,7 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
+#[expect(clippy::disallowed_methods, reason = "it reads whom to believe to be the directory")]
+pub mod acme;
 #[expect(clippy::disallowed_methods, reason = "it measures its own uptime and rates")]
 pub mod admin;
 pub mod auth;

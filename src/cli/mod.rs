@@ -10,6 +10,7 @@ macro_rules! say {
 }
 
 mod acl;
+mod acme;
 mod ask;
 mod bench;
 mod bundle;

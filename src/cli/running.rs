@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::log::SetLevel;
 use super::server::{Looked, Renewer};
 use super::watch::{Changed, Snapshot};
-use super::{Failure, SiteArguments, bundle, ca, site};
+use super::{Failure, SiteArguments, acme, bundle, ca, site};
 use crate::admin::{self, api};
 use crate::auth::Directory;
 use crate::config::{self, AtExpiry, ListenerAddress, Settings, Transport};
@@ -261,6 +261,25 @@ impl State {
                 let warnings = self.site.load().warnings(OffsetDateTime::now_utc());
                 warnings.iter().for_each(|warning| warn!("{warning}"));
             }
+        }
+    }
+
+    /// Where the certificate comes from an ACME CA: a new one when it is time.
+    pub(super) async fn keep_certified(self: Arc<Self>) {
+        loop {
+            let settings = self.running.lock().await.settings.clone();
+            if acme::is_due(&settings, OffsetDateTime::now_utc()) {
+                match acme::obtain(&settings).await {
+                    Ok(info) => {
+                        info!("{} issued the server certificate: it expires on {}", info.issuer, info.not_after_date());
+                        drop(self.reload_from(Source::Files).await);
+                    }
+                    Err(failure) => {
+                        warn!("no certificate came from the ACME CA, what serves stays: {}", failure.message)
+                    }
+                }
+            }
+            tokio::time::sleep(RENEWER_LOOKS).await;
         }
     }
 

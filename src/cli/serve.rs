@@ -210,6 +210,7 @@ async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failu
         warn!("the server certificate will not be renewed: {}", failure.message);
     }
     tasks.push(tokio::spawn(state.clone().keep_renewed()));
+    tasks.push(tokio::spawn(state.clone().keep_certified()));
     tasks.push(tokio::spawn(state.clone().watch()));
     tasks.push(tokio::spawn(state.clone().keep_time()));
     announce(&site.load(), &material);

@@ -34,6 +34,14 @@ enum Command {
         after_help = "Examples:\n  lockgate server renew\n  lockgate server renew --san broker.example --san 192.0.2.7\n  lockgate server renew --drop-san old.example\n\nThe new certificate has the names of the old one and those that this host has now."
     )]
     Renew(Renew),
+    /// Get the certificate from a CA that speaks ACME, as `acme` in the configuration says
+    #[command(
+        after_help = "Example:\n  lockgate server acme\n\nA running broker does so by itself: when it starts without a certificate of that CA, and at two thirds of its life."
+    )]
+    Acme {
+        #[command(flatten)]
+        site: SiteArguments,
+    },
 }
 
 #[derive(Args)]
@@ -58,6 +66,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Show { json, site } => show(&site, json),
         Command::Renew(arguments) => renew(&arguments),
+        Command::Acme { site } => super::acme::run(&site),
     }
 }
 
@@ -174,7 +183,7 @@ fn is_own(settings: &Settings, tls: &TlsFiles) -> bool {
 
 /// The listener whose server certificate was made here, if there is one.
 pub(super) fn own_tls_files(settings: &Settings) -> Option<&TlsFiles> {
-    tls_files(settings).ok().filter(|tls| is_own(settings, tls) && tls.certificate.exists())
+    tls_files(settings).ok().filter(|tls| settings.acme.is_none() && is_own(settings, tls) && tls.certificate.exists())
 }
 
 /// How long a certificate lives from its beginning, as far as it may.
@@ -212,6 +221,11 @@ impl Renewal<'_> {
     /// With what the old one has, but for a new key.
     pub(super) fn of(settings: &Settings) -> Result<Renewal<'_>, Failure> {
         let tls = tls_files(settings)?;
+        if settings.acme.is_some() {
+            return Err(Failure::new(
+                "the server certificate comes from an ACME CA: `lockgate server acme` gets a new one",
+            ));
+        }
         if !is_own(settings, tls) {
             return Err(Failure::new(format!(
                 "{} was not made here: have it renewed where it comes from, then `lockgate reload`",
@@ -293,7 +307,7 @@ impl Renewer {
     /// Renews the site's own server certificate if two thirds of its life are over, or if this host has had
     /// names that it lacks for two looks.
     pub(super) fn look(&mut self, settings: &Settings, now: OffsetDateTime) -> Result<Looked, Failure> {
-        if !tls_files(settings).is_ok_and(|tls| is_own(settings, tls)) {
+        if own_tls_files(settings).is_none() {
             return Ok(Looked::Fit);
         }
         let old = Renewal::of(settings)?.old;

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use settings::{
-    Admission, AtExpiry, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion,
-    Transport,
+    Acme, Admission, AtExpiry, Challenge, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles,
+    TlsVersion, Transport,
 };
 pub use template::{Template, render};
 

@@ -1,17 +1,18 @@
 //! Takes a tree apart by the names of the keys and says everything that is wrong with it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Problem;
 use super::settings::{
-    Admission, AtExpiry, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles, TlsVersion,
-    Transport,
+    Acme, Admission, AtExpiry, Challenge, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles,
+    TlsVersion, Transport,
 };
 use super::tree::{Located, Node, Origin, Source};
 use crate::auth::{IdentityRule, ListenerRules};
 use crate::broker::{Limits, QueuePolicy};
+use crate::pki::ServerName;
 use crate::store::Durability;
 use crate::types::Level;
 
@@ -48,8 +49,21 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let metrics = reader.subsection(&mut root, "metrics", |reader, section| address(reader, section, 9883)).flatten();
     let enrolment =
         reader.subsection(&mut root, "enrolment", |reader, section| address(reader, section, 8443)).flatten();
+    let acme = reader.subsection(&mut root, "acme", acme).flatten();
     let defaults = ListenerDefaults { pki: pki.clone(), min_version, connections_max: admission.connections_max };
     let listeners = listeners(&mut reader, &mut root, &defaults);
+    let own_root = listeners
+        .iter()
+        .any(|listener| matches!(&listener.transport, Transport::Tls(files) if files.server_ca.is_none()));
+    let acme = match acme {
+        Some((origin, _)) if own_root => {
+            let what = "clients do not verify a certificate of this CA by the site's own: each TLS listener needs `server-ca:`, \
+                        the root that they are to trust (on Debian /etc/ssl/certs/ISRG_Root_X1.pem for Let's Encrypt)";
+            reader.problem(&origin, what.to_owned());
+            None
+        }
+        acme => acme.map(|(_, acme)| acme),
+    };
     reader.finish(root);
     Some(Settings {
         file: source.path.clone(),
@@ -68,6 +82,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         admission,
         limits,
         log,
+        acme,
         enrolment,
         metrics,
     })
@@ -308,6 +323,40 @@ fn address(reader: &mut Reader<'_>, section: &mut Section, usual: u16) -> Option
             None
         }
     }
+}
+
+/// A CA that speaks ACME, and where that was written.
+fn acme(reader: &mut Reader<'_>, section: &mut Section) -> Option<(Origin, Acme)> {
+    let directory = reader.scalar(section, "directory");
+    let names = reader.scalar(section, "names");
+    let contact = reader.text(section, "contact").filter(|text| text != "none");
+    let challenges = [Challenge::Http01, Challenge::TlsAlpn01].map(|challenge| (challenge.as_str(), challenge));
+    let challenge = reader.choice(section, "challenge", &challenges).unwrap_or_default();
+    let address = address(reader, section, challenge.port());
+    let address = address.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), challenge.port()));
+    let agreed = reader.boolean(section, "terms-agreed").unwrap_or(false);
+    let roots = reader.text(section, "roots").filter(|text| text != "system").map(|text| reader.relative(&text));
+    let (origin, directory) = directory.filter(|(_, text)| text != "off" && text != "false")?;
+    if !directory.starts_with("https://") {
+        reader.problem(&origin, format!("{directory:?} is no ACME directory: https://HOST/PATH, or off"));
+    }
+    if !agreed {
+        reader.problem(&origin, "read this CA's terms of service, then set `terms-agreed: true`".to_owned());
+    }
+    let (at, text) = names.unwrap_or((origin.clone(), String::new()));
+    let names: Result<Vec<ServerName>, _> = text.split_whitespace().map(ServerName::parse).collect();
+    let names = match names {
+        Ok(names) if !names.is_empty() && text != "none" => names,
+        Ok(_) => {
+            reader.problem(&at, "`names:` says what the certificate is for: broker.example mqtt.example".to_owned());
+            Vec::new()
+        }
+        Err(error) => {
+            reader.problem(&at, error.to_string());
+            Vec::new()
+        }
+    };
+    Some((origin, Acme { directory, names, contact, challenge, address, roots }))
 }
 
 /// A section's keys that nobody has asked for yet.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::ListenerRules;
 use crate::broker::Limits;
+use crate::pki::ServerName;
 use crate::store::Durability;
 
 /// A checked configuration: what `serve` runs on, whatever format it was written in.
@@ -35,6 +36,8 @@ pub struct Settings {
     pub admission: Admission,
     pub limits: Limits,
     pub log: Log,
+    /// Where the server certificate comes from, if not from this site's CA or a file that others renew.
+    pub acme: Option<Acme>,
     /// Where devices enrol over HTTPS, if at all: the broker then needs the CA's key.
     pub enrolment: Option<SocketAddr>,
     /// Where `/metrics` and `/health` are served on TCP, if at all.
@@ -94,6 +97,46 @@ impl Settings {
 
     pub fn folder(&self) -> PathBuf {
         self.file.parent().map(PathBuf::from).unwrap_or_default()
+    }
+}
+
+/// A CA that speaks ACME (RFC 8555), and what it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// The directory's URL.
+    pub directory: String,
+    pub names: Vec<ServerName>,
+    /// An e-mail address.
+    pub contact: Option<String>,
+    pub challenge: Challenge,
+    /// Where challenges are answered.
+    pub address: SocketAddr,
+    /// Whom to believe to be the directory; `None`: those whom the system trusts.
+    pub roots: Option<PathBuf>,
+}
+
+/// How one proves to an ACME CA that a name is one's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Challenge {
+    #[default]
+    Http01,
+    TlsAlpn01,
+}
+
+impl Challenge {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Challenge::Http01 => "http-01",
+            Challenge::TlsAlpn01 => "tls-alpn-01",
+        }
+    }
+
+    /// Where the CA asks.
+    pub fn port(self) -> u16 {
+        match self {
+            Challenge::Http01 => 80,
+            Challenge::TlsAlpn01 => 443,
+        }
     }
 }
 

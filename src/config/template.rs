@@ -143,6 +143,17 @@ metrics:
 # `lockgate enroll token`. The broker uses the CA's key for it.
 enrolment:
   address: off                     # 0.0.0.0:8443
+
+# The server certificate from a CA that speaks ACME (RFC 8555), renewed from there too. Until it has come the
+# listeners' files serve as they are; each TLS listener needs `server-ca:`, the root that clients trust then.
+acme:
+  directory: off                   # https://acme-v02.api.letsencrypt.org/directory
+  names: none                      # what it is for: broker.example mqtt.example
+  contact: none                    # an e-mail address
+  challenge: http-01               # http-01 | tls-alpn-01
+  address: 0.0.0.0:80              # where it is answered: the CA comes to port 80 (tls-alpn-01: 443) of these names
+  terms-agreed: false              # that you agree to the CA's terms of service
+  roots: system                    # system, or a file: whom to believe to be the directory
 "#
     )
 }

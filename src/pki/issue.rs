@@ -194,14 +194,7 @@ impl Authority {
             // A common name has at most 64 characters (RFC 5280, ub-common-name).
             (DnType::CommonName, &common_name[..common_name.len().min(64)]),
         ]);
-        for name in names {
-            params.subject_alt_names.push(match name {
-                ServerName::Dns(name) => {
-                    SanType::DnsName(name.as_str().try_into().map_err(|_| IssueError::Name(name.clone()))?)
-                }
-                ServerName::Address(address) => SanType::IpAddress(*address),
-            });
-        }
+        params.subject_alt_names = subject_alt_names(names)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(params, key)
     }
@@ -327,6 +320,18 @@ pub(super) fn distinguished_name(parts: &[(DnType, &str)]) -> DistinguishedName 
         name.push(kind.clone(), *value);
     }
     name
+}
+
+pub(super) fn subject_alt_names(names: &[ServerName]) -> Result<Vec<SanType>, IssueError> {
+    let of = |name: &ServerName| {
+        Ok(match name {
+            ServerName::Dns(name) => {
+                SanType::DnsName(name.as_str().try_into().map_err(|_| IssueError::Name(name.clone()))?)
+            }
+            ServerName::Address(address) => SanType::IpAddress(*address),
+        })
+    };
+    names.iter().map(of).collect()
 }
 
 pub(super) fn generate(kind: KeyType) -> Result<KeyPair, rcgen::Error> {

@@ -11,8 +11,8 @@ use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
 
 use super::inspect::is_pem;
-use super::issue::{IssueError, distinguished_name, generate};
-use super::plan::KeyType;
+use super::issue::{IssueError, distinguished_name, generate, subject_alt_names};
+use super::plan::{KeyType, ServerName};
 use crate::types::Identity;
 
 /// Why a request is not signed.
@@ -43,6 +43,16 @@ pub fn new_request(identity: &Identity, kind: KeyType) -> Result<(Zeroizing<Stri
     params.distinguished_name = distinguished_name(&[(DnType::CommonName, identity.as_str())]);
     let request = params.serialize_request(&key)?.pem()?;
     Ok((Zeroizing::new(key.serialize_pem()), request))
+}
+
+/// A new key (PKCS #8, PEM) and a request (DER) for it by a server that is called so, for a CA of elsewhere.
+pub fn new_server_request(names: &[ServerName], kind: KeyType) -> Result<(Zeroizing<String>, Vec<u8>), IssueError> {
+    let key = generate(kind)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished_name(&[]);
+    params.subject_alt_names = subject_alt_names(names)?;
+    let request = params.serialize_request(&key)?;
+    Ok((Zeroizing::new(key.serialize_pem()), request.der().to_vec()))
 }
 
 /// What is taken over from a request that policy allows: its public key, and nothing else.

@@ -12,6 +12,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("broker", &["types", "codec", "auth"]),
         ("store", &["types", "codec", "broker"]),
         ("pki", &["types"]),
+        ("acme", &["types", "pki", "config"]),
         // The option structs of those it configures.
         ("config", &["types", "auth", "broker", "store", "pki", "gate", "shard"]),
         ("handover", &["types", "codec", "auth"]),
@@ -24,7 +25,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "cli",
             &[
                 "types", "codec", "auth", "broker", "store", "pki", "config", "handover", "client", "load", "gate",
-                "shard", "admin",
+                "shard", "acme", "admin",
             ],
         ),
     ])

@@ -15,6 +15,7 @@ mod mqtt;
 #[path = "../support/site.rs"]
 mod site;
 
+mod acme;
 mod clients;
 mod enrol;
 mod export;
