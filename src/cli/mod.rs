@@ -22,6 +22,7 @@ mod init;
 mod log;
 mod make;
 mod passwd;
+mod privileges;
 mod report;
 mod running;
 mod sealed;

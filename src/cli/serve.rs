@@ -17,12 +17,12 @@ use super::enroll::SiteDesk;
 use super::log;
 use super::running::{Running, State, bind_all, load_material, notify, site_of};
 use super::watch::Snapshot;
-use super::{Failure, SiteArguments, ask, bundle, site};
+use super::{Failure, SiteArguments, ask, bundle, privileges, site};
 use crate::admin::{self, Admin, Anew, Enrolment, Reload};
 use crate::auth::Methods;
 use crate::broker::Restored;
 use crate::config::Settings;
-use crate::gate::{Gate, Material, Seen, Severity};
+use crate::gate::{Bound, Gate, Material, Seen, Severity};
 use crate::handover::Handover;
 use crate::pki;
 use crate::shard::{self, Handle};
@@ -53,13 +53,15 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.check {
         return check(&settings);
     }
+    let prepared = Prepared::of(&settings)?;
+    let user = privileges::drop_to(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("gate")
         .enable_all()
         .build()
         .map_err(Failure::new)?;
-    let outcome = runtime.block_on(serve(settings, arguments.site));
+    let outcome = runtime.block_on(serve(settings, arguments.site, prepared, user));
     // Tasks of connections that are not in yet end with the runtime.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -115,16 +117,51 @@ fn bind_beside(address: Option<SocketAddr>, key: &str) -> Result<Option<std::net
         .map_err(|error| Failure::new(format!("cannot listen on {address} ({key}): {error}; choose another, or `off`")))
 }
 
-async fn serve(settings: Settings, arguments: SiteArguments) -> Result<(), Failure> {
+/// What may take root's rights: keys that are read, ports that are bound.
+struct Prepared {
+    material: Material,
+    set_level: log::SetLevel,
+    flood: log::Flood,
+    bound: Vec<Bound>,
+    metrics: Option<std::net::TcpListener>,
+    enrolment: Option<std::net::TcpListener>,
+}
+
+impl Prepared {
+    fn of(settings: &Settings) -> Result<Prepared, Failure> {
+        let material = load_material(settings)?;
+        can_sign(settings)?;
+        if admin::is_data_taken(&settings.data) {
+            return Err(Failure::new(admin::DataLockError::Taken(settings.data.clone())));
+        }
+        let (set_level, flood) = log::start(&settings.log);
+        Ok(Prepared {
+            material,
+            set_level,
+            flood,
+            bound: bind_all(&settings.listeners)?,
+            metrics: bind_beside(settings.metrics, "metrics.address")?,
+            enrolment: bind_beside(settings.enrolment, "enrolment.address")?,
+        })
+    }
+}
+
+async fn serve(
+    settings: Settings,
+    arguments: SiteArguments,
+    prepared: Prepared,
+    user: Option<String>,
+) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
-    let material = load_material(&settings)?;
-    can_sign(&settings)?;
+    let Prepared { material, set_level, flood, bound, metrics, enrolment } = prepared;
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
-    let (set_level, flood) = log::start(&settings.log);
-    let bound = bind_all(&settings.listeners)?;
-    let metrics = bind_beside(settings.metrics, "metrics.address")?;
-    let enrolment = bind_beside(settings.enrolment, "enrolment.address")?;
+    if let Some(user) = &user {
+        info!("running as {user}");
+        if let Some(what) = privileges::unreadable(&settings, user) {
+            warn!("{what}");
+        }
+    }
     raise_file_limit(settings.admission.connections_max);
     let (stores, restored, store) = open_store(&settings)?;
     let start = shard::Start {

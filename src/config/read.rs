@@ -21,6 +21,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let mut reader = Reader { source, problems };
     let mut root = reader.section(root, "the configuration")?;
     let name = reader.text(&mut root, "name").unwrap_or_else(|| "lockgate".to_owned());
+    let user = reader.text(&mut root, "user").filter(|text| text != "none");
     let data = reader.path(&mut root, "data").unwrap_or_else(|| reader.relative("../data"));
     let pki = reader.path(&mut root, "pki").unwrap_or_else(|| reader.relative("../pki"));
     let passwords = reader.optional_path(&mut root, "passwords", "passwd");
@@ -68,6 +69,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     Some(Settings {
         file: source.path.clone(),
         name,
+        user,
         data,
         pki,
         passwords,

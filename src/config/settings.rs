@@ -15,6 +15,8 @@ pub struct Settings {
     pub file: PathBuf,
     /// The site's name.
     pub name: String,
+    /// Who a broker becomes that was started as root.
+    pub user: Option<String>,
     /// State and the local door.
     pub data: PathBuf,
     /// The CA, its ledger and the clients' bundles.

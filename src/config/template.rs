@@ -62,6 +62,7 @@ pub fn render(template: &Template) -> String {
 # LOCKGATE__LISTENERS__0__PORT=1884.
 
 name: {name}
+user: none                         # who the broker becomes once keys are read and ports bound, if root starts it
 data: {data}                      # state, and the socket that the command line uses
 pki: {pki}                        # the CA, the server's certificate, the ledger, clients' bundles
 passwords: passwd                  # none: nobody has a password

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use lockgate::codec::Version;
 
 use crate::mqtt::Raw;
-use crate::site::{Site, lockgate};
+use crate::site::{Site, lockgate, run_with};
 
 #[test]
 fn sigterm_and_sigint_say_goodbye_and_exit_0() {
@@ -326,4 +326,36 @@ fn a_flood_is_summed_up_by_kind_and_does_not_hide_the_others() {
     assert!(lines < 45, "{lines}");
     let summary = broker.wait_for("more lines of this kind");
     assert!(summary.contains(&format!("{} more", 45 - lines)) && summary.contains("wrong-password"), "{summary}");
+}
+
+#[test]
+fn started_as_root_a_broker_reads_keys_binds_ports_and_becomes_its_user_for_good() {
+    if run_with(std::process::Command::new("id").arg("-u"), b"").1.trim() != "0" {
+        eprintln!("NOT RUN: this needs root");
+        return;
+    }
+    let site = Site::new(&["--client", "device1"]);
+    site.edit("config/lockgate.yaml", "user: none", "user: nobody");
+    let broker = site.serve();
+    broker.wait_for("running as nobody");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).unwrap();
+    let ids = |key: &str| {
+        status.lines().find(|line| line.starts_with(key)).unwrap().split_whitespace().skip(1).collect::<Vec<_>>()
+    };
+    let nobody = run_with(std::process::Command::new("id").args(["-u", "nobody"]), b"").1.trim().to_owned();
+    assert!(ids("Uid:").iter().all(|id| *id == nobody) && !ids("Groups:").contains(&"0"), "{status}");
+    // Its state is its own; the keys it cannot even read any more, and it says what that means.
+    use std::os::unix::fs::MetadataExt;
+    for path in ["data", "data/store"] {
+        assert_eq!(std::fs::metadata(site.path(path)).unwrap().uid().to_string(), nobody, "{path}");
+    }
+    broker.wait_for("nobody cannot read");
+    let secret = site.variable("device1", "MQTT_PASSWORD");
+    let answer =
+        crate::mqtt::Raw::connect(broker.plain_port, lockgate::codec::Version::V5, "c", Some(("device1", &secret))).1;
+    assert_eq!(answer, "CONNACK");
+    assert!(site.fails(1, &["reload"]).contains("Permission denied"));
+    drop(broker);
+    site.edit("config/lockgate.yaml", "user: nobody", "user: nobody-at-all");
+    assert!(site.fails(1, &["serve"]).contains("cannot become nobody-at-all (user): there is no such user here"));
 }
