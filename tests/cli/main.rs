@@ -20,6 +20,7 @@ mod files;
 mod hierarchy;
 mod import;
 mod init;
+mod killed;
 mod serve;
 mod sign;
 mod steering;

@@ -183,3 +183,70 @@ fn an_intermediate_that_is_revoked_takes_its_clients_along() {
     assert!(packet(&mut leaf).unwrap().starts_with("DISCONNECT 0x98"));
     assert!(enters().is_err());
 }
+
+/// A publish by `mosquitto_pub` with whatever `more` says; whether it came through.
+fn comes_in(broker: &Broker, more: &[&str]) -> bool {
+    let mut command = std::process::Command::new("mosquitto_pub");
+    command.args(["-t", "t", "-m", "m", "-q", "1", "-V", "5"]).args(more).current_dir(broker.folder());
+    crate::site::run_with(&mut command, b"").0 == Some(0)
+}
+
+/// One who is connected in a certain way; what comes is collected until the connection ends.
+struct Connected(std::process::Child);
+
+impl Connected {
+    fn by(broker: &Broker, id: &str, more: &[&str]) -> Connected {
+        let mut command = std::process::Command::new("mosquitto_sub");
+        command.args(["-t", "#", "-V", "5", "-i", id]).args(more).current_dir(broker.folder());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let child = command.spawn().unwrap();
+        broker.wait_for(&format!("as client \"{id}\""));
+        Connected(child)
+    }
+}
+
+#[test]
+fn a_revoked_identity_is_out_on_every_transport_alike() {
+    let site = Site::new(&["--client", "thief", "--client", "other"]);
+    site.edit("config/lockgate.yaml", "listeners:\n", "listeners:\n  - transport: unix\n    path: ../mqtt.sock\n");
+    let broker = site.serve();
+    let (plain, tls) = (broker.plain_port.to_string(), broker.tls_port.to_string());
+    let password = site.variable("thief", "MQTT_PASSWORD");
+    let login = ["-u", "thief", "-P", &password];
+    let bundle = ["--cert", "pki/clients/thief/client.crt", "--key", "pki/clients/thief/client.key"];
+    let (ca, local) = (["--cafile", "pki/ca.crt"], ["-h", "localhost"]);
+    let ways: Vec<(&str, Vec<&str>)> = vec![
+        ("tcp", [&local[..], &["-p", &plain], &login].concat()),
+        ("unix", [&["--unix", "mqtt.sock"], &login[..]].concat()),
+        ("tls-password", [&local[..], &["-p", &tls], &ca, &login].concat()),
+        ("tls-certificate", [&local[..], &["-p", &tls], &ca, &bundle].concat()),
+    ];
+    // A bundle's files go with the revocation: the thief has copies.
+    std::fs::create_dir(site.path("stolen")).unwrap();
+    for file in ["client.crt", "client.key"] {
+        std::fs::copy(site.path(&format!("pki/clients/thief/{file}")), site.path(&format!("stolen/{file}"))).unwrap();
+    }
+    let ways: Vec<(&str, Vec<String>)> = ways
+        .into_iter()
+        .map(|(name, more)| (name, more.into_iter().map(|text| text.replace("pki/clients/thief", "stolen")).collect()))
+        .collect();
+    let words = |more: &[String]| more.iter().map(|word| word.clone().leak() as &str).collect::<Vec<_>>();
+    let mut connected = Vec::new();
+    for (name, more) in &ways {
+        assert!(comes_in(&broker, &words(more)), "{name}: {}", broker.log());
+        connected.push((name, Connected::by(&broker, name, &words(more))));
+    }
+    let kept = site.variable("other", "MQTT_PASSWORD");
+    let mut other = Connected::by(&broker, "other", &["-h", "localhost", "-p", &plain, "-u", "other", "-P", &kept]);
+    // That a TLS session's ticket is no way around is tested in handshake.rs.
+    site.ok(&["client", "revoke", "thief"]);
+    for (name, child) in &mut connected {
+        eventually(name, || child.0.try_wait().unwrap().is_some());
+    }
+    for (name, more) in &ways {
+        assert!(!comes_in(&broker, &words(more)), "{name} lets the thief in");
+    }
+    assert!(other.0.try_wait().unwrap().is_none());
+    drop(other.0.kill());
+    drop(other.0.wait());
+}
