@@ -8,11 +8,14 @@ use std::time::SystemTime;
 
 use crate::codec::Version;
 use crate::types::{CertificateId, ClientId, Identity, Level};
+use crate::websocket::Decoder;
 
 /// A client that was let in, whole.
 pub struct Handover {
     pub socket: Socket,
     pub tls: Option<Box<rustls::ServerConnection>>,
+    /// Where MQTT comes in WebSocket frames: how far the last one was read.
+    pub web: Option<Box<Decoder>>,
     /// Bytes of the MQTT stream that were read and not used: its CONNECT, and what came with it.
     pub bytes: Vec<u8>,
     pub client: ClientId,

@@ -26,3 +26,4 @@ pub mod pki;
 pub mod shard;
 pub mod store;
 pub mod types;
+pub mod websocket;

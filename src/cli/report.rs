@@ -81,11 +81,14 @@ pub(super) fn listener_report(listener: &config::Listener) -> ListenerReport {
     };
     ListenerReport {
         address: port.map_or_else(|| listener.address.to_string(), |port| port.to_string()),
-        transport: match listener.transport {
-            Transport::Tcp => "plain MQTT".to_owned(),
-            Transport::Tls(_) => "MQTT over TLS".to_owned(),
-            Transport::Unix => "unix socket".to_owned(),
-        },
+        transport: match listener.transport_name() {
+            "tcp" => "plain MQTT",
+            "tls" => "MQTT over TLS",
+            "ws" => "MQTT over WebSocket",
+            "wss" => "MQTT over WebSocket and TLS",
+            _ => "unix socket",
+        }
+        .to_owned(),
         open_to,
         demands,
     }

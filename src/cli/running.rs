@@ -367,7 +367,7 @@ fn listener_status(settings: &Settings, listening: &Listening) -> api::ListenerS
         .unwrap_or(&listening.listener);
     api::ListenerStatus {
         name: listener.address.to_string(),
-        transport: listener.transport.as_str().to_owned(),
+        transport: listener.transport_name().to_owned(),
         addresses: listening.addresses.clone(),
         client_certs: match &listener.transport {
             Transport::Tls(files) => files.client_certs.as_str().to_owned(),

@@ -225,7 +225,7 @@ pub(super) fn ports(settings: &Settings) -> (Option<u16>, Option<u16>) {
         settings
             .listeners
             .iter()
-            .find(|listener| wanted(&listener.transport))
+            .find(|listener| listener.websocket.is_none() && wanted(&listener.transport))
             .and_then(|listener| listener.address.port())
     };
     (port(|transport| *transport == Transport::Tcp), port(|transport| matches!(transport, Transport::Tls(_))))

@@ -1,6 +1,7 @@
 use thiserror::Error;
 
 use crate::types::{FilterError, ReasonCode, TopicError};
+use crate::websocket::Breach;
 
 /// Why bytes are no valid packet. One error, one wire answer: [`DecodeError::reason`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -59,6 +60,9 @@ pub enum DecodeError {
     Filter(FilterError),
     #[error("authentication data without an authentication method")]
     AuthenticationData,
+    /// Section 6: what carries the packets.
+    #[error("its WebSocket is broken: {0}")]
+    WebSocket(Breach),
 }
 
 impl DecodeError {
@@ -66,7 +70,7 @@ impl DecodeError {
     pub fn reason(self) -> ReasonCode {
         use DecodeError as E;
         match self {
-            E::TooLarge { .. } => ReasonCode::PacketTooLarge,
+            E::TooLarge { .. } | E::WebSocket(Breach::TooLarge(_)) => ReasonCode::PacketTooLarge,
             E::ProtocolLevel(_) | E::ProtocolName => ReasonCode::UnsupportedProtocolVersion,
             E::PropertyTwice(_)
             | E::PropertyValue(_)
@@ -92,6 +96,7 @@ impl DecodeError {
             | E::PropertyUnknown(_)
             | E::PropertyMisplaced(_)
             | E::Reason(_)
+            | E::WebSocket(_)
             | E::SubscriptionOptions(_) => ReasonCode::MalformedPacket,
         }
     }

@@ -5,6 +5,7 @@
 //! checked [`Settings`]. Every configuration format ends in the same [`Settings`].
 
 mod read;
+mod reader;
 mod settings;
 mod template;
 mod tree;
@@ -15,7 +16,7 @@ use thiserror::Error;
 
 pub use settings::{
     Acme, Admission, AtExpiry, Challenge, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles,
-    TlsVersion, Transport,
+    TlsVersion, Transport, WebSocket,
 };
 pub use template::{Template, render};
 

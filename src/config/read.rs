@@ -1,13 +1,14 @@
 //! Takes a tree apart by the names of the keys and says everything that is wrong with it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Problem;
+use super::reader::{Reader, Section};
 use super::settings::{
     Acme, Admission, AtExpiry, Challenge, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles,
-    TlsVersion, Transport,
+    TlsVersion, Transport, WebSocket,
 };
 use super::tree::{Located, Node, Origin, Source};
 use crate::auth::{IdentityRule, ListenerRules};
@@ -133,9 +134,15 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         Tcp,
         Tls,
         Unix,
+        Ws,
+        Wss,
     }
     let kind = reader
-        .choice(section, "transport", &[("tcp", Kind::Tcp), ("tls", Kind::Tls), ("unix", Kind::Unix)])
+        .choice(
+            section,
+            "transport",
+            &[("tcp", Kind::Tcp), ("tls", Kind::Tls), ("unix", Kind::Unix), ("ws", Kind::Ws), ("wss", Kind::Wss)],
+        )
         .unwrap_or(Kind::Tcp);
     let address = match kind {
         Kind::Unix => {
@@ -147,7 +154,12 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
             path.map(ListenerAddress::Unix)
         }
         _ => {
-            let default_port = if kind == Kind::Tls { 8883 } else { 1883 };
+            let default_port = match kind {
+                Kind::Tls => 8883,
+                Kind::Ws => 8083,
+                Kind::Wss => 8084,
+                Kind::Tcp | Kind::Unix => 1883,
+            };
             let port = reader.number(section, "port", 0..=65_535).unwrap_or(default_port) as u16;
             let address = section.take("address");
             match address {
@@ -157,9 +169,9 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         }
     };
     let transport = match kind {
-        Kind::Tcp => Transport::Tcp,
+        Kind::Tcp | Kind::Ws => Transport::Tcp,
         Kind::Unix => Transport::Unix,
-        Kind::Tls => {
+        Kind::Tls | Kind::Wss => {
             let named =
                 [("off", ClientCerts::Off), ("optional", ClientCerts::Optional), ("required", ClientCerts::Required)];
             Transport::Tls(TlsFiles {
@@ -179,6 +191,8 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
             })
         }
     };
+    let websocket =
+        matches!(kind, Kind::Ws | Kind::Wss).then(|| WebSocket { origins: origins(reader, section, &transport) });
     let rules = ListenerRules {
         identity: reader
             .choice(
@@ -209,7 +223,30 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         .number(section, "connections-max", 1..=10_000_000)
         .map_or(defaults.connections_max, |count| count as usize);
     // Its other keys were looked at all the same: all that is wrong is said at once.
-    Some(Listener { address: address?, transport, rules, connections_max })
+    Some(Listener { address: address?, transport, websocket, rules, connections_max })
+}
+
+/// Whose scripts may come in by WebSocket. A browser shows a client's certificate whoever's page asks for it: where
+/// certificates count none may unless they are named.
+fn origins(reader: &mut Reader<'_>, section: &mut Section, transport: &Transport) -> Vec<String> {
+    let ambient = matches!(transport, Transport::Tls(files) if files.client_certs != ClientCerts::Off);
+    let Some((origin, text)) = reader.scalar(section, "origins") else {
+        return if ambient { Vec::new() } else { vec!["*".to_owned()] };
+    };
+    match text.as_str() {
+        "any" => vec!["*".to_owned()],
+        "none" => Vec::new(),
+        list => {
+            let wrong = list.split_whitespace().find(|origin| !origin.contains("://") || origin.ends_with('/'));
+            if let Some(wrong) = wrong {
+                reader.problem(
+                    &origin,
+                    format!("{wrong:?} is no origin: https://panel.example, without a path; several with spaces between; any or none"),
+                );
+            }
+            list.split_whitespace().map(str::to_owned).collect()
+        }
+    }
 }
 
 /// 1883 on loopback, 8883 with TLS for all.
@@ -224,8 +261,13 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         client_certs: ClientCerts::Optional,
         min_version: defaults.min_version,
     };
-    let listener =
-        |address, transport| Listener { address, transport, rules, connections_max: defaults.connections_max };
+    let listener = |address, transport| Listener {
+        address,
+        transport,
+        websocket: None,
+        rules,
+        connections_max: defaults.connections_max,
+    };
     vec![
         listener(ListenerAddress::Loopback(1883), Transport::Tcp),
         listener(ListenerAddress::All(8883), Transport::Tls(files)),
@@ -359,280 +401,4 @@ fn acme(reader: &mut Reader<'_>, section: &mut Section) -> Option<(Origin, Acme)
         }
     };
     Some((origin, Acme { directory, names, contact, challenge, address, roots }))
-}
-
-/// A section's keys that nobody has asked for yet.
-struct Section {
-    origin: Origin,
-    entries: Vec<(String, Origin, Located)>,
-    asked: Vec<&'static str>,
-}
-
-impl Section {
-    fn take(&mut self, key: &'static str) -> Option<(Origin, Located)> {
-        self.asked.push(key);
-        let at = self.entries.iter().position(|(name, _, _)| name == key)?;
-        let (_, _, value) = self.entries.remove(at);
-        Some((value.origin.clone(), value))
-    }
-}
-
-struct Reader<'a> {
-    source: &'a Source,
-    problems: &'a mut Vec<Problem>,
-}
-
-impl Reader<'_> {
-    fn problem(&mut self, origin: &Origin, what: String) {
-        self.problems.push(self.source.problem(origin, what));
-    }
-
-    fn relative(&self, path: &str) -> PathBuf {
-        let folder = self.source.path.parent().unwrap_or(Path::new(""));
-        normal(&folder.join(path))
-    }
-
-    fn section(&mut self, located: Located, what: &str) -> Option<Section> {
-        match located.node {
-            Node::Section(entries) => Some(Section { origin: located.origin, entries, asked: Vec::new() }),
-            Node::Empty => Some(Section { origin: located.origin, entries: Vec::new(), asked: Vec::new() }),
-            other => {
-                let found = format!("{what} is made of `key: value` lines, this is {}", other.kind());
-                self.problem(&located.origin, found);
-                None
-            }
-        }
-    }
-
-    fn subsection<T>(
-        &mut self,
-        parent: &mut Section,
-        key: &'static str,
-        read: impl FnOnce(&mut Self, &mut Section) -> T,
-    ) -> Option<T> {
-        let (_, located) = parent.take(key)?;
-        let mut section = self.section(located, key)?;
-        let value = read(self, &mut section);
-        self.finish(section);
-        Some(value)
-    }
-
-    /// Reports the keys that nobody asked for.
-    fn finish(&mut self, section: Section) {
-        for (name, origin, located) in section.entries {
-            // A variable is named as it was set; what it led to may lie deeper.
-            let origin = if matches!(located.origin, Origin::Environment(_)) { located.origin } else { origin };
-            let nearest = section.asked.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name));
-            let what = match nearest.filter(|known| strsim::damerau_levenshtein(known, &name) <= 3) {
-                Some(known) => format!("unknown key {name:?}; did you mean {known:?}?"),
-                None => format!("unknown key {name:?}; here are known: {}", section.asked.join(", ")),
-            };
-            self.problem(&origin, what);
-        }
-    }
-
-    fn scalar(&mut self, section: &mut Section, key: &'static str) -> Option<(Origin, String)> {
-        let (origin, located) = section.take(key)?;
-        match located.node {
-            Node::Scalar(text) => Some((origin, text)),
-            other => {
-                self.problem(&origin, format!("{key} takes a value, this is {}", other.kind()));
-                None
-            }
-        }
-    }
-
-    fn text(&mut self, section: &mut Section, key: &'static str) -> Option<String> {
-        let (origin, text) = self.scalar(section, key)?;
-        if text.trim().is_empty() {
-            self.problem(&origin, format!("{key} is empty"));
-            return None;
-        }
-        Some(text)
-    }
-
-    fn path(&mut self, section: &mut Section, key: &'static str) -> Option<PathBuf> {
-        self.text(section, key).map(|text| self.relative(&text))
-    }
-
-    /// A file that may be switched off with `none`.
-    fn optional_path(&mut self, section: &mut Section, key: &'static str, default: &str) -> Option<PathBuf> {
-        match self.text(section, key) {
-            Some(text) if text == "none" => None,
-            Some(text) => Some(self.relative(&text)),
-            None => Some(self.relative(default)),
-        }
-    }
-
-    fn boolean(&mut self, section: &mut Section, key: &'static str) -> Option<bool> {
-        self.choice(section, key, &[("true", true), ("false", false)])
-    }
-
-    fn choice<T: Copy>(&mut self, section: &mut Section, key: &'static str, known: &[(&str, T)]) -> Option<T> {
-        let (origin, text) = self.scalar(section, key)?;
-        // YAML 1.1 readers make a boolean of `off`; ours may or may not have.
-        let text =
-            if text == "false" && known.iter().any(|(name, _)| *name == "off") { "off".to_owned() } else { text };
-        let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
-        if found.is_none() {
-            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-            self.problem(&origin, format!("{key} is one of {}, not {text:?}", names.join(", ")));
-        }
-        found
-    }
-
-    fn number(
-        &mut self,
-        section: &mut Section,
-        key: &'static str,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Option<u64> {
-        let (origin, text) = self.scalar(section, key)?;
-        self.in_range(&origin, key, &text, text.replace('_', "").parse().ok(), range, "a whole number")
-    }
-
-    fn set_usize(
-        &mut self,
-        section: &mut Section,
-        key: &'static str,
-        range: std::ops::RangeInclusive<u64>,
-        value: &mut usize,
-    ) {
-        if let Some(number) = self.number(section, key, range) {
-            *value = number as usize;
-        }
-    }
-
-    /// Bytes: `65536`, `64KiB`, `16MiB`, `1GiB`.
-    fn size(&mut self, section: &mut Section, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
-        let (origin, text) = self.scalar(section, key)?;
-        let bytes = with_unit(&text, &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1), ("", 1)]);
-        self.in_range(&origin, key, &text, bytes, range, "a size such as 64KiB or 16MiB")
-    }
-
-    fn set_size(
-        &mut self,
-        section: &mut Section,
-        key: &'static str,
-        range: std::ops::RangeInclusive<u64>,
-        value: &mut usize,
-    ) {
-        if let Some(bytes) = self.size(section, key, range) {
-            *value = bytes as usize;
-        }
-    }
-
-    /// Seconds: `30s`, `5m`, `2h`, `7d`.
-    fn seconds(&mut self, origin: &Origin, key: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
-        let secs = with_unit(text, &[("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)]);
-        self.in_range(origin, key, text, secs, range, "a time with its unit, such as 30s, 5m, 2h or 7d")
-    }
-
-    /// Milliseconds: `0`, `10ms`, `1s`.
-    fn millis(
-        &mut self,
-        section: &mut Section,
-        key: &'static str,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Option<u64> {
-        let (origin, text) = self.scalar(section, key)?;
-        let millis = with_unit(&text, &[("ms", 1), ("s", 1_000)]).or((text == "0").then_some(0));
-        self.in_range(&origin, key, &text, millis, range, "a time with its unit, such as 10ms or 1s")
-    }
-
-    fn set_duration(
-        &mut self,
-        section: &mut Section,
-        key: &'static str,
-        range: std::ops::RangeInclusive<u64>,
-        value: &mut Duration,
-    ) {
-        if let Some((origin, text)) = self.scalar(section, key)
-            && let Some(secs) = self.seconds(&origin, key, &text, range)
-        {
-            *value = Duration::from_secs(secs);
-        }
-    }
-
-    /// As [`Reader::seconds`]; `Some(None)` for the word that means no limit.
-    fn duration_or(
-        &mut self,
-        section: &mut Section,
-        key: &'static str,
-        unlimited: &str,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Option<Option<u64>> {
-        let (origin, text) = self.scalar(section, key)?;
-        if text == unlimited {
-            return Some(None);
-        }
-        self.seconds(&origin, key, &text, range).map(Some)
-    }
-
-    fn in_range(
-        &mut self,
-        origin: &Origin,
-        key: &str,
-        text: &str,
-        value: Option<u64>,
-        range: std::ops::RangeInclusive<u64>,
-        expected: &str,
-    ) -> Option<u64> {
-        match value {
-            Some(number) if range.contains(&number) => value,
-            Some(_) => {
-                self.problem(origin, format!("{key} lies between {} and {}, not {text}", range.start(), range.end()));
-                None
-            }
-            None => {
-                self.problem(origin, format!("{key} takes {expected}, not {text:?}"));
-                None
-            }
-        }
-    }
-
-    fn address(&mut self, located: Located, port: u16) -> Option<ListenerAddress> {
-        let Node::Scalar(text) = located.node else {
-            let what = format!("address takes a value, this is {}", located.node.kind());
-            self.problem(&located.origin, what);
-            return None;
-        };
-        match text.as_str() {
-            "loopback" | "localhost" => Some(ListenerAddress::Loopback(port)),
-            "all" | "*" => Some(ListenerAddress::All(port)),
-            other => match other.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-                Ok(address) => Some(ListenerAddress::Ip(address, port)),
-                Err(_) => {
-                    let what =
-                        format!("address is loopback, all or an IP address, not {other:?}; the port has its own key");
-                    self.problem(&located.origin, what);
-                    None
-                }
-            },
-        }
-    }
-}
-
-fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let digits = text.find(|character: char| !character.is_ascii_digit() && character != '_').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.replace('_', "").parse().ok()?;
-    let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim())?;
-    number.checked_mul(*factor)
-}
-
-/// Without `.` and `..` where they can be resolved by the text alone, so that messages are short.
-fn normal(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let mut short = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir if matches!(short.components().next_back(), Some(Component::Normal(_))) => {
-                short.pop();
-            }
-            other => short.push(other),
-        }
-    }
-    if short.as_os_str().is_empty() { PathBuf::from(".") } else { short }
 }

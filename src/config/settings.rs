@@ -155,8 +155,30 @@ pub enum AtExpiry {
 pub struct Listener {
     pub address: ListenerAddress,
     pub transport: Transport,
+    /// Whether MQTT comes by WebSocket on it.
+    pub websocket: Option<WebSocket>,
     pub rules: ListenerRules,
     pub connections_max: usize,
+}
+
+/// Who may begin a WebSocket (RFC 6455 section 10.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Pages whose scripts may: `https://panel.example`, `*` for all. What is no browser says no Origin, and may.
+    pub origins: Vec<String>,
+}
+
+impl Listener {
+    /// `tcp`, `tls`, `unix`, `ws` or `wss`.
+    pub fn transport_name(&self) -> &'static str {
+        match (&self.transport, &self.websocket) {
+            (Transport::Tcp, None) => "tcp",
+            (Transport::Tcp, Some(_)) => "ws",
+            (Transport::Tls(_), None) => "tls",
+            (Transport::Tls(_), Some(_)) => "wss",
+            (Transport::Unix, _) => "unix",
+        }
+    }
 }
 
 /// Where a listener binds.
@@ -196,16 +218,6 @@ pub enum Transport {
     Tcp,
     Tls(TlsFiles),
     Unix,
-}
-
-impl Transport {
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Transport::Tcp => "tcp",
-            Transport::Tls(_) => "tls",
-            Transport::Unix => "unix",
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -40,7 +40,7 @@ pub fn render(template: &Template) -> String {
   # (127.0.0.1 and ::1); `all` is every address it has.
   - address: {address}
     port: {port}
-    transport: tcp                 # tcp | tls | unix (a unix listener has `path:` instead)
+    transport: tcp                 # tcp | tls | ws | wss (WebSocket) | unix (a unix listener has `path:` instead)
     allow-anonymous: false         # clients without a name
     min-level: plain               # plain | tls | mtls: refuse what is less protected
     connections-max: 100000

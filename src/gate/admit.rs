@@ -2,20 +2,20 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use time::OffsetDateTime;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 use tracing::{debug, warn};
 
 use super::handshake::{self, Failure, Knock};
+use super::link::{Carrier, Link};
 use super::material::ListenerMaterial;
 use super::slots::Slot;
-use super::{Current, Gate};
+use super::{Current, Gate, upgrade};
 use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::handover::{About, Handover, Peer, PeerCertificate, Socket};
@@ -29,13 +29,6 @@ const EXPIRY_ANNOUNCED_DAYS: i64 = 30;
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
-}
-
-/// A socket with whatever runs on it.
-pub(super) enum Link {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// A connection that came, and what it came to.
@@ -65,6 +58,8 @@ pub(super) enum Stop {
     /// Said nothing, or went away: not worth a line at the usual level.
     Quiet(&'static str),
     Handshake(Failure),
+    /// What begins no WebSocket, answered by HTTP.
+    Http(upgrade::Refusal),
     /// Answered with a CONNACK, if the version has one for it.
     Refused {
         version: Option<Version>,
@@ -103,7 +98,7 @@ impl Arrival {
 
     async fn walk(&self, stream: Stream, held: &mut Option<Link>, slot: &mut Option<Slot>) -> Result<(), Stop> {
         let link = match stream {
-            Stream::Unix(stream) => held.insert(Link::Unix(stream)),
+            Stream::Unix(stream) => held.insert(Carrier::Unix(stream).into()),
             Stream::Tcp(stream) => {
                 let knock = handshake::peek(&stream).await.ok().flatten().ok_or(Stop::Quiet("closed"))?;
                 let port = self.listener.rsplit_once(':').map_or("", |(_, port)| port);
@@ -121,20 +116,37 @@ impl Arrival {
                             format!("plain MQTT on the TLS port {port}: the client needs TLS switched on"),
                         );
                     }
+                    (None, Knock::Http) if self.material.websocket.is_some() => {
+                        held.insert(Carrier::Tcp(stream).into())
+                    }
+                    (None, Knock::Mqtt) if self.material.websocket.is_some() => {
+                        return misled(
+                            "mqtt-on-ws",
+                            format!(
+                                "bare MQTT on the WebSocket port {port}: the client needs a ws:// URL, or the MQTT port"
+                            ),
+                        );
+                    }
+                    (None, Knock::Other) if self.material.websocket.is_some() => {
+                        return misled("garbage", format!("no HTTP request on the WebSocket port {port}"));
+                    }
                     (_, Knock::Http) => return misled("http", format!("HTTP on the MQTT port {port}")),
                     (Some(_), Knock::Other) => {
                         return misled("garbage", format!("neither TLS nor MQTT on port {port}"));
                     }
-                    (None, _) => held.insert(Link::Tcp(stream)),
+                    (None, _) => held.insert(Carrier::Tcp(stream).into()),
                     (Some(tls), Knock::Tls) => {
                         let started = Instant::now();
                         let stream = handshake::accept(stream, tls).await.map_err(Stop::Handshake)?;
                         self.gate.stats.handshakes.observe(started.elapsed());
-                        held.insert(Link::Tls(Box::new(stream)))
+                        held.insert(Carrier::Tls(Box::new(stream)).into())
                     }
                 }
             }
         };
+        if let Some(rules) = &self.material.websocket {
+            link.upgrade(rules, &self.material).await?;
+        }
         let (certificate, kept) = self.certificate(link)?.unzip();
         let mut bytes = Vec::new();
         let end = self.read_connect(link, &mut bytes).await?;
@@ -195,7 +207,7 @@ impl Arrival {
     }
 
     fn certificate(&self, link: &Link) -> Result<Option<(Certificate, PeerCertificate)>, Stop> {
-        let Link::Tls(stream) = link else { return Ok(None) };
+        let Carrier::Tls(stream) = &link.carrier else { return Ok(None) };
         let (_, session) = stream.get_ref();
         let chain = session.peer_certificates().unwrap_or_default();
         let Some(leaf) = chain.first() else { return Ok(None) };
@@ -219,15 +231,7 @@ impl Arrival {
 
     /// Reads more of what the client sends; fails when it has gone.
     pub(super) async fn read_more(&self, link: &mut Link, bytes: &mut Vec<u8>) -> Result<(), Stop> {
-        let count = match link {
-            Link::Tcp(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
-            Link::Unix(stream) => stream.read_buf(bytes).await.map_err(|_| Stop::Quiet("broke"))?,
-            Link::Tls(stream) => {
-                let tls = self.material.tls.as_ref().expect("a TLS link has a TLS listener");
-                handshake::read(stream, bytes, tls).await.map_err(Stop::Handshake)?
-            }
-        };
-        if count == 0 { Err(Stop::Quiet("closed before it was let in")) } else { Ok(()) }
+        link.read_more(bytes, &self.material).await
     }
 
     /// Reads until CONNECT is there whole; says where it ends.
@@ -368,10 +372,10 @@ impl Arrival {
     }
 
     fn hand_over(&self, link: Link, ready: Ready, slot: Slot) {
-        let (socket, tls) = match link {
-            Link::Tcp(stream) => (stream.into_std().map(Socket::Tcp), None),
-            Link::Unix(stream) => (stream.into_std().map(Socket::Unix), None),
-            Link::Tls(stream) => match *stream {
+        let (socket, tls) = match link.carrier {
+            Carrier::Tcp(stream) => (stream.into_std().map(Socket::Tcp), None),
+            Carrier::Unix(stream) => (stream.into_std().map(Socket::Unix), None),
+            Carrier::Tls(stream) => match *stream {
                 TlsStream::Server(stream) => {
                     let (stream, session) = stream.into_inner();
                     (stream.into_std().map(Socket::Tcp), Some(Box::new(session)))
@@ -391,6 +395,7 @@ impl Arrival {
         (self.gate.deliver)(Handover {
             socket,
             tls,
+            web: link.web,
             bytes: ready.bytes,
             client: ready.client,
             assigned: ready.assigned,
@@ -422,6 +427,15 @@ impl Arrival {
                 self.gate.stats.refuse(kind);
                 warn!(id, %address, listener, kind, "client at {} refused: {why}", self.host());
             }
+            Stop::Http(refusal) => {
+                self.gate.stats.refuse("websocket");
+                let why = match refusal.status.as_u16() {
+                    403 => format!("{} (`origins:` of this listener)", refusal.why),
+                    _ => refusal.why.to_owned(),
+                };
+                warn!(id, %address, listener, kind = "websocket", "refused with HTTP {}: {why}", refusal.status.as_u16());
+                answer = refusal.response();
+            }
             Stop::Refused { version, reason, kind, why, client } => {
                 self.gate.stats.refuse(kind);
                 warn!(id, %address, listener, kind, "refused{client}: {why} ({reason})");
@@ -436,16 +450,7 @@ impl Arrival {
             }
         }
         if let Some(link) = link {
-            // The answer has to arrive: what the client has sent meanwhile is read away, or the
-            // kernel would reset the connection over it.
-            let goodbye = async {
-                match link {
-                    Link::Tcp(stream) => leave(stream, &answer).await,
-                    Link::Unix(stream) => leave(stream, &answer).await,
-                    Link::Tls(stream) => leave(*stream, &answer).await,
-                }
-            };
-            let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+            link.leave(answer).await;
         }
     }
 
@@ -467,13 +472,6 @@ struct Ready {
     level: Level,
     version: Version,
     certificate: Option<(Certificate, PeerCertificate)>,
-}
-
-async fn leave(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, answer: &[u8]) {
-    if stream.write_all(answer).await.is_ok() && stream.shutdown().await.is_ok() {
-        let mut sink = [0; 1024];
-        while matches!(stream.read(&mut sink).await, Ok(1..)) {}
-    }
 }
 
 /// ` client "c" user "u"`, escaped: a peer's text.

@@ -1,8 +1,7 @@
 //! Extended authentication (MQTT 5 section 4.12) before a client is let in.
 
-use tokio::io::AsyncWriteExt;
-
-use super::admit::{Arrival, Link, Stop, describe};
+use super::admit::{Arrival, Stop, describe};
+use super::link::Link;
 use crate::auth::{self, Exchange, Step};
 use crate::codec::{self, Auth, Connect, DecodeError, Packet, UserProperties, Version};
 use crate::types::{Identity, ReasonCode};
@@ -100,19 +99,5 @@ enum Wrong {
 impl From<DecodeError> for Wrong {
     fn from(error: DecodeError) -> Wrong {
         Wrong::Packet(error.reason(), error.to_string())
-    }
-}
-
-impl Link {
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        let written = match self {
-            Link::Tcp(stream) => stream.write_all(bytes).await,
-            Link::Unix(stream) => stream.write_all(bytes).await,
-            Link::Tls(stream) => match stream.write_all(bytes).await {
-                Ok(()) => stream.flush().await,
-                error => error,
-            },
-        };
-        written.map_err(|_| Stop::Quiet("broke"))
     }
 }

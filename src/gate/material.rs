@@ -18,7 +18,7 @@ use super::revocation::Revocations;
 use super::tickets::Tickets;
 use super::verifier::Remembering;
 use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
-use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport};
+use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport, WebSocket};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger, LedgerError};
 use crate::types::{CertificateId, Identity, Level};
 
@@ -46,6 +46,7 @@ pub(super) struct ListenerMaterial {
     pub(super) rules: ListenerRules,
     pub(super) connections_max: usize,
     pub(super) tls: Option<TlsMaterial>,
+    pub(super) websocket: Option<WebSocket>,
 }
 
 pub(super) struct TlsMaterial {
@@ -129,7 +130,12 @@ impl Material {
                 Transport::Tcp | Transport::Unix => None,
             };
             note_openness(listener, &mut findings);
-            let material = ListenerMaterial { rules: listener.rules, connections_max: listener.connections_max, tls };
+            let material = ListenerMaterial {
+                rules: listener.rules,
+                connections_max: listener.connections_max,
+                tls,
+                websocket: listener.websocket.clone(),
+            };
             listeners.insert(name, Arc::new(material));
         }
         let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_cas, &mut problems));
@@ -227,7 +233,11 @@ fn note_openness(listener: &Listener, findings: &mut Vec<Finding>) {
         let what = format!("listener {name} lets anonymous clients in");
         findings.push(Finding { severity: Severity::Warning, what });
     }
-    let far = !matches!(name, crate::config::ListenerAddress::Loopback(_) | crate::config::ListenerAddress::Unix(_));
+    let far = match name {
+        crate::config::ListenerAddress::Loopback(_) | crate::config::ListenerAddress::Unix(_) => false,
+        crate::config::ListenerAddress::Ip(address, _) => !address.is_loopback(),
+        crate::config::ListenerAddress::All(_) => true,
+    };
     if listener.transport == Transport::Tcp && far {
         let what = format!(
             "listener {name} takes plain MQTT from the network: passwords and messages can be read on the wire"

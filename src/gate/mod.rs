@@ -6,6 +6,7 @@
 mod admit;
 mod exchange;
 mod handshake;
+mod link;
 mod listen;
 mod material;
 mod revocation;
@@ -14,6 +15,7 @@ mod slots;
 mod stats;
 mod throttle;
 mod tickets;
+mod upgrade;
 mod verifier;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,20 @@ use tracing::{debug, info, warn};
 
 use super::wire::{Connection, who};
 use crate::broker::Closing;
+use crate::types::ReasonCode;
+use crate::websocket::CloseCode;
+
+/// How a WebSocket is closed that this side ends (RFC 6455 section 7.4.1).
+pub(super) fn close_code(why: Closing) -> CloseCode {
+    match why {
+        Closing::ByClient(_) | Closing::Lost => CloseCode::Normal,
+        Closing::ShuttingDown => CloseCode::Away,
+        Closing::Violation(violation) if violation.reason() == ReasonCode::PacketTooLarge => CloseCode::Size,
+        Closing::Violation(_) => CloseCode::Protocol,
+        Closing::StoreFailed => CloseCode::Error,
+        _ => CloseCode::Policy,
+    }
+}
 
 pub(super) fn say(connection: &Connection) {
     let number = connection.about.number;

@@ -1,5 +1,6 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -7,12 +8,15 @@ use rustls::ServerConnection;
 
 use super::output::Output;
 use crate::handover::Socket;
+use crate::websocket::{Decoder, End};
 
 /// A client's transport: a socket, with TLS on it or not.
 #[derive(Debug)]
 pub(super) struct Link {
     socket: MioSocket,
     tls: Option<Box<ServerConnection>>,
+    /// Where MQTT comes in WebSocket frames.
+    web: Option<Box<Decoder>>,
 }
 
 #[derive(Debug)]
@@ -27,12 +31,16 @@ const RECORDS: usize = 64;
 const TLS_BATCH: usize = 256 * 1024;
 
 impl Link {
-    pub(super) fn new(socket: Socket, tls: Option<Box<ServerConnection>>) -> Link {
+    pub(super) fn new(socket: Socket, tls: Option<Box<ServerConnection>>, mut web: Option<Box<Decoder>>) -> Link {
+        if let Some(web) = &mut web {
+            // From here on the limit on packets is the one that counts.
+            web.frame_size_max = u64::MAX;
+        }
         let socket = match socket {
             Socket::Tcp(stream) => MioSocket::Tcp(mio::net::TcpStream::from_std(stream)),
             Socket::Unix(stream) => MioSocket::Unix(mio::net::UnixStream::from_std(stream)),
         };
-        Link { socket, tls }
+        Link { socket, tls, web }
     }
 
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
@@ -43,6 +51,15 @@ impl Link {
         self.tls.is_none()
     }
 
+    pub(super) fn is_web(&self) -> bool {
+        self.web.is_some()
+    }
+
+    /// How its WebSocket ended, if it did: nothing more comes.
+    pub(super) fn web_end(&self) -> Option<End> {
+        self.web.as_ref().and_then(|web| web.end())
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match &mut self.socket {
             MioSocket::Tcp(stream) => stream,
@@ -50,24 +67,40 @@ impl Link {
         }
     }
 
+    /// Reads MQTT bytes into `buffer`, as [`Link::read_plain_bytes`] reads them, out of their frames.
+    pub(super) fn read(&mut self, buffer: &mut [u8], sealed: &mut [u8]) -> io::Result<Taken> {
+        if self.web_end().is_some() {
+            return Ok(Taken::default());
+        }
+        let mut taken = self.read_plain_bytes(buffer, sealed)?;
+        if let Some(web) = &mut self.web {
+            let decoded = web.decode(&mut buffer[..taken.count]);
+            taken.mqtt = decoded.payload;
+            taken.pong = decoded.pong;
+            // No event tells of an end that is in these bytes.
+            taken.is_drained &= web.end().is_none();
+        }
+        Ok(taken)
+    }
+
     /// Reads plain bytes into `buffer`, by way of `sealed` where they come by TLS; that must be smaller by a record
     /// at least, for one may be left from before.
     /// `WouldBlock`: nothing more now; `Interrupted`: much was read and none of it was plain, others should get
     /// their turn.
-    pub(super) fn read(&mut self, buffer: &mut [u8], sealed: &mut [u8]) -> io::Result<Taken> {
+    fn read_plain_bytes(&mut self, buffer: &mut [u8], sealed: &mut [u8]) -> io::Result<Taken> {
         let Some(tls) = &mut self.tls else {
             let count = read_socket(&mut self.socket, buffer)?;
-            return Ok(Taken { count, is_drained: count > 0 && count < buffer.len() });
+            return Ok(Taken::of(count, count > 0 && count < buffer.len()));
         };
         // What came with the handshake.
         match read_plain(tls, buffer)? {
             Some(0) => {}
-            held => return Ok(Taken { count: held.unwrap_or(0), is_drained: false }),
+            held => return Ok(Taken::of(held.unwrap_or(0), false)),
         }
         for _ in 0..RECORDS {
             let whole = read_socket(&mut self.socket, sealed)?;
             if whole == 0 {
-                return Ok(Taken { count: 0, is_drained: false });
+                return Ok(Taken::default());
             }
             let (mut rest, mut count, mut is_over) = (&sealed[..whole], 0, false);
             while !rest.is_empty() && !is_over {
@@ -84,14 +117,18 @@ impl Link {
                 count += read_plain(tls, &mut buffer[count..])?.unwrap_or(0);
             }
             if count > 0 || is_over {
-                return Ok(Taken { count, is_drained: whole < sealed.len() && !is_over });
+                return Ok(Taken::of(count, whole < sealed.len() && !is_over));
             }
         }
         Err(io::ErrorKind::Interrupted.into())
     }
 
-    /// Writes what `output` holds; the error may be `WouldBlock`.
+    /// Writes what `output` holds; the error may be `WouldBlock`. What was added since the last time leaves as frames
+    /// of its own where a WebSocket is.
     pub(super) fn write(&mut self, output: &mut Output) -> io::Result<()> {
+        if self.is_web() {
+            output.frame();
+        }
         let Some(tls) = &mut self.tls else {
             return output.write_to(&mut self.socket);
         };
@@ -130,12 +167,22 @@ impl Link {
 }
 
 /// What a read brought.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Taken {
-    /// Plain bytes; 0: the peer closed.
+    /// Plain bytes, those of frames' heads too; 0: the peer closed.
     pub(super) count: usize,
+    /// Where among them MQTT's are.
+    pub(super) mqtt: Range<usize>,
+    /// What a ping is to be answered with.
+    pub(super) pong: Option<Vec<u8>>,
     /// The socket has no more: an event will tell when it has.
     pub(super) is_drained: bool,
+}
+
+impl Taken {
+    fn of(count: usize, is_drained: bool) -> Taken {
+        Taken { count, mqtt: 0..count, pong: None, is_drained }
+    }
 }
 
 /// Takes what is decrypted; `None` once the peer has closed and all is taken.

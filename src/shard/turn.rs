@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,9 +16,10 @@ use super::requests::Listing;
 use super::wire::{Connection, Wire, who};
 use super::{Message, Peers};
 use crate::broker::{Admission, Closing, ConnectionId, Core, Input, Restored};
-use crate::codec::{self, Packet};
+use crate::codec::{self, DecodeError, Packet};
 use crate::handover::Handover;
 use crate::store::{Answer, Store};
+use crate::websocket::{End, close_frame};
 
 pub(super) const WAKER: Token = Token(usize::MAX);
 
@@ -220,11 +222,16 @@ impl Shard {
                 }
             } else {
                 match connection.link.read(&mut self.buffer, &mut self.sealed) {
-                    Ok(Taken { count: 0, .. }) => return self.lost(now, key, None),
-                    Ok(Taken { count, is_drained }) => {
+                    Ok(Taken { count: 0, .. }) => return self.ended(now, key),
+                    Ok(Taken { count, mqtt, pong, is_drained }) => {
+                        if let Some(pong) = pong {
+                            connection.output.control(pong);
+                            self.wire.touch(key);
+                        }
+                        let connection = &self.wire.connections[key];
                         self.bytes_received += count as u64;
                         let may_rest = is_drained && !connection.read_closed;
-                        self.take(now, id, count);
+                        self.take(now, id, mqtt);
                         *left = left.saturating_sub(count);
                         if may_rest && self.wire.connection(id).is_some_and(|connection| connection.closing.is_none()) {
                             return;
@@ -280,21 +287,40 @@ impl Shard {
         }
     }
 
-    /// Handles the packets in the first `count` bytes of the buffer, behind what was there before.
-    fn take(&mut self, now: Instant, id: ConnectionId, count: usize) {
+    /// The peer has ended its side: by its socket, or by its WebSocket.
+    fn ended(&mut self, now: Instant, key: usize) {
+        let connection = &mut self.wire.connections[key];
+        match connection.link.web_end() {
+            None => self.lost(now, key, None),
+            Some(End::Closed(code)) => {
+                connection.output.control(close_frame(code));
+                self.lost(now, key, None);
+            }
+            Some(End::Breach(breach)) => {
+                let id = connection.id;
+                self.core.handle(now, Input::Malformed(id, DecodeError::WebSocket(breach)), &mut self.wire);
+            }
+        }
+    }
+
+    /// Handles the packets in this part of the buffer, behind what was there before.
+    fn take(&mut self, now: Instant, id: ConnectionId, part: Range<usize>) {
+        if part.is_empty() {
+            return;
+        }
         let Some(connection) = self.wire.connection(id) else { return };
         if connection.input.is_empty() {
             let buffer = std::mem::take(&mut self.buffer);
-            let used = self.packets(now, id, &buffer[..count]);
+            let used = self.packets(now, id, &buffer[part.clone()]);
             if let Some(connection) = self.wire.connection(id)
-                && used < count
+                && used < part.len()
             {
-                connection.input.extend_from_slice(&buffer[used..count]);
+                connection.input.extend_from_slice(&buffer[part.start + used..part.end]);
             }
             self.buffer = buffer;
         } else {
             let mut input = std::mem::take(&mut connection.input);
-            input.extend_from_slice(&self.buffer[..count]);
+            input.extend_from_slice(&self.buffer[part]);
             self.feed(now, id, input);
         }
     }
@@ -368,13 +394,13 @@ impl Shard {
     }
 
     pub(super) fn adopt(&mut self, now: Instant, handover: Handover) {
-        let Handover { socket, tls, bytes, client, assigned, identity, authentication_data, notice, about, slot } =
+        let Handover { socket, tls, web, bytes, client, assigned, identity, authentication_data, notice, about, slot } =
             handover;
         let entry = self.wire.connections.vacant_entry();
         let key = entry.key();
         let id = ConnectionId { index: key as u32, epoch: self.next_epoch };
         self.next_epoch = self.next_epoch.wrapping_add(1);
-        let mut link = Link::new(socket, tls);
+        let mut link = Link::new(socket, tls, web);
         if let Err(error) = link.register(self.poll.registry(), Token(key)) {
             return error!(id = about.number, "cannot watch a connection: {error}");
         }
@@ -385,7 +411,7 @@ impl Shard {
         }
         let version = about.version;
         // rustls may hold bytes that no event will tell of.
-        let may_hold = !link.is_plain();
+        let may_hold = !link.is_plain() || link.web_end().is_some();
         entry.insert(Connection {
             id,
             link,
@@ -402,6 +428,7 @@ impl Shard {
             closing: None,
             finished: false,
             said_why: false,
+            said_close: false,
             lingers: false,
             denials: 0,
             client: client.clone(),
@@ -467,6 +494,19 @@ impl Shard {
         if connection.finished {
             return;
         }
+        if let Some(why) = connection.closing.filter(|_| connection.link.is_web())
+            && !std::mem::replace(&mut connection.said_close, true)
+        {
+            let code = match connection.link.web_end() {
+                Some(End::Breach(breach)) => breach.close_code(),
+                Some(End::Closed(code)) => code,
+                None => farewell::close_code(why),
+            };
+            connection.output.control(close_frame(code));
+        }
+        if connection.link.is_web() {
+            connection.output.frame();
+        }
         let before = connection.output.len();
         connection.pressed |= before >= self.core.limits().backlog_bytes_max;
         let written = connection.link.write(&mut connection.output);
@@ -493,7 +533,7 @@ impl Shard {
         }
         if let Some(why) = connection.closing {
             // Who said goodbye itself, and not by TLS, is told enough by the close that follows.
-            if !(is_over_at_once(why) && connection.link.is_plain()) {
+            if !(is_over_at_once(why) && connection.link.is_plain() && !connection.link.is_web()) {
                 connection.link.finish();
             }
             connection.finished = true;

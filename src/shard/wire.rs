@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub(super) finished: bool,
     /// The log has its last line.
     pub(super) said_why: bool,
+    /// Its WebSocket's close frame is written.
+    pub(super) said_close: bool,
     /// In the list of those that are let go after a while.
     pub(super) lingers: bool,
     /// Publishes and subscriptions that were refused: the first has its line in the log.
@@ -91,6 +93,16 @@ impl Wire {
             dirty.push(id.index as usize);
         }
         Some(connection)
+    }
+
+    /// Something was written for it that is not the core's.
+    pub(super) fn touch(&mut self, key: usize) {
+        let Wire { connections, dirty, .. } = self;
+        if let Some(connection) = connections.get_mut(key)
+            && !std::mem::replace(&mut connection.dirty, true)
+        {
+            dirty.push(key);
+        }
     }
 
     fn first_denial(&mut self, id: ConnectionId) -> bool {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("types", &[][..]),
-        ("codec", &["types"]),
+        ("websocket", &[]),
+        ("codec", &["types", "websocket"]),
         ("auth", &["types"]),
         ("broker", &["types", "codec", "auth"]),
         ("store", &["types", "codec", "broker"]),
@@ -15,11 +16,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("acme", &["types", "pki", "config"]),
         // The option structs of those it configures.
         ("config", &["types", "auth", "broker", "store", "pki", "gate", "shard"]),
-        ("handover", &["types", "codec", "auth"]),
+        ("handover", &["types", "codec", "auth", "websocket"]),
         ("client", &["types", "codec"]),
         ("load", &["types", "codec"]),
-        ("gate", &["types", "codec", "auth", "pki", "config", "handover"]),
-        ("shard", &["types", "codec", "auth", "broker", "store", "config", "handover"]),
+        ("gate", &["types", "codec", "auth", "pki", "config", "handover", "websocket"]),
+        ("shard", &["types", "codec", "auth", "broker", "store", "config", "handover", "websocket"]),
         ("admin", &["types", "config", "pki", "broker", "store", "gate", "shard"]),
         (
             "cli",

@@ -230,7 +230,7 @@ async fn with_method(change: impl FnOnce(&Site)) -> Broker {
         Arc::new(move |handover| shard.adopt(handover).unwrap())
     };
     let gate = lockgate::gate::Gate::new(&settings, &material, methods, Arc::default(), deliver);
-    let plain = settings.listeners.iter().find(|listener| listener.transport.as_str() == "tcp").unwrap();
+    let plain = settings.listeners.iter().find(|listener| listener.transport_name() == "tcp").unwrap();
     let listening = lockgate::gate::bind(plain).unwrap().start(&gate).unwrap();
     let port = listening.addresses[0].rsplit_once(':').unwrap().1.parse().unwrap();
     Broker { port, shard, _listening: listening, _site: site }

@@ -25,3 +25,4 @@ mod refusals;
 mod rotation;
 mod rust;
 mod up;
+mod websocket;

@@ -4,12 +4,12 @@
 const fs = require("fs");
 const mqtt = require("mqtt");
 
-const [, , envFile, version, port, level] = process.argv;
+const [, , envFile, version, port, level, web] = process.argv;
 const env = Object.fromEntries(
   fs.readFileSync(envFile, "utf8").trim().split("\n").map((line) => line.split(/=(.*)/s).slice(0, 2)),
 );
 const PATIENCE = 30_000;
-const name = `js-${version}-${level}`;
+const name = `js-${version}-${level}${web || ""}`;
 const base = `${env.MQTT_USER || "device1"}/${name}`;
 
 setTimeout(() => { console.error("nothing comes"); process.exit(2); }, 2 * PATIENCE).unref();
@@ -18,7 +18,8 @@ async function client(id, { clean = true, will } = {}) {
   const options = {
     host: env.MQTT_HOST,
     port: Number(port),
-    protocol: env.MQTT_USE_TLS === "true" ? "mqtts" : "mqtt",
+    protocol: (web ? "ws" : "mqtt") + (env.MQTT_USE_TLS === "true" ? "s" : ""),
+    path: "/any/path",
     protocolVersion: version === "5" ? 5 : 4,
     clientId: `${name}-${id}`,
     username: env.MQTT_USER,

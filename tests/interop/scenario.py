@@ -15,6 +15,7 @@ PATIENCE = 30
 env = dict(line.rstrip("\n").split("=", 1) for line in open(sys.argv[1]))
 protocol = mqtt.MQTTv5 if sys.argv[2] == "5" else mqtt.MQTTv311
 port = int(sys.argv[3])
+transport = "websockets" if sys.argv[5:] == ["ws"] else "tcp"
 user = env.get("MQTT_USER", "device1")
 
 
@@ -25,7 +26,7 @@ class Client:
         self.subscribed = queue.Queue()
         self.gone = threading.Event()
         extra = {} if protocol == mqtt.MQTTv5 else {"clean_session": clean}
-        self.mqtt = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, **extra)
+        self.mqtt = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, transport=transport, **extra)
         if "MQTT_USER" in env:
             self.mqtt.username_pw_set(env["MQTT_USER"], env["MQTT_PASSWORD"])
         if env["MQTT_USE_TLS"] == "true":
@@ -77,7 +78,7 @@ class Client:
         self.mqtt._sock_close()
 
 
-name = f"py-{sys.argv[2]}-{sys.argv[4]}"
+name = f"py-{sys.argv[2]}-{sys.argv[4]}-{transport}"
 base = f"{user}/{name}"
 subscriber = Client(f"{name}-sub")
 publisher = Client(f"{name}-pub")
@@ -89,7 +90,8 @@ for published in (0, 1, 2):
         publisher.publish(topic, b"hello", published)
         subscriber.expect(topic, b"hello", min(published, subscribed), False)
 
-large = bytes(range(256)) * (5 * 1024 * 4)
+# Over WebSocket paho loses a packet that its socket does not take at once.
+large = bytes(range(256)) * ((5 if transport == "tcp" else 1) * 1024 * 4)
 publisher.publish(f"{base}/qos1/large", large, 1)
 subscriber.expect(f"{base}/qos1/large", large)
 publisher.publish(f"{base}/qos2/large", large, 2)
