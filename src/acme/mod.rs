@@ -11,12 +11,13 @@ use instant_acme::{
     Order, OrderStatus, Problem, RetryPolicy,
 };
 use thiserror::Error;
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use self::https::Https;
 use self::solve::Solver;
 use crate::config::{Acme, Challenge};
-use crate::pki::{self, KeyType, ServerName};
+use crate::pki::{self, CertificateInfo, KeyType, ServerName};
 
 /// How long the CA may take to look at the answers, and to issue.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -27,12 +28,17 @@ const UNKNOWN_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 pub enum AcmeError {
     #[error("{directory}: {what}")]
     Directory { directory: String, what: String },
-    #[error("cannot answer the CA at {address} (acme.address): {error}; it has to reach that as port {port}")]
+    #[error(
+        "cannot answer the CA at {address} (acme.address): {error}; it has to reach that as port {port}: a broker that is \
+         not root needs CAP_NET_BIND_SERVICE for it, or another address to which that port is led"
+    )]
     Listen { address: std::net::SocketAddr, port: u16, error: std::io::Error },
     #[error("the CA does not believe that {name} is this machine: {what}")]
     NotProven { name: String, what: String },
     #[error("{0}")]
     Key(String),
+    #[error("what the CA sent is not what was asked for: {0}")]
+    Wrong(String),
     #[error("{path}: {what}", path = .path.display())]
     Roots { path: PathBuf, what: String },
     #[error(
@@ -47,12 +53,17 @@ pub struct Obtained {
     pub chain_pem: String,
     /// PKCS #8.
     pub key_pem: Zeroizing<String>,
-    /// For the next time; as secret as a key.
-    pub account: Zeroizing<Vec<u8>>,
+    /// Of the certificate.
+    pub info: CertificateInfo,
 }
 
-/// Orders a certificate for the names of `acme`, with a new key. `account`: as the last time gave it.
-pub async fn obtain(acme: &Acme, account: Option<&[u8]>) -> Result<Obtained, AcmeError> {
+/// Orders a certificate for the names of `acme`, with a new key. `account`: as it was kept the last time; `keep` is given
+/// a new one as soon as there is one, to be kept as a key is, whatever comes of the order.
+pub async fn obtain(
+    acme: &Acme,
+    account: Option<&[u8]>,
+    keep: impl Fn(&[u8]) -> Result<(), String>,
+) -> Result<Obtained, AcmeError> {
     let solver = Solver::listen(acme)?;
     let client = Client { acme, solver };
     let known = match account {
@@ -60,18 +71,51 @@ pub async fn obtain(acme: &Acme, account: Option<&[u8]>) -> Result<Obtained, Acm
         None => None,
     };
     let fresh = known.is_none();
-    let (account, credentials) = match known {
-        Some(known) => known,
-        None => client.register().await?,
+    let register = async || -> Result<Account, AcmeError> {
+        let (account, credentials) = client.register().await?;
+        keep(&credentials).map_err(AcmeError::Key)?;
+        Ok(account)
     };
-    match client.order(&account).await {
+    let account = match known {
+        Some(known) => known,
+        None => register().await?,
+    };
+    let ordered = match client.order(&account).await {
         // Forgotten there, as test servers do at each start: as if it had never been.
         Err(Stopped::Api(problem)) if !fresh && problem.r#type.as_deref() == Some(UNKNOWN_ACCOUNT) => {
-            let (account, credentials) = client.register().await?;
-            client.finish(client.order(&account).await, credentials)
+            client.order(&register().await?).await
         }
-        ordered => client.finish(ordered, credentials),
+        ordered => ordered,
+    };
+    let (chain_pem, key_pem) = ordered.map_err(|stopped| match stopped {
+        Stopped::Api(problem) => client.failed(problem),
+        Stopped::Other(error) => error,
+    })?;
+    let info = checked(acme, &chain_pem, &key_pem).map_err(AcmeError::Wrong)?;
+    Ok(Obtained { chain_pem, key_pem, info })
+}
+
+/// The certificate, if it is for the key and the names, and good for a while.
+fn checked(acme: &Acme, chain_pem: &str, key_pem: &str) -> Result<CertificateInfo, String> {
+    let ders = pki::load_certificates(chain_pem.as_bytes()).map_err(|error| error.to_string())?;
+    let info = CertificateInfo::parse(&ders[0]).map_err(|error| error.to_string())?;
+    let key = pki::load_key(key_pem.as_bytes()).map_err(|error| error.to_string())?;
+    if !pki::key_matches(&key, &info).map_err(|error| error.to_string())? {
+        return Err("it is for another key".to_owned());
     }
+    if let Some(name) = acme.names.iter().find(|name| !info.names.contains(name)) {
+        return Err(format!("it is not for {name}"));
+    }
+    if info.days_left(OffsetDateTime::now_utc()) < 1 {
+        return Err(format!("it expires on {}", info.not_after_date()));
+    }
+    Ok(info)
+}
+
+/// Whose directory an account is of, as it was kept.
+pub fn directory_of(account: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(account).ok()?;
+    value.get("directory").and_then(|text| text.as_str()).map(str::to_owned)
 }
 
 struct Client<'a> {
@@ -104,16 +148,13 @@ impl Client<'_> {
     }
 
     /// The account of before, if it is one of this directory.
-    async fn known(&self, bytes: &[u8]) -> Result<Option<(Account, Zeroizing<Vec<u8>>)>, AcmeError> {
-        let directory = serde_json::from_slice::<serde_json::Value>(bytes)
-            .ok()
-            .and_then(|value| value.get("directory").and_then(|text| text.as_str()).map(str::to_owned));
+    async fn known(&self, bytes: &[u8]) -> Result<Option<Account>, AcmeError> {
         let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(bytes) else { return Ok(None) };
-        if directory.as_ref() != Some(&self.acme.directory) {
+        if directory_of(bytes).as_ref() != Some(&self.acme.directory) {
             return Ok(None);
         }
         match self.builder()?.from_credentials(credentials).await {
-            Ok(account) => Ok(Some((account, Zeroizing::new(bytes.to_vec())))),
+            Ok(account) => Ok(Some(account)),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -203,17 +244,5 @@ impl Client<'_> {
             }
         }
         None
-    }
-
-    fn finish(
-        &self,
-        ordered: Result<(String, Zeroizing<String>), Stopped>,
-        account: Zeroizing<Vec<u8>>,
-    ) -> Result<Obtained, AcmeError> {
-        match ordered {
-            Ok((chain_pem, key_pem)) => Ok(Obtained { chain_pem, key_pem, account }),
-            Err(Stopped::Api(problem)) => Err(self.failed(problem)),
-            Err(Stopped::Other(error)) => Err(error),
-        }
     }
 }

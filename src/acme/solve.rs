@@ -19,6 +19,7 @@ use rustls::server::Acceptor;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::LazyConfigAcceptor;
 
@@ -27,6 +28,8 @@ use crate::config::{Acme, Challenge};
 
 const PROTOCOL: &[u8] = b"acme-tls/1";
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that are answered at once: a CA asks from a handful of places.
+const ANSWERED_MAX: usize = 64;
 
 #[derive(Default)]
 struct Answers {
@@ -58,7 +61,14 @@ impl Solver {
         let answers: Arc<Mutex<Answers>> = Arc::default();
         let given = answers.clone();
         let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = socket.accept().await {
+            let places = Arc::new(Semaphore::new(ANSWERED_MAX));
+            loop {
+                let Ok(place) = places.clone().acquire_owned().await else { return };
+                let Ok((stream, _)) = socket.accept().await else {
+                    // Out of file descriptors, mostly: others have to go first.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
                 let answers = given.clone();
                 let answered = async move {
                     match challenge {
@@ -66,7 +76,10 @@ impl Solver {
                         Challenge::TlsAlpn01 => over_tls(stream, answers).await,
                     }
                 };
-                tokio::spawn(tokio::time::timeout(TIMEOUT, answered));
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(TIMEOUT, answered).await;
+                    drop(place);
+                });
             }
         });
         Ok(Solver { answers, task })

@@ -28,6 +28,18 @@ pub enum DirectoryError {
 
 /// Reads a password file: `NAME:HASH`, a line each; empty lines and `#` comments are skipped.
 pub fn parse_passwords(text: &str) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
+    parse(text, Identity::parse)
+}
+
+/// The same of one that Mosquitto wrote, for which any name will do.
+pub fn parse_foreign_passwords(text: &str) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
+    parse(text, |name| Ok(Identity::foreign(name)))
+}
+
+fn parse(
+    text: &str,
+    identity: impl Fn(&str) -> Result<Identity, IdentityError>,
+) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
     let mut lines = Vec::new();
     let mut errors = Vec::new();
     let mut seen = BTreeSet::new();
@@ -41,7 +53,7 @@ pub fn parse_passwords(text: &str) -> Result<Vec<PasswordLine>, Vec<DirectoryErr
             errors.push(DirectoryError::NoColon { line });
             continue;
         };
-        match (Identity::parse(name), PasswordHash::parse(hash)) {
+        match (identity(name), PasswordHash::parse(hash)) {
             (Err(error), _) => errors.push(DirectoryError::Name { line, error }),
             (Ok(name), Err(error)) => errors.push(DirectoryError::Hash { line, name, error }),
             (Ok(identity), Ok(_)) if !seen.insert(identity.clone()) => {

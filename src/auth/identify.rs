@@ -14,6 +14,8 @@
 //! | any | proven by a method | `default` | the identity that the method proved |
 //! | verified | proven by a method | `cn`, `subject` | as a user name of that identity |
 //!
+//! | any | as without one | `user-name` | as without a certificate |
+//!
 //! Then the levels: the connection has to reach the listener's minimum and the identity's.
 
 use std::fmt;
@@ -31,6 +33,8 @@ pub enum IdentityRule {
     CommonName,
     /// The certificate's subject (RFC 2253), and nothing else.
     Subject,
+    /// The user name, and nothing else: a certificate opens the door and says nothing.
+    UserName,
 }
 
 /// A certificate that TLS has verified.
@@ -60,6 +64,8 @@ pub struct ListenerRules {
     pub identity: IdentityRule,
     pub allow_anonymous: bool,
     pub min_level: Level,
+    /// Names are whatever other software's files say; a user name beside a certificate that decides is passed over.
+    pub foreign: bool,
 }
 
 /// What the table says.
@@ -243,38 +249,43 @@ fn decide<'a>(
         }
         other => other,
     };
+    let certificate = certificate.filter(|_| rules.identity != IdentityRule::UserName);
     match (certificate, rules.identity) {
         (None, IdentityRule::CommonName | IdentityRule::Subject) => Err(Refusal::CertificateRequired),
         (Some(certificate), rule @ (IdentityRule::CommonName | IdentityRule::Subject)) => {
-            let name = certificate_name(certificate, rule)?;
+            let name = certificate_name(certificate, rule, rules.foreign)?;
             match credentials.proved.map(Identity::as_str).or(credentials.user_name) {
-                Some(user_name) if user_name != name.as_str() => Err(Refusal::CertificateContradictsUserName {
-                    certificate: name.as_str().to_owned(),
-                    user_name: user_name.to_owned(),
-                }),
+                Some(user_name) if !rules.foreign && user_name != name.as_str() => {
+                    Err(Refusal::CertificateContradictsUserName {
+                        certificate: name.as_str().to_owned(),
+                        user_name: user_name.to_owned(),
+                    })
+                }
                 _ => Ok(Decided::Identity(Some(name))),
             }
         }
-        (_, IdentityRule::Default) if credentials.proved.is_some() => {
+        (_, IdentityRule::Default | IdentityRule::UserName) if credentials.proved.is_some() => {
             Ok(Decided::Identity(credentials.proved.cloned()))
         }
-        (certificate, IdentityRule::Default) => match (credentials.user_name, certificate) {
+        (certificate, IdentityRule::Default | IdentityRule::UserName) => match (credentials.user_name, certificate) {
             (Some(user_name), _) => Ok(Decided::Password(user_name)),
             (None, _) if credentials.has_password => Err(Refusal::PasswordWithoutUserName),
-            (None, Some(certificate)) => {
-                certificate_name(certificate, IdentityRule::CommonName).map(|name| Decided::Identity(Some(name)))
-            }
+            (None, Some(certificate)) => certificate_name(certificate, IdentityRule::CommonName, rules.foreign)
+                .map(|name| Decided::Identity(Some(name))),
             (None, None) if rules.allow_anonymous => Ok(Decided::Identity(None)),
             (None, None) => Err(Refusal::NoCredentials),
         },
     }
 }
 
-fn certificate_name(certificate: &Certificate, rule: IdentityRule) -> Result<Identity, Refusal> {
+fn certificate_name(certificate: &Certificate, rule: IdentityRule, foreign: bool) -> Result<Identity, Refusal> {
     if rule == IdentityRule::Subject {
         return Ok(Identity::from_subject(&certificate.subject));
     }
     let name = certificate.common_name.as_deref().ok_or(Refusal::CertificateWithoutName)?;
+    if foreign {
+        return Ok(Identity::foreign(name));
+    }
     Identity::parse(name).map_err(|_| Refusal::CertificateName { name: name.to_owned() })
 }
 
@@ -317,8 +328,12 @@ mod tests {
         Identification::Admitted(Some(Identity::from_subject(name)), level)
     }
 
-    const RULES: ListenerRules =
-        ListenerRules { identity: IdentityRule::Default, allow_anonymous: false, min_level: Level::Plain };
+    const RULES: ListenerRules = ListenerRules {
+        identity: IdentityRule::Default,
+        allow_anonymous: false,
+        min_level: Level::Plain,
+        foreign: false,
+    };
     const STRICT: ListenerRules = ListenerRules { identity: IdentityRule::CommonName, ..RULES };
 
     #[test]

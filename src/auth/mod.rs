@@ -7,7 +7,7 @@ mod identify;
 mod password;
 
 pub use acl::{Access, Acl, AclError, Decision, Operation, Subject};
-pub use directory::{Directory, DirectoryError, PasswordLine, parse_passwords};
+pub use directory::{Directory, DirectoryError, PasswordLine, parse_foreign_passwords, parse_passwords};
 pub use exchange::{Exchange, Method, Methods, Step};
 pub use identify::{
     Certificate, Credentials, Identification, IdentityRule, ListenerRules, Refusal, ThrottledBy, check_level, cut,

@@ -76,6 +76,14 @@ impl Core {
                 client_id: admission.client.as_str(),
             };
             let topic = Topic::from_parsed(will.topic);
+            let limits = &self.options.limits;
+            // [MQTT-3.2.2-12], [MQTT-3.2.2-13]
+            if will.qos > limits.qos_max {
+                return self.refuse(id, admission, ReasonCode::QoSNotSupported, Closing::WillInvalid, out);
+            }
+            if will.retain && !limits.retain_available {
+                return self.refuse(id, admission, ReasonCode::RetainNotSupported, Closing::WillInvalid, out);
+            }
             if self.options.limits.is_topic_too_large(topic.as_str()) {
                 return self.refuse(id, admission, ReasonCode::TopicNameInvalid, Closing::WillInvalid, out);
             }
@@ -115,7 +123,11 @@ impl Core {
             Closing::TooManySessions => Some("the broker has as many sessions as it may have"),
             Closing::ShuttingDown => Some("the broker stops"),
             Closing::WillNotAllowed => Some("the ACL does not let this client write to its will's topic"),
-            Closing::WillInvalid => Some("the will's topic is too deep or too long, or its payload is not UTF-8"),
+            Closing::WillInvalid => Some(match reason {
+                ReasonCode::QoSNotSupported => "the will's QoS is higher than is taken here",
+                ReasonCode::RetainNotSupported => "the will is to be retained, which is not done here",
+                _ => "the will's topic is too deep or too long, or its payload is not UTF-8",
+            }),
             _ => None,
         };
         let mut bytes = Vec::new();
@@ -272,6 +284,8 @@ impl Core {
         connack.session_present = session_present;
         connack.receive_maximum = Some(limits.receive_maximum);
         connack.maximum_packet_size = Some(limits.packet_size_max);
+        connack.maximum_qos = limits.qos_max;
+        connack.retain_available = limits.retain_available;
         connack.topic_alias_maximum = limits.topic_alias_max;
         // [MQTT-3.2.2-16], [MQTT-3.2.2-21], section 3.2.2.3.2: what we do otherwise than asked.
         connack.assigned_client_id = admission.assigned.then_some(admission.client.as_str());

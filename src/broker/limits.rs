@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::types::QoS;
+
 /// What happens to a message for a session whose queue is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QueuePolicy {
@@ -52,6 +54,14 @@ pub struct Limits {
     /// What a client that asks for it is told to build its response topics from (MQTT 5 section
     /// 3.2.2.3.15); `%c` stands for its client id.
     pub response_information: Option<Box<str>>,
+    /// Largest payload of a PUBLISH, bytes (PUBACK 0x97, QoS 0 dropped).
+    pub payload_size_max: usize,
+    /// Maximum QoS (MQTT 5 section 3.2.2.3.4).
+    pub qos_max: QoS,
+    /// Retain Available (section 3.2.2.3.5).
+    pub retain_available: bool,
+    /// Filters are granted whatever the ACL says: it is asked for each message alone.
+    pub grants_all: bool,
     /// Retained messages looked at in one go before others get their turn.
     pub slice: usize,
 }
@@ -78,6 +88,10 @@ impl Default for Limits {
             topic_alias_max: 32,
             client_topic_alias_max: 32,
             response_information: None,
+            payload_size_max: 256 * 1024 * 1024,
+            qos_max: QoS::ExactlyOnce,
+            retain_available: true,
+            grants_all: false,
             slice: 256,
         }
     }

@@ -50,6 +50,13 @@ impl Core {
         if publish.properties.subscription_identifiers().next().is_some() {
             return self.violate(now, id, Violation::SubscriptionIdentifier, out);
         }
+        let limits = &self.options.limits;
+        if qos > limits.qos_max {
+            return self.violate(now, id, Violation::QoSNotSupported(qos.bits()), out);
+        }
+        if publish.retain && !limits.retain_available {
+            return self.violate(now, id, Violation::RetainNotSupported, out);
+        }
         let alias = match publish.properties.topic_alias {
             None => None,
             Some(number) => match self.resolve_alias(id, number, publish.topic) {
@@ -192,6 +199,9 @@ impl Core {
     ) -> Option<ReasonCode> {
         if self.options.limits.is_topic_too_large(topic.as_str()) {
             return Some(ReasonCode::TopicNameInvalid);
+        }
+        if publish.payload.len() > self.options.limits.payload_size_max {
+            return Some(ReasonCode::QuotaExceeded);
         }
         // [MQTT-3.3.2-4] allows the check; a receiver could only do it after the fact.
         if publish.properties.payload_is_utf8 && !is_utf8_payload(publish.payload) {

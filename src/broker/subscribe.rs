@@ -80,7 +80,7 @@ impl Core {
             identity: session.identity.as_ref().map(|name| name.as_str()),
             client_id: session.client.as_str(),
         };
-        if !self.acl.may_subscribe(subject, filter) {
+        if !limits.grants_all && !self.acl.may_subscribe(subject, filter) {
             return Err(ReasonCode::NotAuthorized);
         }
         let known = session.subscriptions.contains_key(filter.as_str());
@@ -124,7 +124,8 @@ impl Core {
             let under_way = self.sessions[at as usize].scans.of_mut(filter.as_str());
             under_way.into_iter().for_each(|scan| scan.subscription = subscription);
         }
-        Ok(match entry.options.qos {
+        // Section 3.2.2.3.4: any QoS may be asked for, and no higher one is granted.
+        Ok(match entry.options.qos.min(self.options.limits.qos_max) {
             QoS::AtMostOnce => ReasonCode::Success,
             QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
             QoS::ExactlyOnce => ReasonCode::GrantedQoS2,

@@ -33,6 +33,12 @@ pub enum Violation {
     /// `topic-levels-max`, `topic-bytes-max`, where no acknowledgement can say it.
     #[error("a topic with too many levels or bytes")]
     TopicTooLarge,
+    /// [MQTT-3.2.2-11]
+    #[error("a message of QoS {0}, which is not taken here (limits.qos-max)")]
+    QoSNotSupported(u8),
+    /// [MQTT-3.2.2-14]
+    #[error("a message to retain, which is not done here (limits.retain-available)")]
+    RetainNotSupported,
     #[error("a reason code that only a server may give")]
     ServerReason,
     #[error("a publish with a subscription identifier")]
@@ -71,6 +77,8 @@ impl Violation {
             Violation::ReceiveMaximumExceeded => ReasonCode::ReceiveMaximumExceeded,
             Violation::TopicAlias(_) => ReasonCode::TopicAliasInvalid,
             Violation::PayloadFormat => ReasonCode::PayloadFormatInvalid,
+            Violation::QoSNotSupported(_) => ReasonCode::QoSNotSupported,
+            Violation::RetainNotSupported => ReasonCode::RetainNotSupported,
             Violation::TopicTooLarge => ReasonCode::TopicNameInvalid,
             Violation::KeepAlive => ReasonCode::KeepAliveTimeout,
             Violation::TooManyFilters(_) => ReasonCode::QuotaExceeded,

@@ -287,6 +287,7 @@ fn make(arguments: &Arguments) -> Result<Report, Failure> {
         folders.extend([settings.pki.clone(), settings.data.clone()]);
         let named = [&settings.passwords, &settings.acl, &settings.identities];
         folders.extend(named.into_iter().flatten().filter_map(|path| path.parent()).map(Path::to_path_buf));
+        folders.extend(super::site::tls_folders(&settings));
     }
     let recovery = pki::recover(&layout.config, &folders.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut maker = Maker {
@@ -335,9 +336,6 @@ pub(super) struct CaSecrets {
 
 impl CaSecrets {
     fn of(arguments: &Arguments) -> Result<CaSecrets, Failure> {
-        if arguments.layout()?.pki.join("ca.crt").exists() {
-            return Ok(CaSecrets::default());
-        }
         let root = match (arguments.intermediate, &arguments.root_passphrase_file) {
             (false, _) => None,
             (true, file) => Some(ask::new_passphrase(file.as_deref(), "the root's key", "--root-passphrase-file")?),

@@ -1,18 +1,26 @@
 //! Where log lines go, and what keeps a flood of one kind from drowning the rest.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
+use time::format_description::OwnedFormatItem;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::FormatEvent;
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogDestination, LogFormat, LogStyle};
 
 const WINDOW: Duration = Duration::from_secs(10);
 /// Lines of one kind in a window: what goes wrong floods sooner than what goes well.
@@ -106,20 +114,161 @@ impl<S> Filter<S> for Flood {
     }
 }
 
-/// Sets up logging to standard error.
-pub(super) fn start(log: &Log) -> (SetLevel, Flood) {
+/// What gives a file its lines anew, after somebody has moved it away.
+#[derive(Clone, Default)]
+pub(super) struct Files(Arc<Vec<OpenFile>>);
+
+struct OpenFile {
+    path: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+impl Files {
+    /// Opens each anew; one that cannot be is said on standard error, and its lines go nowhere.
+    pub(super) fn reopen(&self) {
+        for open in self.0.iter() {
+            let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&open.path);
+            if let Err(error) = &opened {
+                eprintln!("Error: Unable to open log file {} for writing: {error}.", open.path.display());
+            }
+            *open.file.lock().unwrap_or_else(PoisonError::into_inner) = opened.ok();
+        }
+    }
+}
+
+/// Writes to all destinations.
+#[derive(Clone)]
+struct Destinations {
+    stderr: bool,
+    stdout: bool,
+    syslog: Option<Arc<UnixDatagram>>,
+    files: Files,
+}
+
+impl Destinations {
+    fn of(log: &Log) -> Destinations {
+        let paths = log.destinations.iter().filter_map(|destination| match destination {
+            LogDestination::File(path) => Some(OpenFile { path: path.clone(), file: Mutex::default() }),
+            _ => None,
+        });
+        let files = Files(Arc::new(paths.collect()));
+        files.reopen();
+        let syslog = log.destinations.contains(&LogDestination::Syslog).then(|| {
+            let socket = UnixDatagram::unbound().and_then(|socket| socket.connect("/dev/log").map(|()| socket));
+            if let Err(error) = &socket {
+                eprintln!("Error: cannot reach syslog at /dev/log: {error}.");
+            }
+            socket.ok().map(Arc::new)
+        });
+        Destinations {
+            stderr: log.destinations.contains(&LogDestination::Stderr),
+            stdout: log.destinations.contains(&LogDestination::Stdout),
+            syslog: syslog.flatten(),
+            files,
+        }
+    }
+}
+
+impl Write for Destinations {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // What cannot be written to one place is no reason to keep it from the others.
+        if self.stderr {
+            drop(io::stderr().write_all(line));
+        }
+        if self.stdout {
+            drop(io::stdout().write_all(line));
+        }
+        if let Some(syslog) = &self.syslog {
+            // RFC 3164: facility daemon, severity notice.
+            let text = [format!("<29>lockgate[{}]: ", std::process::id()).as_bytes(), line].concat();
+            drop(syslog.send(text.trim_ascii_end()));
+        }
+        for open in self.files.0.iter() {
+            if let Some(file) = open.file.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                drop(file.write_all(line));
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A time and what happened, as Mosquitto writes them.
+struct AsMosquitto {
+    timestamp: bool,
+    format: Option<OwnedFormatItem>,
+}
+
+impl AsMosquitto {
+    fn new(timestamp: bool, format: Option<&str>) -> AsMosquitto {
+        let format = format.and_then(|text| time::format_description::parse_strftime_owned(text).ok());
+        AsMosquitto { timestamp, format }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for AsMosquitto
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    N: for<'a> fmt::FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &fmt::FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        if self.timestamp {
+            let now = OffsetDateTime::now_utc();
+            match self.format.as_ref().and_then(|format| now.format(format).ok()) {
+                Some(text) => write!(writer, "{text}: ")?,
+                None => write!(writer, "{}: ", now.unix_timestamp())?,
+            }
+        }
+        let mut message = MessageOf(String::new());
+        event.record(&mut message);
+        let prefix = match *event.metadata().level() {
+            Level::ERROR => "Error: ",
+            Level::WARN => "Warning: ",
+            _ => "",
+        };
+        writeln!(writer, "{prefix}{}", message.0)
+    }
+}
+
+/// What an event says, without its fields.
+struct MessageOf(String);
+
+impl Visit for MessageOf {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// Sets up logging.
+pub(super) fn start(log: &Log) -> (SetLevel, Flood, Files) {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&log.level));
     let flood = Flood::default();
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false);
-    let lines = match (log.format, journal) {
-        (LogFormat::Json, _) => lines.json().flatten_event(true).boxed(),
+    let destinations = Destinations::of(log);
+    let files = destinations.files.clone();
+    let ansi = log.destinations == [LogDestination::Stderr] && io::stderr().is_terminal();
+    let lines = fmt::layer().with_writer(move || destinations.clone()).with_ansi(ansi).with_target(false);
+    let lines = match (&log.style, log.format, journal) {
+        (LogStyle::Mosquitto { timestamp, format, .. }, _, _) => {
+            lines.event_format(AsMosquitto::new(*timestamp, format.as_deref())).boxed()
+        }
+        (LogStyle::Own, LogFormat::Json, _) => lines.json().flatten_event(true).boxed(),
         // The journal has its own time.
-        (LogFormat::Human, true) => lines.without_time().boxed(),
-        (LogFormat::Human, false) => lines.boxed(),
+        (LogStyle::Own, LogFormat::Human, true) => lines.without_time().boxed(),
+        (LogStyle::Own, LogFormat::Human, false) => lines.boxed(),
     };
     // A second start in one process (tests) keeps the first.
     drop(tracing_subscriber::registry().with(filter).with(lines.with_filter(flood.clone())).try_init());
     let set = move |log: &Log| drop(handle.reload(EnvFilter::new(&log.level)));
-    (Box::new(set), flood)
+    (Box::new(set), flood, files)
 }

@@ -186,6 +186,20 @@ impl Maker<'_> {
         signs: bool,
     ) -> Result<Option<Authority>, Failure> {
         let (certificate, key) = (settings.ca_certificate(), settings.ca_key());
+        let arguments = self.arguments;
+        let asked = [
+            (arguments.intermediate, "--intermediate"),
+            (self.secrets.ca.is_some(), "--ca-passphrase"),
+            (!arguments.permit.is_empty(), "--permit"),
+        ];
+        let asked: Vec<&str> = asked.into_iter().filter_map(|(is, option)| is.then_some(option)).collect();
+        if certificate.exists() && !asked.is_empty() {
+            return Err(Failure::new(format!(
+                "{} exists, and {} is for a new CA: `lockgate ca passphrase` seals the key of this one; for the rest begin in another --dir",
+                certificate.display(),
+                asked.join(", ")
+            )));
+        }
         match (certificate.exists(), key.exists()) {
             (true, true) if signs || !bundle::is_protected(&key) => {
                 self.existed(&certificate);
@@ -225,11 +239,7 @@ impl Maker<'_> {
                     true => self.below_root(settings, site, &authority, &issued)?,
                     false => (authority, issued),
                 };
-                // The key stays root's, unless the broker is to use it.
-                let key_owner = match self.owner {
-                    Some(_) if !settings.self_renew && settings.enrolment.is_none() => Some(Owner { uid: 0, gid: 0 }),
-                    owner => owner,
-                };
+                let key_owner = site::ca_key_owner(settings, self.owner);
                 self.change.write(&certificate, issued.certificate_pem.as_str(), 0o644, self.owner);
                 let secret = CaSecret { key_pem: issued.key_pem.clone(), passphrase: self.secrets.ca.clone() };
                 self.change.write(&key, secret.keep_alike(&issued.key_pem)?.as_str(), 0o600, key_owner);
@@ -259,11 +269,17 @@ impl Maker<'_> {
         if out.exists() {
             return Err(Failure::new(format!("{} exists: name another file for the root's key", out.display())));
         }
-        if out.starts_with(&settings.pki) {
-            return Err(Failure::new(format!(
-                "{} is this site's own folder: the root's key is to be kept elsewhere, on a medium of its own",
-                settings.pki.display()
-            )));
+        let place = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let place = std::fs::canonicalize(place).or_else(|_| std::path::absolute(place)).map_err(Failure::new)?;
+        for own in [&settings.pki, &settings.data, &settings.folder()] {
+            if std::fs::canonicalize(own).is_ok_and(|own| place.starts_with(own))
+                || std::path::absolute(own).is_ok_and(|own| place.starts_with(own))
+            {
+                return Err(Failure::new(format!(
+                    "{} is this site's own folder: the root's key is to be kept elsewhere, on a medium of its own",
+                    own.display()
+                )));
+            }
         }
         let passphrase = self.secrets.root.take().expect("asked for with --intermediate");
         let sealed = pki::protect_key(&made.key_pem, &passphrase).map_err(Failure::new)?;
@@ -275,7 +291,7 @@ impl Maker<'_> {
         self.made("root certificate", &settings.ca_root(), Some(&made.info));
         self.made("root key, sealed", &out, None);
         self.note(format!(
-            "take {} to where it is safe, and off this machine: it is needed to make the next issuing CA              (`lockgate ca rotate --root-key FILE`), and for nothing else",
+            "take {} to where it is safe, and off this machine: it is needed to make the next issuing CA (`lockgate ca rotate --root-key FILE`), and for nothing else",
             out.display()
         ));
         self.root_key = Some((out, sealed));

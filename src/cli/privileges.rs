@@ -1,5 +1,6 @@
 //! From root to the user that a broker runs as: once keys are read and ports are bound, for good.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -16,14 +17,21 @@ pub(super) fn drop_to(settings: &Settings) -> Result<Option<String>, Failure> {
     };
     let failed =
         |what: &str, error: &dyn std::fmt::Display| Failure::new(format!("cannot become {name} (user): {what}{error}"));
+    const SYSTEM: [&str; 12] =
+        ["/", "/etc", "/var", "/var/lib", "/usr", "/home", "/root", "/tmp", "/run", "/opt", "/srv", "/var/log"];
+    if SYSTEM.iter().any(|folder| settings.data == Path::new(folder)) {
+        return Err(failed(
+            "",
+            &format!("{} is the system's; `data:` needs a folder of its own", settings.data.display()),
+        ));
+    }
     let user = User::from_name(name)
         .map_err(|error| failed("", &error))?
         .ok_or_else(|| failed("", &"there is no such user here; make it, or name another"))?;
     if user.uid.is_root() {
         return Ok(None);
     }
-    std::fs::create_dir_all(&settings.data)
-        .and_then(|()| give(&settings.data, user.uid.as_raw(), user.gid.as_raw(), 0))
+    give(&settings.data, user.uid.as_raw(), user.gid.as_raw())
         .map_err(|error| failed(&format!("{}: ", settings.data.display()), &error))?;
     let group = std::ffi::CString::new(name.as_str()).map_err(|error| failed("", &error))?;
     initgroups(&group, user.gid)
@@ -44,23 +52,50 @@ pub(super) fn unreadable(settings: &Settings, user: &str) -> Option<String> {
     let closed: Vec<&std::path::PathBuf> = files.filter(|path| std::fs::File::open(path).is_err()).collect();
     let first = closed.first()?;
     Some(format!(
-        "{user} cannot read {}: a reload will not take anything up; `chown -R {user} {} {}` lets it",
+        "{user} cannot read {}: a reload, and every change of clients, will not be taken up; give {user} this site's files but \
+         the CA's key: `chown -R {user} {} {}; chown root {}`",
         first.display(),
         settings.folder().display(),
-        settings.pki.display()
+        settings.pki.display(),
+        settings.ca_key().display()
     ))
 }
 
-/// Root's files in a folder of ours, a few levels deep, never by way of a link.
-fn give(path: &Path, uid: u32, gid: u32, depth: usize) -> std::io::Result<()> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    if metadata.uid() == 0 {
-        std::os::unix::fs::lchown(path, Some(uid), Some(gid))?;
+/// Makes the data folder, or gives it away with what lies in it, if it is root's: nobody else could then have put a link
+/// there meanwhile. One that is somebody's already is left as it is.
+fn give(data: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
+    std::fs::create_dir_all(data)?;
+    // `data:` may be a link, which is root's word.
+    let folder = File::open(std::fs::canonicalize(data)?)?;
+    if folder.metadata()?.uid() != 0 {
+        return Ok(());
     }
-    if metadata.is_dir() && depth < 4 {
-        for entry in std::fs::read_dir(path)? {
-            give(&entry?.path(), uid, gid, depth + 1)?;
+    give_below(&folder, uid, gid, 0)
+}
+
+/// Below first, and the folder last: as long as it is root's nobody changes what is in it.
+fn give_below(folder: &File, uid: u32, gid: u32, depth: usize) -> std::io::Result<()> {
+    use rustix::fs::{Dir, Mode, OFlags, openat};
+    if depth < 3 {
+        for entry in Dir::read_from(folder)? {
+            let entry = entry?;
+            if [c".", c".."].contains(&entry.file_name()) {
+                continue;
+            }
+            let flags = OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            // A link, or a socket that was left behind: not ours to give.
+            let Ok(opened) = openat(folder, entry.file_name(), flags, Mode::empty()) else { continue };
+            let opened = File::from(opened);
+            let metadata = opened.metadata()?;
+            // A file with another name elsewhere is somebody else's too.
+            if metadata.uid() != 0 || (metadata.is_file() && metadata.nlink() > 1) {
+                continue;
+            }
+            match metadata.is_dir() {
+                true => give_below(&opened, uid, gid, depth + 1)?,
+                false => std::os::unix::fs::fchown(&opened, Some(uid), Some(gid))?,
+            }
         }
     }
-    Ok(())
+    std::os::unix::fs::fchown(folder, Some(uid), Some(gid))
 }

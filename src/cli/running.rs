@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-use super::log::SetLevel;
+use super::log::{self, SetLevel};
 use super::server::{Looked, Renewer};
 use super::watch::{Changed, Snapshot};
 use super::{Failure, SiteArguments, acme, bundle, ca, site};
@@ -28,6 +28,8 @@ const WATCH_LOOKS: Duration = Duration::from_secs(1);
 const EXPIRY_LOOKS: Duration = Duration::from_secs(2);
 /// How often the server certificate is looked at, where it is renewed here.
 const RENEWER_LOOKS: Duration = Duration::from_secs(600);
+/// The longest pause between attempts at an ACME CA that come to nothing.
+const ACME_PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a reload changes.
 pub(super) struct State {
@@ -41,6 +43,7 @@ pub(super) struct State {
     pub(super) gate: Arc<Gate>,
     pub(super) site: Arc<ArcSwap<admin::Site>>,
     pub(super) set_level: SetLevel,
+    pub(super) log_files: log::Files,
     pub(super) running: Mutex<Running>,
 }
 
@@ -131,6 +134,7 @@ impl State {
         notes.extend(after.difference(&before).map(|address| format!("listening on {address}")));
         notes.extend(before.difference(&after).map(|address| format!("no longer listening on {address}")));
         (self.set_level)(&settings.log);
+        self.log_files.reopen();
         self.shard.configure(&settings.limits, &material.acl).map_err(|error| error.to_string())?;
         // What a CA issued that was retired just now ends too.
         let retired = std::mem::replace(&mut running.issuers, material.own_issuers());
@@ -266,20 +270,27 @@ impl State {
 
     /// Where the certificate comes from an ACME CA: a new one when it is time.
     pub(super) async fn keep_certified(self: Arc<Self>) {
+        // A CA counts failures, and shuts out who tries too often.
+        let mut pause = RENEWER_LOOKS;
         loop {
             let settings = self.running.lock().await.settings.clone();
             if acme::is_due(&settings, OffsetDateTime::now_utc()) {
+                pause = (pause * 2).min(ACME_PAUSE_MAX);
                 match acme::obtain(&settings).await {
                     Ok(info) => {
                         info!("{} issued the server certificate: it expires on {}", info.issuer, info.not_after_date());
                         drop(self.reload_from(Source::Files).await);
                     }
-                    Err(failure) => {
-                        warn!("no certificate came from the ACME CA, what serves stays: {}", failure.message)
-                    }
+                    Err(failure) => warn!(
+                        "no certificate came from the ACME CA, what serves stays, and it is asked again in {} minutes: {}",
+                        pause.as_secs() / 60,
+                        failure.message
+                    ),
                 }
+            } else {
+                pause = RENEWER_LOOKS;
             }
-            tokio::time::sleep(RENEWER_LOOKS).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -122,6 +122,7 @@ struct Prepared {
     material: Material,
     set_level: log::SetLevel,
     flood: log::Flood,
+    files: log::Files,
     bound: Vec<Bound>,
     metrics: Option<std::net::TcpListener>,
     enrolment: Option<std::net::TcpListener>,
@@ -134,11 +135,12 @@ impl Prepared {
         if admin::is_data_taken(&settings.data) {
             return Err(Failure::new(admin::DataLockError::Taken(settings.data.clone())));
         }
-        let (set_level, flood) = log::start(&settings.log);
+        let (set_level, flood, files) = log::start(&settings.log);
         Ok(Prepared {
             material,
             set_level,
             flood,
+            files,
             bound: bind_all(&settings.listeners)?,
             metrics: bind_beside(settings.metrics, "metrics.address")?,
             enrolment: bind_beside(settings.enrolment, "enrolment.address")?,
@@ -154,7 +156,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
-    let Prepared { material, set_level, flood, bound, metrics, enrolment } = prepared;
+    let Prepared { material, set_level, flood, files, bound, metrics, enrolment } = prepared;
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
     if let Some(user) = &user {
         info!("running as {user}");
@@ -200,6 +202,7 @@ async fn serve(
         gate: gate.clone(),
         site: site.clone(),
         set_level,
+        log_files: files,
         running: Mutex::new(Running {
             settings: settings.clone(),
             directory: material.directory.clone(),

@@ -61,6 +61,8 @@ pub(super) struct Files {
     pub(super) bundles: PathBuf,
     /// Each certificate that was ever issued, in a file of its own.
     pub(super) issued: PathBuf,
+    /// Folders of the listeners' certificates and keys.
+    tls: Vec<PathBuf>,
     /// Where the journal and the lock stand.
     pub(super) anchor: PathBuf,
 }
@@ -74,6 +76,7 @@ impl Files {
             ledger: settings.ledger(),
             bundles: settings.pki.join("clients"),
             issued: settings.pki.join("issued"),
+            tls: tls_folders(settings),
             anchor: if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder },
         }
     }
@@ -83,7 +86,9 @@ impl Files {
         let pki = self.ledger.parent().unwrap_or(Path::new("."));
         let parent = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
         let (passwords, identities) = (parent(&self.passwords), parent(&self.identities));
-        pki::recover(&self.anchor, &[&self.anchor, pki, &passwords, &identities])
+        let mut folders = vec![&*self.anchor, pki, &passwords, &identities];
+        folders.extend(self.tls.iter().map(PathBuf::as_path));
+        pki::recover(&self.anchor, &folders)
     }
 
     pub(super) fn ledger_text(&self) -> Result<String, Failure> {
@@ -132,6 +137,20 @@ impl Files {
         let metadata = std::fs::metadata(&self.anchor).ok()?;
         // Only root can give files away; others make them as their own.
         rustix::process::geteuid().is_root().then(|| Owner { uid: metadata.uid(), gid: metadata.gid() })
+    }
+}
+
+/// The folders that hold the listeners' certificates and keys.
+pub(super) fn tls_folders(settings: &Settings) -> Vec<PathBuf> {
+    let files = settings.tls_files().flat_map(|tls| [&tls.certificate, &tls.key]);
+    files.filter_map(|path| path.parent()).map(Path::to_path_buf).collect()
+}
+
+/// Whose a CA's key is: root's, unless the broker is to use it; whoever else owns the site.
+pub(super) fn ca_key_owner(settings: &Settings, owner: Option<Owner>) -> Option<Owner> {
+    match owner {
+        Some(_) if !settings.self_renew && settings.enrolment.is_none() => Some(Owner { uid: 0, gid: 0 }),
+        owner => owner,
     }
 }
 

@@ -319,27 +319,22 @@ fn encode_connack(out: &mut Vec<u8>, connack: &ConnAck<'_>, version: Version) {
     });
 }
 
+/// In the order in which Mosquitto has them, for those who read on after what they know.
 fn connack_properties(out: &mut Vec<u8>, connack: &ConnAck<'_>) {
     if let Some(secs) = connack.session_expiry_interval {
         u32_property(out, id::SESSION_EXPIRY_INTERVAL, secs);
     }
-    text_property(out, id::ASSIGNED_CLIENT_IDENTIFIER, connack.assigned_client_id);
     if let Some(secs) = connack.server_keep_alive {
         u16_property(out, id::SERVER_KEEP_ALIVE, secs);
-    }
-    text_property(out, id::AUTHENTICATION_METHOD, connack.authentication_method);
-    binary_property(out, id::AUTHENTICATION_DATA, connack.authentication_data);
-    text_property(out, id::RESPONSE_INFORMATION, connack.response_information);
-    text_property(out, id::REASON_STRING, connack.reason_string);
-    if let Some(count) = connack.receive_maximum {
-        u16_property(out, id::RECEIVE_MAXIMUM, count);
     }
     if connack.topic_alias_maximum > 0 {
         u16_property(out, id::TOPIC_ALIAS_MAXIMUM, connack.topic_alias_maximum);
     }
-    if connack.maximum_qos != QoS::ExactlyOnce {
-        out.extend_from_slice(&[id::MAXIMUM_QOS, connack.maximum_qos.bits()]);
-    }
+    text_property(out, id::ASSIGNED_CLIENT_IDENTIFIER, connack.assigned_client_id);
+    text_property(out, id::AUTHENTICATION_METHOD, connack.authentication_method);
+    binary_property(out, id::AUTHENTICATION_DATA, connack.authentication_data);
+    text_property(out, id::RESPONSE_INFORMATION, connack.response_information);
+    text_property(out, id::REASON_STRING, connack.reason_string);
     for (id, available) in [
         (id::RETAIN_AVAILABLE, connack.retain_available),
         (id::WILDCARD_SUBSCRIPTION_AVAILABLE, connack.wildcard_subscription_available),
@@ -352,6 +347,12 @@ fn connack_properties(out: &mut Vec<u8>, connack: &ConnAck<'_>) {
     }
     if let Some(size) = connack.maximum_packet_size {
         u32_property(out, id::MAXIMUM_PACKET_SIZE, size);
+    }
+    if let Some(count) = connack.receive_maximum {
+        u16_property(out, id::RECEIVE_MAXIMUM, count);
+    }
+    if connack.maximum_qos != QoS::ExactlyOnce {
+        out.extend_from_slice(&[id::MAXIMUM_QOS, connack.maximum_qos.bits()]);
     }
     user_properties(out, connack.user_properties);
 }

@@ -4,6 +4,7 @@
 //! over it; [`read`] takes it apart by name, collects every problem there is, and what remains is a
 //! checked [`Settings`]. Every configuration format ends in the same [`Settings`].
 
+pub mod mosquitto;
 mod read;
 mod reader;
 mod settings;
@@ -15,8 +16,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use settings::{
-    Acme, Admission, AtExpiry, Challenge, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles,
-    TlsVersion, Transport, WebSocket,
+    Acme, Admission, AtExpiry, Challenge, ClientCerts, ClientIds, Listener, ListenerAddress, Log, LogDestination,
+    LogFormat, LogStyle, Settings, TlsFiles, TlsVersion, Transport, WebSocket,
 };
 pub use template::{Template, render};
 

@@ -7,15 +7,15 @@ use std::time::Duration;
 use super::Problem;
 use super::reader::{Reader, Section};
 use super::settings::{
-    Acme, Admission, AtExpiry, Challenge, ClientCerts, Listener, ListenerAddress, Log, LogFormat, Settings, TlsFiles,
-    TlsVersion, Transport, WebSocket,
+    Acme, Admission, AtExpiry, Challenge, ClientCerts, ClientIds, Listener, ListenerAddress, Log, LogDestination,
+    LogFormat, Settings, TlsFiles, TlsVersion, Transport, WebSocket,
 };
 use super::tree::{Located, Node, Origin, Source};
 use crate::auth::{IdentityRule, ListenerRules};
 use crate::broker::{Limits, QueuePolicy};
 use crate::pki::ServerName;
 use crate::store::Durability;
-use crate::types::Level;
+use crate::types::{Level, QoS};
 
 /// `None` where so much is missing that nothing can be made of it; `problems` says what.
 pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Problem>) -> Option<Settings> {
@@ -39,6 +39,8 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     if let Some(origin) = shards_at.filter(|_| shards > 1 && durability != Durability::Off) {
         reader.problem(&origin, "more than one shard keeps nothing yet: `durability: off` goes with it".to_owned());
     }
+    let sys_interval = reader.duration_or(&mut root, "sys-interval", "none", 1..=65_535).flatten();
+    let sys_interval = sys_interval.map(Duration::from_secs);
     let response_information = reader.text(&mut root, "response-information").filter(|text| text != "none");
     let min_version = reader.subsection(&mut root, "tls", |reader, tls| {
         reader.choice(tls, "min-version", &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)])
@@ -88,6 +90,9 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         acme,
         enrolment,
         metrics,
+        sys_interval,
+        pid_file: None,
+        stands_in: false,
     })
 }
 
@@ -209,6 +214,7 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         min_level: reader
             .choice(section, "min-level", &[("plain", Level::Plain), ("tls", Level::Tls), ("mtls", Level::Mtls)])
             .unwrap_or_default(),
+        foreign: false,
     };
     let reachable = match &transport {
         Transport::Tls(files) if files.client_certs == ClientCerts::Off => Level::Tls,
@@ -223,7 +229,16 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         .number(section, "connections-max", 1..=10_000_000)
         .map_or(defaults.connections_max, |count| count as usize);
     // Its other keys were looked at all the same: all that is wrong is said at once.
-    Some(Listener { address: address?, transport, websocket, rules, connections_max })
+    Some(Listener {
+        address: address?,
+        transport,
+        websocket,
+        rules,
+        connections_max,
+        interface: None,
+        versions: [true; 3],
+        client_ids: ClientIds::default(),
+    })
 }
 
 /// Whose scripts may come in by WebSocket. A browser shows a client's certificate whoever's page asks for it: where
@@ -267,6 +282,9 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         websocket: None,
         rules,
         connections_max: defaults.connections_max,
+        interface: None,
+        versions: [true; 3],
+        client_ids: ClientIds::default(),
     };
     vec![
         listener(ListenerAddress::Loopback(1883), Transport::Tcp),
@@ -315,6 +333,12 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
     reader.set_usize(section, "retained-messages-max", count.clone(), &mut read.retained_messages_max);
     reader.set_size(section, "retained-bytes-max", bytes, &mut read.retained_bytes_max);
     reader.set_usize(section, "sessions-max", count, &mut read.sessions_max);
+    if let Some(size) = reader.size(section, "payload-size-max", 1..=256 * 1024 * 1024) {
+        read.payload_size_max = size as usize;
+    }
+    let levels = [("0", QoS::AtMostOnce), ("1", QoS::AtLeastOnce), ("2", QoS::ExactlyOnce)];
+    read.qos_max = reader.choice(section, "qos-max", &levels).unwrap_or(read.qos_max);
+    read.retain_available = reader.boolean(section, "retain-available").unwrap_or(read.retain_available);
     if let Some(secs) = reader.duration_or(section, "session-expiry-max", "never", 1..=u64::from(u32::MAX)) {
         read.session_expiry_secs_max = secs.map_or(u32::MAX, |secs| secs as u32);
     }
@@ -347,6 +371,20 @@ fn log(reader: &mut Reader<'_>, section: &mut Section) -> Log {
                 &origin,
                 format!("{text:?} is no log level: error, warn, info, debug or trace, or a list as in info,lockgate::gate=debug ({error})"),
             ),
+        }
+    }
+    if let Some((origin, text)) = reader.scalar(section, "to") {
+        read.destinations = text
+            .split_whitespace()
+            .map(|word| match word {
+                "stderr" => LogDestination::Stderr,
+                "stdout" => LogDestination::Stdout,
+                "syslog" => LogDestination::Syslog,
+                file => LogDestination::File(reader.relative(file)),
+            })
+            .collect();
+        if read.destinations.is_empty() {
+            reader.problem(&origin, "to is stderr, stdout, syslog or a file, several with spaces between".to_owned());
         }
     }
     read.format =

@@ -44,6 +44,11 @@ pub struct Settings {
     pub enrolment: Option<SocketAddr>,
     /// Where `/metrics` and `/health` are served on TCP, if at all.
     pub metrics: Option<SocketAddr>,
+    /// How often `$SYS/broker/...` is published, if at all.
+    pub sys_interval: Option<Duration>,
+    pub pid_file: Option<PathBuf>,
+    /// It was read from mosquitto.conf: names are whatever its files say.
+    pub stands_in: bool,
 }
 
 impl Settings {
@@ -159,6 +164,28 @@ pub struct Listener {
     pub websocket: Option<WebSocket>,
     pub rules: ListenerRules,
     pub connections_max: usize,
+    /// The only network interface that it takes connections from.
+    pub interface: Option<String>,
+    /// Whether it takes MQTT 3.1, 3.1.1 and 5.0.
+    pub versions: [bool; 3],
+    pub client_ids: ClientIds,
+}
+
+/// What a listener does about client ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIds {
+    /// A client is called as its user name is, whatever it says.
+    pub from_user_name: bool,
+    /// An empty one is replaced; else it is refused.
+    pub may_be_empty: bool,
+    /// What one that is made up begins with.
+    pub prefix: String,
+}
+
+impl Default for ClientIds {
+    fn default() -> ClientIds {
+        ClientIds { from_user_name: false, may_be_empty: true, prefix: "auto-".to_owned() }
+    }
 }
 
 /// Who may begin a WebSocket (RFC 6455 section 10.2).
@@ -284,6 +311,33 @@ pub struct Log {
     /// `info`, or `info,lockgate::gate=debug`.
     pub level: String,
     pub format: LogFormat,
+    pub destinations: Vec<LogDestination>,
+    pub style: LogStyle,
+}
+
+/// Where log lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogDestination {
+    Stderr,
+    Stdout,
+    Syslog,
+    /// Opened anew when the configuration is read anew.
+    File(PathBuf),
+    Nowhere,
+}
+
+/// What a log line looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogStyle {
+    Own,
+    /// Mosquitto's time and words.
+    Mosquitto {
+        timestamp: bool,
+        /// As strftime(3) has it; `None`: seconds since 1970.
+        format: Option<String>,
+        /// Whether connections and their ends have lines.
+        connections: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -311,6 +365,11 @@ impl Default for Admission {
 
 impl Default for Log {
     fn default() -> Log {
-        Log { level: "info".to_owned(), format: LogFormat::Human }
+        Log {
+            level: "info".to_owned(),
+            format: LogFormat::Human,
+            destinations: vec![LogDestination::Stderr],
+            style: LogStyle::Own,
+        }
     }
 }

@@ -128,6 +128,9 @@ limits:
   retained-messages-max: 1000000   # PUBACK 0x97, QoS 0 is dropped
   retained-bytes-max: 1GiB
   sessions-max: 200000             # CONNACK 0x97
+  payload-size-max: 256MiB         # a PUBLISH's payload: PUBACK 0x97, QoS 0 is dropped
+  qos-max: 2                       # 0 | 1 | 2; DISCONNECT 0x9B
+  retain-available: true           # false: DISCONNECT 0x9A
   session-expiry-max: never        # clients are told of a shorter one
   keep-alive-max: none             # MQTT 5 clients are told of a shorter one
   topic-alias-max: 32              # aliases that a client may set: DISCONNECT 0x94
@@ -136,6 +139,10 @@ limits:
 log:
   level: info                      # error | warn | info | debug | trace, or info,lockgate::gate=debug
   format: human                    # human | json
+  to: stderr                       # stderr | stdout | syslog | a file (opened anew at a reload); several with spaces
+
+# How often $SYS/broker/... is published: counts, loads, and the days left to each certificate.
+sys-interval: none                 # 10s
 
 metrics:
   address: off                     # 127.0.0.1:9883 serves /metrics and /health there

@@ -18,6 +18,7 @@ use super::slots::Slot;
 use super::{Current, Gate, upgrade};
 use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
+use crate::config::ClientIds;
 use crate::handover::{About, Handover, Peer, PeerCertificate, Socket};
 use crate::pki::CertificateInfo;
 use crate::types::{CertificateId, ClientId, Identity, Level, ReasonCode};
@@ -159,8 +160,22 @@ impl Arrival {
         };
         let size_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let _ = self.terms.set(Terms { version: connect.version, size_max: size_max as usize });
-        let (client, assigned) = client_id(&connect)?;
         let version = connect.version;
+        let takes = match version {
+            Version::V31 => self.material.versions[0],
+            Version::V311 => self.material.versions[1],
+            Version::V5 => self.material.versions[2],
+        };
+        if !takes {
+            return Err(Stop::Refused {
+                version: Some(version),
+                reason: ReasonCode::UnsupportedProtocolVersion,
+                kind: "version",
+                why: format!("this listener does not take MQTT {version}"),
+                client: describe(&connect),
+            });
+        }
+        let (client, assigned) = client_id(&connect, &self.material.client_ids)?;
         let proof = match connect.properties.authentication_method {
             None => None,
             Some(method) => Some(self.exchange(link, &connect, method, &mut rest).await?),
@@ -219,7 +234,7 @@ impl Arrival {
             let why = handshake::EXPIRED.to_owned();
             return Err(Stop::Handshake(Failure { kind: "client-certificate", why }));
         }
-        let own = self.current.own_cas.iter().any(|ca| info.is_issued_by(ca));
+        let own = self.current.own_issuers.contains(&info.issuer);
         let between = chain[1..].iter().filter_map(|der| CertificateInfo::parse(der).ok());
         let id = |info: &CertificateInfo| CertificateId::new(&info.issuer, &info.serial);
         let kept = PeerCertificate {
@@ -286,7 +301,7 @@ impl Arrival {
             Identification::Refused(refusal) => Err(refused(refusal)),
             Identification::Password { user_name, level } => {
                 let identity = self
-                    .check_password(directory, &user_name, connect.password.unwrap_or_default())
+                    .check_password(directory, &user_name, connect.password.unwrap_or_default(), rules.foreign)
                     .await
                     .map_err(refused)?;
                 auth::check_level(directory, Some(&identity), level).map_err(refused)?;
@@ -301,6 +316,7 @@ impl Arrival {
         directory: &Directory,
         user_name: &str,
         password: &[u8],
+        foreign: bool,
     ) -> Result<Identity, Refusal> {
         let gate = &self.gate;
         let address = self.address();
@@ -315,7 +331,10 @@ impl Arrival {
         let permit = gate.hashing.clone().acquire_owned().await.expect("never closed");
         // Others may have failed while this one waited for its turn.
         check()?;
-        let identity = Identity::parse(user_name).ok();
+        let identity = match foreign {
+            true => Some(Identity::foreign(user_name)),
+            false => Identity::parse(user_name).ok(),
+        };
         let known = identity.as_ref().and_then(|identity| directory.password(identity));
         let hash = known.or_else(|| directory.decoy(user_name, &gate.hasher)).cloned();
         let dearest = directory.dearest().cloned();
@@ -509,9 +528,30 @@ fn undecodable(body: &[u8], error: DecodeError) -> Stop {
 }
 
 /// As sent, or made up where it may be empty; says which.
-fn client_id(connect: &Connect<'_>) -> Result<(ClientId, bool), Stop> {
+fn client_id(connect: &Connect<'_>, rules: &ClientIds) -> Result<(ClientId, bool), Stop> {
+    let refused = |reason, why: &str| Stop::Refused {
+        version: Some(connect.version),
+        reason,
+        kind: "client-id",
+        why: why.to_owned(),
+        client: describe(connect),
+    };
+    if rules.from_user_name {
+        let client = connect.user_name.and_then(ClientId::new);
+        let client = client.ok_or_else(|| {
+            refused(ReasonCode::NotAuthorized, "this listener takes the client id from the user name, and it sent none")
+        })?;
+        let assigned = connect.client_id.is_empty();
+        return Ok((client, assigned));
+    }
     if let Some(client) = ClientId::new(connect.client_id) {
         return Ok((client, false));
+    }
+    if !rules.may_be_empty {
+        return Err(refused(
+            ReasonCode::ClientIdentifierNotValid,
+            "its client id is empty, which this listener does not allow",
+        ));
     }
     // [MQTT-3.1.3-7], [MQTT-3.1.3-8] of 3.1.1: an empty one needs a clean session; 3.1 has none.
     let allowed = match connect.version {
@@ -520,16 +560,13 @@ fn client_id(connect: &Connect<'_>) -> Result<(ClientId, bool), Stop> {
         Version::V31 => false,
     };
     if !allowed {
-        return Err(Stop::Refused {
-            version: Some(connect.version),
-            reason: ReasonCode::ClientIdentifierNotValid,
-            kind: "client-id",
-            why: "its client id is empty, and it asks for a session to be kept".to_owned(),
-            client: describe(connect),
-        });
+        return Err(refused(
+            ReasonCode::ClientIdentifierNotValid,
+            "its client id is empty, and it asks for a session to be kept",
+        ));
     }
     let mut random = [0; 12];
     getrandom::fill(&mut random).expect("the kernel's random generator");
-    let made = format!("auto-{}", URL_SAFE_NO_PAD.encode(random));
+    let made = format!("{}{}", rules.prefix, URL_SAFE_NO_PAD.encode(random));
     Ok((ClientId::new(&made).expect("not empty"), true))
 }

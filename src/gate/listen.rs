@@ -122,6 +122,9 @@ fn bind_tcp(listener: &Listener, address: SocketAddr, only_v6: bool) -> Result<B
         if address.is_ipv6() {
             socket.set_only_v6(only_v6)?;
         }
+        if let Some(interface) = &listener.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
         socket.bind(&SockAddr::from(address))?;
         socket.listen(4096)?;
         socket.set_nonblocking(true)?;

@@ -5,21 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoClientAuth, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::ServerConfig;
 use thiserror::Error;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
-use super::revocation::Revocations;
 use super::tickets::Tickets;
-use super::verifier::Remembering;
+use super::tls::TlsLoader;
 use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
-use crate::config::{ClientCerts, Listener, Settings, TlsFiles, TlsVersion, Transport, WebSocket};
-use crate::pki::{self, CertificateInfo, FileError, HostNames, Ledger, LedgerError};
+use crate::config::{ClientCerts, ClientIds, Listener, Settings, TlsFiles, Transport, WebSocket};
+use crate::pki::{self, CertificateInfo, FileError, HostNames, Kind, Ledger, LedgerError};
 use crate::types::{CertificateId, Identity, Level};
 
 /// Everything read, ready to be used.
@@ -27,8 +22,9 @@ pub struct Material {
     pub directory: Arc<Directory>,
     pub acl: Arc<Acl>,
     pub(super) listeners: BTreeMap<String, Arc<ListenerMaterial>>,
-    /// The CA that issues, and those before it that are still trusted.
-    pub(super) own_cas: Vec<CertificateInfo>,
+    /// Subjects (RFC 2253) of all CAs that the ledger has ever had: what one of them issued is judged by the ledger, be the
+    /// CA trusted here or below a root that is, and whatever key identifiers say.
+    pub(super) own_issuers: BTreeSet<String>,
     /// What enrolment is served with, where it is.
     pub enrolment: Option<Arc<ServerConfig>>,
     /// Certificates that a list of somebody else's revokes.
@@ -47,6 +43,9 @@ pub(super) struct ListenerMaterial {
     pub(super) connections_max: usize,
     pub(super) tls: Option<TlsMaterial>,
     pub(super) websocket: Option<WebSocket>,
+    /// Of MQTT 3.1, 3.1.1 and 5.0.
+    pub(super) versions: [bool; 3],
+    pub(super) client_ids: ClientIds,
 }
 
 pub(super) struct TlsMaterial {
@@ -98,9 +97,17 @@ impl Material {
         }
         let mut findings = Vec::new();
         note_permissions(settings, &mut findings);
+        if settings.stands_in {
+            note_loose(settings, &mut findings);
+        }
         let acl = read_acl(settings, &mut problems);
         let ledger = read_ledger(settings, &mut problems);
         let own_cas = read_own_cas(settings, settings.ledger().exists(), now, &mut problems);
+        let mut own_issuers: BTreeSet<String> = own_cas.iter().map(|ca| ca.subject.clone()).collect();
+        if let Some(ledger) = &ledger {
+            let cas = ledger.all().filter(|(entry, _)| entry.kind == Kind::Ca);
+            own_issuers.extend(cas.map(|(entry, _)| entry.subject.clone()));
+        }
         let directory = read_directory(settings, ledger.as_ref(), &mut problems);
         let (mut certificates, mut revoked, mut list_ends) = (Vec::new(), Vec::new(), Vec::new());
         if let Some(ca) = own_cas.first() {
@@ -113,6 +120,7 @@ impl Material {
                 Transport::Tls(files) => {
                     let mut loader = TlsLoader {
                         files,
+                        stands_in: settings.stands_in,
                         host,
                         now,
                         own_cas: &own_cas,
@@ -135,6 +143,8 @@ impl Material {
                 connections_max: listener.connections_max,
                 tls,
                 websocket: listener.websocket.clone(),
+                versions: listener.versions,
+                client_ids: listener.client_ids.clone(),
             };
             listeners.insert(name, Arc::new(material));
         }
@@ -149,7 +159,7 @@ impl Material {
                     directory,
                     acl,
                     listeners,
-                    own_cas,
+                    own_issuers,
                     enrolment,
                     revoked,
                     list_ends,
@@ -165,7 +175,7 @@ impl Material {
 impl Material {
     /// Who issued the site's own certificates (RFC 2253).
     pub fn own_issuers(&self) -> Vec<String> {
-        self.own_cas.iter().map(|ca| ca.subject.clone()).collect()
+        self.own_issuers.iter().cloned().collect()
     }
 }
 
@@ -195,7 +205,8 @@ fn enrolment(
     // What there is to say of the certificate is said of its listener.
     let (mut findings, mut revoked, mut list_ends) = (Vec::new(), Vec::new(), Vec::new());
     let (files, findings, revoked, list_ends) = (&files, &mut findings, &mut revoked, &mut list_ends);
-    let mut loader = TlsLoader { files, host, now, own_cas, problems, findings, revoked, list_ends };
+    let stands_in = settings.stands_in;
+    let mut loader = TlsLoader { files, stands_in, host, now, own_cas, problems, findings, revoked, list_ends };
     loader.load().map(|(tls, _)| tls.without_alpn)
 }
 
@@ -256,7 +267,7 @@ fn text_of(path: &Path, bytes: &[u8], problems: &mut Vec<String>) -> Option<Stri
     }
 }
 
-fn plain(path: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn plain(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
@@ -278,6 +289,29 @@ fn placed(path: &Path, error: &str) -> String {
     match error.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {
         Some((line, what)) => format!("{}:{line}: {what}", path.display()),
         None => format!("{}: {error}", path.display()),
+    }
+}
+
+/// A key or password file. Where this stands in for Mosquitto one that others can read is served all the same: that
+/// it is so is among the findings.
+pub(super) fn secret(path: &Path, stands_in: bool) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    match stands_in {
+        false => pki::read_secret(path),
+        true => std::fs::read(path).map(Zeroizing::new).map_err(|error| FileError::Io {
+            action: "read",
+            path: path.to_owned(),
+            error,
+        }),
+    }
+}
+
+/// Keys and passwords that others than their owner can read.
+fn note_loose(settings: &Settings, findings: &mut Vec<Finding>) {
+    let keys = settings.tls_files().map(|tls| &tls.key);
+    for path in keys.chain(&settings.passwords) {
+        if let Err(error @ FileError::Loose { .. }) = pki::check_secret(path) {
+            findings.push(Finding { severity: Severity::Warning, what: error.to_string() });
+        }
     }
 }
 
@@ -326,7 +360,8 @@ fn read_own_cas(
     if info.not_after <= now {
         problems.push(format!("{}: the CA expired on {}", path.display(), info.not_after_date()));
     }
-    let ours = key.exists() || info.common_name.as_deref().is_some_and(|name| name.contains(" Lockgate CA "));
+    let kept = settings.pki.join("issued").exists();
+    let ours = kept || key.exists() || info.common_name.as_deref().is_some_and(|name| name.contains(" Lockgate CA "));
     match (has_ledger, ours) {
         (true, _) => infos,
         (false, true) => {
@@ -355,9 +390,13 @@ pub fn load_directory(settings: &Settings) -> Result<Directory, MaterialError> {
 fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut Vec<String>) -> Option<Directory> {
     let mut passwords = Vec::new();
     if let Some(path) = &settings.passwords {
-        let bytes = pki::read_secret(path).map_err(|error| problems.push(error.to_string())).ok()?;
+        let bytes = secret(path, settings.stands_in).map_err(|error| problems.push(error.to_string())).ok()?;
         let text = text_of(path, &bytes, problems)?;
-        match auth::parse_passwords(&text) {
+        let parsed = match settings.stands_in {
+            true => auth::parse_foreign_passwords(&text),
+            false => auth::parse_passwords(&text),
+        };
+        match parsed {
             Ok(lines) => passwords = lines,
             Err(errors) => {
                 problems.extend(errors.iter().map(|error| placed(path, &error.to_string())));
@@ -408,233 +447,4 @@ pub fn read_identities(path: &Path) -> Result<BTreeMap<Identity, Level>, String>
         }
     }
     Ok(levels)
-}
-
-struct TlsLoader<'a> {
-    files: &'a TlsFiles,
-    host: &'a HostNames,
-    now: OffsetDateTime,
-    own_cas: &'a [CertificateInfo],
-    problems: &'a mut Vec<String>,
-    findings: &'a mut Vec<Finding>,
-    revoked: &'a mut Vec<CertificateId>,
-    list_ends: &'a mut Vec<(String, OffsetDateTime)>,
-}
-
-impl TlsLoader<'_> {
-    fn load(&mut self) -> Option<(TlsMaterial, CertificateInfo)> {
-        let certified = self.certified();
-        let trust = match self.files.client_certs {
-            ClientCerts::Off => Some((RootCertStore::empty(), Vec::new())),
-            _ => self.trust(),
-        };
-        let ((certified, info), (roots, lists)) = certified.zip(trust)?;
-        match self.configs(certified, roots, lists) {
-            Ok(tls) => Some((tls, info)),
-            Err(error) => {
-                self.problems.push(format!("cannot set up TLS with {}: {error}", self.files.certificate.display()));
-                None
-            }
-        }
-    }
-
-    fn problem(&mut self, error: impl ToString) {
-        self.problems.push(error.to_string());
-    }
-
-    fn content(&mut self, path: &Path, error: impl ToString) {
-        self.problem(FileError::Content { path: path.to_owned(), what: error.to_string() });
-    }
-
-    /// The certificate with its key; a resolver serves an X.509 v1 certificate too, which the
-    /// usual path refuses.
-    fn certified(&mut self) -> Option<(CertifiedKey, CertificateInfo)> {
-        let (certificate, key) = (&self.files.certificate.clone(), &self.files.key.clone());
-        let chain = plain(certificate).map_err(|error| self.problem(error)).ok();
-        let secret = pki::read_secret(key).map_err(|error| self.problem(error)).ok();
-        let chain = pki::load_certificates(&chain?).map_err(|error| self.content(certificate, error)).ok();
-        let loaded = pki::load_key(&secret?).map_err(|error| self.content(key, error)).ok();
-        let (chain, loaded) = chain.zip(loaded)?;
-        let info = CertificateInfo::parse(&chain[0]).map_err(|error| self.content(certificate, error)).ok()?;
-        match pki::key_matches(&loaded, &info) {
-            Ok(true) => {}
-            Ok(false) => {
-                let what = format!("this key does not belong to the certificate {}", certificate.display());
-                self.content(key, what);
-                return None;
-            }
-            Err(error) => {
-                self.content(key, error);
-                return None;
-            }
-        }
-        self.check_server(certificate, &info)?;
-        self.check_root(certificate, &chain);
-        let signing = aws_lc_rs::sign::any_supported_type(&loaded).map_err(|error| self.content(key, error)).ok()?;
-        Some((CertifiedKey::new(chain, signing), info))
-    }
-
-    fn check_server(&mut self, path: &Path, info: &CertificateInfo) -> Option<()> {
-        if info.not_after <= self.now {
-            let what = format!(
-                "the server certificate expired on {}: every client refuses it; `lockgate server renew` makes a new one",
-                info.not_after_date()
-            );
-            self.content(path, what);
-            return None;
-        }
-        if info.not_before > self.now {
-            self.content(
-                path,
-                format!("the server certificate is not valid before {}: check this machine's clock", info.not_before),
-            );
-            return None;
-        }
-        if info.is_v1 {
-            let what = format!("{}: an X.509 v1 certificate, without names: modern clients refuse it", path.display());
-            self.findings.push(Finding { severity: Severity::Warning, what });
-        }
-        if !self.own_cas.is_empty()
-            && path.starts_with(self.files.client_ca.parent().unwrap_or(Path::new("")))
-            && !self.own_cas.iter().any(|ca| info.is_issued_by(ca))
-        {
-            let what = format!(
-                "{}: the server certificate was not signed by this site's CA: clients that trust the CA refuse it",
-                path.display()
-            );
-            self.findings.push(Finding { severity: Severity::Warning, what });
-        }
-        let missing: Vec<String> = self
-            .host
-            .names
-            .iter()
-            .filter(|name| !info.names.contains(name) && !covered_by_wildcard(name, &info.names))
-            .map(ToString::to_string)
-            .collect();
-        if !missing.is_empty() {
-            let what = format!(
-                "{}: the server certificate does not name {}: clients that dial this host so will refuse it; \
-                 `lockgate server renew` adds it",
-                path.display(),
-                missing.join(", ")
-            );
-            self.findings.push(Finding { severity: Severity::Note, what });
-        }
-        Some(())
-    }
-
-    /// Whether what clients are told to trust verifies the chain that is from elsewhere.
-    fn check_root(&mut self, path: &Path, chain: &[CertificateDer<'_>]) {
-        let Some(root) = self.files.server_ca.clone() else { return };
-        let trusted = plain(&root)
-            .and_then(|pem| pki::load_certificates(&pem).map_err(|error| format!("{}: {error}", root.display())));
-        let trusted = match trusted {
-            Ok(trusted) => trusted,
-            Err(error) => return self.problem(error),
-        };
-        let leads = chain.iter().any(|der| trusted.iter().any(|root| root == der || pki::is_signed_by(der, root)));
-        if !leads {
-            let what = format!(
-                "{}: it does not lead to {} (server-ca), which is in clients' bundles: they refuse the server",
-                path.display(),
-                root.display()
-            );
-            self.findings.push(Finding { severity: Severity::Warning, what });
-        }
-    }
-
-    /// Who signs clients' certificates, and what they have revoked.
-    fn trust(&mut self) -> Option<(RootCertStore, Vec<CertificateRevocationListDer<'static>>)> {
-        let path = &self.files.client_ca.clone();
-        let pem = plain(path).map_err(|error| self.problem(error)).ok()?;
-        let certificates = pki::load_certificates(&pem).map_err(|error| self.content(path, error)).ok()?;
-        let lists = self.lists(&certificates)?;
-        let (mut roots, mut expired) = (RootCertStore::empty(), Vec::new());
-        for certificate in certificates {
-            let info = CertificateInfo::parse(&certificate).map_err(|error| self.content(path, error)).ok()?;
-            if !info.is_ca && !info.is_v1 {
-                self.content(path, format!("{} is no CA: its basic constraints lack CA:TRUE", info.subject));
-                return None;
-            }
-            if info.not_after <= self.now {
-                expired.push(format!("the CA {} expired on {}", info.subject, info.not_after_date()));
-                continue;
-            }
-            roots.add(certificate).map_err(|error| self.content(path, error)).ok()?;
-        }
-        // One that is left over beside another keeps nobody else out.
-        match roots.is_empty() {
-            true => {
-                self.content(path, expired.join("; "));
-                None
-            }
-            false => {
-                let what = |expired| format!("{}: {expired}: nobody comes in by it", path.display());
-                let finding = |expired| Finding { severity: Severity::Warning, what: what(expired) };
-                self.findings.extend(expired.into_iter().map(finding));
-                Some((roots, lists))
-            }
-        }
-    }
-
-    fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
-        let Some(path) = &self.files.client_crl else { return Some(Vec::new()) };
-        let bytes = plain(path).map_err(|error| self.problem(error)).ok()?;
-        let read = Revocations::read(path, &bytes, cas).map_err(|error| self.problem(error)).ok()?;
-        let warn = |what| Finding { severity: Severity::Warning, what };
-        self.findings.extend(read.warnings.into_iter().map(warn));
-        self.revoked.extend(read.revoked);
-        self.list_ends.extend(read.ends);
-        Some(read.lists)
-    }
-
-    fn configs(
-        &self,
-        certified: CertifiedKey,
-        roots: RootCertStore,
-        lists: Vec<CertificateRevocationListDer<'static>>,
-    ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        // A CA without a list revokes nothing.
-        let by_roots = |roots: RootCertStore| {
-            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-                .with_crls(lists)
-                .allow_unknown_revocation_status()
-        };
-        let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
-            ClientCerts::Off => Arc::new(NoClientAuth),
-            ClientCerts::Required => Arc::new(Remembering::new(by_roots(roots).build()?)),
-            ClientCerts::Optional => Arc::new(Remembering::new(by_roots(roots).allow_unauthenticated().build()?)),
-        };
-        let versions: &[&rustls::SupportedProtocolVersion] = match self.files.min_version {
-            TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
-            TlsVersion::V13 => &[&rustls::version::TLS13],
-        };
-        let resolver = rustls::sign::SingleCertAndKey::from(certified);
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)?
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(resolver));
-        // However many devices come back at once, each resumes: what a session needs lies with its client. The
-        // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
-        let tickets = Tickets::new()?;
-        config.ticketer = tickets.clone();
-        // A client comes back once for each connection that it had.
-        config.send_tls13_tickets = 1;
-        let without_alpn = Arc::new(config.clone());
-        config.alpn_protocols = vec![b"mqtt".to_vec()];
-        Ok(TlsMaterial {
-            with_alpn: Arc::new(config),
-            without_alpn,
-            tickets,
-            client_certs: self.files.client_certs,
-            client_ca: self.files.client_ca.clone(),
-        })
-    }
-}
-
-fn covered_by_wildcard(name: &pki::ServerName, names: &[pki::ServerName]) -> bool {
-    let pki::ServerName::Dns(name) = name else { return false };
-    let Some((_, parent)) = name.split_once('.') else { return false };
-    names.contains(&pki::ServerName::Dns(format!("*.{parent}")))
 }

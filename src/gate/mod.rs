@@ -15,6 +15,7 @@ mod slots;
 mod stats;
 mod throttle;
 mod tickets;
+mod tls;
 mod upgrade;
 mod verifier;
 
@@ -66,7 +67,7 @@ struct Current {
     directory: Arc<Directory>,
     /// By the listener's name.
     listeners: BTreeMap<String, Arc<material::ListenerMaterial>>,
-    own_cas: Vec<crate::pki::CertificateInfo>,
+    own_issuers: std::collections::BTreeSet<String>,
 }
 
 impl Gate {
@@ -134,7 +135,7 @@ impl Current {
             admission: settings.admission.clone(),
             directory: material.directory.clone(),
             listeners: material.listeners.clone(),
-            own_cas: material.own_cas.clone(),
+            own_issuers: material.own_issuers.clone(),
         }
     }
 }

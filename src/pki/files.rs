@@ -204,8 +204,11 @@ impl Transaction {
             }
             stage_file(&file.path, &file.bytes, file.mode, file.owner)?;
         }
-        let base = self.anchor.parent().unwrap_or(&self.anchor);
-        let relative = |path: &Path| path.strip_prefix(base).unwrap_or(path).to_owned();
+        let base = base_of(&self.anchor);
+        let relative = |path: &Path| {
+            let path = plain(path);
+            path.strip_prefix(&base).map(Path::to_path_buf).unwrap_or(path)
+        };
         let journal = Journal {
             files: self.files.iter().map(|file| relative(&file.path)).collect(),
             removals: self.removals.iter().map(|path| relative(path)).collect(),
@@ -270,8 +273,11 @@ pub fn recover(anchor: &Path, folders: &[&Path]) -> Result<Recovery, FileError> 
         return Ok(Recovery::Finished);
     }
     let mut found = false;
+    let base = base_of(anchor);
     for folder in folders {
-        found |= remove_staged(folder, 3)?;
+        // Somebody else's folders are not looked through.
+        let depth = if plain(folder).starts_with(&base) { 3 } else { 0 };
+        found |= remove_staged(folder, depth)?;
     }
     Ok(if found { Recovery::Undone } else { Recovery::Nothing })
 }
@@ -279,6 +285,26 @@ pub fn recover(anchor: &Path, folders: &[&Path]) -> Result<Recovery, FileError> 
 /// Whether a change was interrupted half-way: `serve` refuses such a site.
 pub fn is_half_made(anchor: &Path) -> bool {
     fs::symlink_metadata(anchor.join(JOURNAL)).is_ok()
+}
+
+/// Where a journal's relative paths begin: the folder that the anchor is in.
+fn base_of(anchor: &Path) -> PathBuf {
+    let anchor = plain(anchor);
+    anchor.parent().map(Path::to_path_buf).unwrap_or(anchor)
+}
+
+/// Absolute, and without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut plain = PathBuf::new();
+    for component in absolute.components() {
+        match component {
+            Component::ParentDir => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 fn read_journal(path: &Path, base: &Path, folders: &[&Path]) -> Result<Journal, FileError> {
@@ -292,8 +318,8 @@ fn read_journal(path: &Path, base: &Path, folders: &[&Path]) -> Result<Journal, 
     Read::by_ref(&mut file).take(READ_MAX).read_to_end(&mut bytes).map_err(io_error("read", path))?;
     let journal: Journal = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
     let within = |named: &PathBuf| {
-        let plain = named.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-        plain && folders.iter().any(|folder| base.join(named).starts_with(folder))
+        let is_plain = named.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        is_plain && folders.iter().any(|folder| base.join(named).starts_with(plain(folder)))
     };
     match journal.files.iter().chain(&journal.removals).find(|named| !within(named)) {
         Some(stray) => Err(refused(format!("it names {}, which is not this site's", stray.display()))),
@@ -303,7 +329,7 @@ fn read_journal(path: &Path, base: &Path, folders: &[&Path]) -> Result<Journal, 
 
 fn finish(anchor: &Path, folders: &[&Path], go_on: &mut dyn FnMut() -> bool) -> Result<(), FileError> {
     let path = anchor.join(JOURNAL);
-    let base = anchor.parent().unwrap_or(anchor);
+    let base = &base_of(anchor);
     let journal = read_journal(&path, base, folders)?;
     for file in &journal.files {
         if !go_on() {
@@ -483,6 +509,33 @@ mod tests {
             let error = recover(&root.join("config"), &[&root.join("config")]).unwrap_err().to_string();
             assert!(error.contains("which is not this site's"), "{error}");
             assert!(root.join("victim").exists());
+        }
+    }
+
+    #[test]
+    fn files_elsewhere_are_changed_too_and_mended_where_their_folders_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let (site, elsewhere) = (folder.path().join("site"), folder.path().join("tls"));
+        for made in [site.join("config"), elsewhere.clone()] {
+            fs::create_dir_all(made).unwrap();
+        }
+        for steps in 0..12 {
+            // By a way that goes up and down again.
+            let outside = site.join("config/../../tls/server.crt");
+            let mut change = Transaction::new(&site.join("config"));
+            change.write(&outside, format!("{steps}"), 0o644, None);
+            change.write(&site.join("config/a"), format!("{steps}"), 0o600, None);
+            let mut left = steps;
+            change
+                .commit_while(&mut || {
+                    left -= 1;
+                    left >= 0
+                })
+                .unwrap();
+            recover(&site.join("config"), &[&site.join("config"), &elsewhere]).unwrap();
+            let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+            assert_eq!(read(&elsewhere.join("server.crt")), read(&site.join("config/a")), "{steps}");
+            assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), usize::from(steps >= 4), "{steps}");
         }
     }
 

@@ -129,10 +129,32 @@ impl CertificateInfo {
         self.not_after.date().to_string()
     }
 
-    /// Of names, those that this CA may not issue for.
+    /// Whether neither names nor addresses are left open to it.
+    pub fn is_constrained(&self) -> bool {
+        let permitted = self.permitted.iter().flatten();
+        let (mut names, mut addresses) = (false, false);
+        for tree in permitted {
+            match tree {
+                Permitted::Dns(name) => names |= !name.is_empty(),
+                Permitted::Network(..) => addresses = true,
+            }
+        }
+        names && addresses
+    }
+
+    /// Of names, those that this CA may not issue for. What no tree speaks of is open (RFC 5280 section 4.2.1.10).
     pub fn not_permitted(&self, names: &[ServerName]) -> Vec<ServerName> {
         let Some(permitted) = &self.permitted else { return Vec::new() };
-        names.iter().filter(|name| !permitted.iter().any(|tree| tree.covers(name))).cloned().collect()
+        let speaks = |name: &ServerName| {
+            permitted.iter().any(|tree| {
+                matches!(
+                    (tree, name),
+                    (Permitted::Dns(_), ServerName::Dns(_)) | (Permitted::Network(..), ServerName::Address(_))
+                )
+            })
+        };
+        let foreign = |name: &&ServerName| speaks(name) && !permitted.iter().any(|tree| tree.covers(name));
+        names.iter().filter(foreign).cloned().collect()
     }
 
     /// Whether `ca` issued it, as far as the names and key identifiers tell.
@@ -209,19 +231,7 @@ pub fn rfc2253(name: &x509_parser::x509::X509Name<'_>) -> String {
                 .iter()
                 .map(|attribute| {
                     let oid = attribute.attr_type().to_id_string();
-                    let kind = match oid.as_str() {
-                        "2.5.4.3" => "CN",
-                        "2.5.4.6" => "C",
-                        "2.5.4.7" => "L",
-                        "2.5.4.8" => "ST",
-                        "2.5.4.9" => "STREET",
-                        "2.5.4.10" => "O",
-                        "2.5.4.11" => "OU",
-                        "0.9.2342.19200300.100.1.1" => "UID",
-                        "0.9.2342.19200300.100.1.25" => "DC",
-                        "1.2.840.113549.1.9.1" => "emailAddress",
-                        other => other,
-                    };
+                    let kind = short_name(&oid).unwrap_or(&oid);
                     format!("{kind}={}", escape(attribute.as_str().unwrap_or("?")))
                 })
                 .collect();
@@ -245,6 +255,43 @@ fn escape(value: &str) -> String {
         escaped.push(character);
     }
     escaped
+}
+
+/// A certificate's subject as openssl's `-subj` takes it: `/O=site/CN=ca`; `None` where it cannot be written so.
+pub fn openssl_subject(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let mut subject = String::new();
+    for rdn in certificate.subject().iter_rdn() {
+        let mut attributes = rdn.iter();
+        let attribute = attributes.next().filter(|_| attributes.next().is_none())?;
+        let value = attribute.as_str().ok().filter(|value| !value.chars().any(char::is_control))?;
+        subject.push('/');
+        subject.push_str(short_name(&attribute.attr_type().to_id_string())?);
+        subject.push('=');
+        for character in value.chars() {
+            if matches!(character, '/' | '+' | '\\') {
+                subject.push('\\');
+            }
+            subject.push(character);
+        }
+    }
+    Some(subject)
+}
+
+fn short_name(oid: &str) -> Option<&'static str> {
+    Some(match oid {
+        "2.5.4.3" => "CN",
+        "2.5.4.6" => "C",
+        "2.5.4.7" => "L",
+        "2.5.4.8" => "ST",
+        "2.5.4.9" => "STREET",
+        "2.5.4.10" => "O",
+        "2.5.4.11" => "OU",
+        "0.9.2342.19200300.100.1.1" => "UID",
+        "0.9.2342.19200300.100.1.25" => "DC",
+        "1.2.840.113549.1.9.1" => "emailAddress",
+        _ => return None,
+    })
 }
 
 /// SHA-256, in the form that openssl prints.

@@ -23,7 +23,8 @@ pub use files::{
 };
 pub use host::{HostNames, host_names};
 pub use inspect::{
-    CertificateInfo, InspectError, certificate_pem, fingerprint, key_matches, load_certificates, load_key, rfc2253,
+    CertificateInfo, InspectError, certificate_pem, fingerprint, key_matches, load_certificates, load_key,
+    openssl_subject, rfc2253,
 };
 pub use issue::{Authority, IssueError, Issued, random_serial};
 pub use keystore::{KeystoreError, Protection, certificate_der, pkcs12, truststore};
@@ -33,5 +34,5 @@ pub use plan::{CA_DAYS, ISSUING_CA_DAYS, KeyType, LEAF_DAYS_MAX, Permitted, Serv
 pub use protected::{ProtectedKeyError, is_protected, open as open_key, protect as protect_key, to_pkcs8};
 pub use rebuild::{Rebuilt, Remains, is_signed_by, kept, rebuild, same_name};
 pub use request::{Request, RequestError, new_request, new_server_request};
-pub use survey::{FoundCertificate, FoundKey, Indexed, Survey};
+pub use survey::{Book, FoundCertificate, FoundKey, Indexed, Survey};
 pub use tokens::{Token, TokenError, Tokens};

@@ -108,13 +108,20 @@ impl Permitted {
             GeneralName::DNSName(name) => Some(Permitted::Dns(name.trim_start_matches('.').to_ascii_lowercase())),
             GeneralName::IPAddress(bytes) => {
                 let (address, mask) = bytes.split_at(bytes.len() / 2);
-                let bits = mask.iter().map(|byte| byte.leading_ones() as u8).sum();
-                let address = match bytes.len() {
-                    8 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
-                    32 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+                let (address, mask, width) = match bytes.len() {
+                    8 => {
+                        let mask = u32::from_be_bytes(mask.try_into().ok()?);
+                        (IpAddr::from(<[u8; 4]>::try_from(address).ok()?), u128::from(mask) << 96, 32)
+                    }
+                    32 => {
+                        let mask = u128::from_be_bytes(mask.try_into().ok()?);
+                        (IpAddr::from(<[u8; 16]>::try_from(address).ok()?), mask, 128)
+                    }
                     _ => return None,
                 };
-                Some(Permitted::Network(address, bits))
+                // RFC 4632: ones, then zeros.
+                let bits = mask.leading_ones();
+                (mask.count_ones() == bits && bits <= width).then_some(Permitted::Network(address, bits as u8))
             }
             _ => None,
         }

@@ -13,8 +13,6 @@ use super::inspect::{CertificateInfo, is_pem, load_certificates, load_key, publi
 use super::ledger::Reason;
 use super::protected::is_protected;
 
-/// No certificate or key is larger.
-const FILE_MAX: u64 = 1024 * 1024;
 const FILES_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 6;
 
@@ -48,12 +46,19 @@ pub struct Indexed {
     pub revoked: Option<(OffsetDateTime, Reason)>,
 }
 
+/// Such books, and where they were found.
+#[derive(Clone, Debug)]
+pub struct Book {
+    pub path: PathBuf,
+    pub lines: Vec<Indexed>,
+}
+
 #[derive(Default)]
 pub struct Survey {
     pub certificates: Vec<FoundCertificate>,
     pub keys: Vec<FoundKey>,
     pub lists: Vec<(PathBuf, RevocationList)>,
-    pub index: Vec<Indexed>,
+    pub books: Vec<Book>,
     /// Files that look as if something were in them, and cannot be used.
     pub unusable: Vec<(PathBuf, String)>,
 }
@@ -79,28 +84,39 @@ impl Survey {
             below.sort();
             for path in below {
                 // A link that leads nowhere, or in a circle, says nothing.
-                let follow = depth < DEPTH_MAX && *files < FILES_MAX && path.exists();
-                if follow && !(path.is_symlink() && path.is_dir()) {
-                    self.walk(&path, depth + 1, files)?;
+                if !path.exists() || (path.is_symlink() && path.is_dir()) {
+                    continue;
                 }
+                if depth >= DEPTH_MAX || *files >= FILES_MAX {
+                    self.unusable(&path, "not looked at: the folders are too deep, or too full; name it by itself");
+                    return Ok(());
+                }
+                self.walk(&path, depth + 1, files)?;
             }
-        } else if metadata.is_file() && metadata.len() <= FILE_MAX {
+        } else if metadata.is_file() {
             *files += 1;
             let bytes = Zeroizing::new(read(path)?);
-            self.file(path, &bytes);
+            self.file(path, &bytes)?;
         }
         Ok(())
     }
 
-    fn file(&mut self, path: &Path, bytes: &[u8]) {
+    fn file(&mut self, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name == "index.txt" {
-            self.index.extend(String::from_utf8_lossy(bytes).lines().filter_map(indexed));
+        if is_book(bytes) || name == "index.txt" {
+            let lines = books(&String::from_utf8_lossy(bytes))
+                .map_err(|what| FileError::Content { path: path.to_owned(), what })?;
+            self.books.push(Book { path: path.to_owned(), lines });
         } else if is_pem(bytes) {
             self.pem(path, &String::from_utf8_lossy(bytes));
-        } else if bytes.starts_with(&[0x30, 0x82]) && [".crt", ".cer", ".der"].iter().any(|end| name.ends_with(end)) {
-            self.certificate(path, vec![CertificateDer::from(bytes.to_vec())]);
+        } else if bytes.starts_with(&[0x30, 0x82]) {
+            if let Ok(lists) = RevocationList::parse_all(bytes) {
+                self.lists.extend(lists.into_iter().map(|list| (path.to_owned(), list)));
+            } else if [".crt", ".cer", ".der"].iter().any(|end| name.ends_with(end)) {
+                self.certificate(path, vec![CertificateDer::from(bytes.to_vec())]);
+            }
         }
+        Ok(())
     }
 
     fn pem(&mut self, path: &Path, text: &str) {
@@ -156,6 +172,22 @@ impl Survey {
     pub fn key_of(&self, info: &CertificateInfo) -> Option<&FoundKey> {
         self.keys.iter().find(|key| key.public_key.as_ref() == Some(&info.public_key))
     }
+}
+
+/// Whether a file's first line is one of openssl's books.
+fn is_book(bytes: &[u8]) -> bool {
+    let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    first.iter().filter(|byte| **byte == b'\t').count() == 5 && matches!(first, [b'V' | b'R' | b'E', b'\t', ..])
+}
+
+/// A line that cannot be read may be one that revokes: then nothing is taken.
+fn books(text: &str) -> Result<Vec<Indexed>, String> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(at, line)| {
+            indexed(line).ok_or_else(|| format!("line {} is none of openssl's books: mend it first", at + 1))
+        })
+        .collect()
 }
 
 /// `V<tab>290101000000Z<tab><tab>SERIAL<tab>unknown<tab>/CN=device1`.

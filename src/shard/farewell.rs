@@ -61,7 +61,7 @@ pub(super) fn say(connection: &Connection) {
                 id = number,
                 %address,
                 listener,
-                "refused client {client:?} of {name}: its will's topic is too deep or too long, or its payload not the UTF-8 that it says"
+                "refused client {client:?} of {name}: its will is not one that is taken here: its topic is too deep or too long, its payload not the UTF-8 that it says, its QoS too high, or it is to be retained"
             );
         }
         Some(Closing::WillNotAllowed) => {

@@ -40,6 +40,11 @@ impl Identity {
         Identity(Arc::from(subject))
     }
 
+    /// A name that other software gave, whatever is in it: never a file's name either.
+    pub fn foreign(name: &str) -> Identity {
+        Identity(Arc::from(name))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -60,6 +60,10 @@ fn a_root_that_lies_elsewhere_outlives_the_ca_below_it() {
     assert_eq!(publishes(&site, broker.tls_port, "device1", "localhost").0, Some(0), "{}", broker.log());
     let shown = site.ok(&["ca", "show"]);
     assert!(shown.contains("its root:") && shown.contains("under a passphrase"), "{shown}");
+    shell(
+        &site,
+        "cat pki/clients/device1/client.crt pki/ca.crt > retired.crt; cp pki/clients/device1/client.key retired.key",
+    );
     // The next CA: clients keep what they trust.
     assert!(site.fails(2, &["ca", "rotate"]).contains("--root-key FILE"));
     let with = |arguments: &[&str]| {
@@ -75,11 +79,28 @@ fn a_root_that_lies_elsewhere_outlives_the_ca_below_it() {
     assert_eq!(with(&["ca", "retire"]).0, Some(0));
     assert_eq!(with(&["server", "renew"]).0, Some(0));
     assert_eq!(publishes(&site, broker.tls_port, "device1", "localhost").0, Some(0), "{}", broker.log());
+    // What the retired CA issued is judged by the ledger, though listeners trust all below the root.
+    site.edit("config/lockgate.yaml", "client-ca: ../pki/ca.crt", "client-ca: ../pki/root.crt");
+    site.ok(&["reload"]);
+    let (code, _) = shell(
+        &site,
+        &format!(
+            "mosquitto_pub -h localhost -p {} -t t -m m -q 1 --cafile pki/root.crt --cert retired.crt --key retired.key",
+            broker.tls_port
+        ),
+    );
+    assert_ne!(code, Some(0));
+    broker.wait_for("is not current in the ledger");
     // Another server, which knows the root alone, needs the whole chain: the bundle for it has that.
     site.ok(&["client", "export", "device1", "--for", "pem", "--out", &path("handed")]);
     let (code, said) =
         shell(&site, "openssl verify -CAfile pki/root.crt -untrusted handed/chain.crt handed/client.crt");
     assert!(code == Some(0), "{said}");
+    // It is for new sites.
+    let again =
+        site.run(&["init", "--yes", "--intermediate", "--root-passphrase-file", &pass, "--root-key-out", "x.key"]);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && said.contains("--intermediate is for a new CA"), "{said}");
     // Nothing is half-made where the root's key cannot go.
     let other = Site::empty();
     let refused = |out: &str| {
@@ -133,6 +154,17 @@ fn a_ca_for_every_name_is_not_trusted_system_wide_unless_that_is_said() {
     let trusted = "openssl verify -CApath /etc/ssl/certs pki/server.crt";
     let (code, said) = contained(&open, &format!("{binary} ca install --any-name --dir . && {trusted}"));
     assert!(code == Some(0) && said.contains("whoever gets its key can pass for any bank"), "{said}");
+    // One that may issue for all but a few names, or for few names and any address, is as open.
+    for constraint in ["excluded;DNS:bad.example", "permitted;DNS:good.example"] {
+        let site = Site::empty();
+        let script = format!(
+            "mkdir own; openssl req -x509 -newkey rsa:2048 -nodes -days 9 -subj /CN=x -addext 'nameConstraints={constraint}' -keyout own/ca.key -out own/ca.crt; {binary} ca import own --dir .; {binary} init --yes --dir . --plain-port 0 --tls-port 0"
+        );
+        let (code, said) = shell(&site, &script);
+        assert_eq!(code, Some(0), "{said}");
+        let (code, said) = contained(&site, &format!("{binary} ca install --dir ."));
+        assert!(code == Some(1) && said.contains("may vouch for every name there is"), "{constraint}: {said}");
+    }
     let bound = Site::new(&["--permit", "water.example"]);
     let script = format!(
         "{binary} ca install --dir .; {trusted}; {binary} ca install --remove --dir .; ! {trusted}; ! {binary} ca install --remove --dir ."

@@ -229,3 +229,76 @@ fn a_key_that_is_another_s_and_a_ca_of_version_1_are_told() {
         assert!(code == Some(1) && said.contains(what) && !other.path("pki").exists(), "{said}");
     }
 }
+
+/// A CA of openssl's, and two clients of it with their keys; one of them is revoked, in books or in a list.
+const TWO_CLIENTS: &str = "mkdir old; cd old; printf 'basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth\n' > ../ext
+    openssl req -x509 -newkey rsa:2048 -nodes -days 99 -subj '/O=Old/CN=Old CA' -keyout ca.key -out ca.crt
+    for name in good thief; do
+      openssl req -newkey rsa:2048 -nodes -subj /CN=$name -keyout $name.key -out ../$name.csr
+      openssl x509 -req -in ../$name.csr -CA ca.crt -CAkey ca.key -set_serial 0x${#name}0 -days 9 -extfile ../ext -out $name.crt
+    done; cp thief.crt thief.key ..; chmod 600 ../thief.key";
+
+#[test]
+fn what_was_revoked_stays_so_whatever_form_that_came_in_and_whatever_key_identifiers_say() {
+    // In books, under a CA of the same name and key that was made anew, with another key identifier.
+    let books = "printf 'R\\t400101000000Z\\t260101000000Z,keyCompromise\\t50\\tunknown\\t/CN=thief\\n' > old/index.txt
+        openssl req -x509 -new -key old/ca.key -days 99 -subj '/O=Old/CN=Old CA' -addext subjectKeyIdentifier=01020304 -addext authorityKeyIdentifier=none -out old/ca.crt";
+    // In a list, as DER.
+    let list = "printf 'R\\t400101000000Z\\t260101000000Z\\t50\\tunknown\\t/CN=thief\\n' > db; echo 01 > number
+        printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=db\\ncrlnumber=number\\ndefault_md=sha256\\ndefault_crl_days=9\\n' > conf
+        openssl ca -config conf -gencrl -keyfile old/ca.key -cert old/ca.crt | openssl crl -outform DER -out old/list.crl";
+    for how in [books, list] {
+        let site = Site::empty();
+        shell(&site, TWO_CLIENTS);
+        shell(&site, how);
+        let said = taken_over(&site, &["old"]);
+        assert!(said.contains("thief, with its key, revoked"), "{said}");
+        let broker = site.serve();
+        let publish = |name: &str, files: &str| {
+            let script = format!(
+                "mosquitto_pub -h localhost -p {} -t t -m m -q 1 --cafile pki/ca.crt --cert {files}/{name}.crt --key {files}/{name}.key",
+                broker.tls_port
+            );
+            run_with(Command::new("sh").args(["-ec", &script]).current_dir(site.path("")), b"").0
+        };
+        assert_eq!(publish("good", "old"), Some(0), "{}", broker.log());
+        assert_ne!(publish("thief", "."), Some(0));
+        broker.wait_for("is not current in the ledger");
+    }
+    // A line that cannot be read may be one that revokes.
+    let site = Site::empty();
+    shell(&site, TWO_CLIENTS);
+    site.write("old/index.txt", "R\tsome day\t260101000000Z\t50\tunknown\t/CN=thief\n");
+    let (code, said) = import(&site, &["old"]);
+    assert!(
+        code == Some(1) && said.contains("index.txt: line 1 is none of openssl's books") && !site.path("pki").exists(),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_imported_ca_without_its_ledger_lets_nobody_in() {
+    let site = Site::empty();
+    shell(&site, TWO_CLIENTS);
+    let server = "cd old; printf 'subjectAltName=DNS:localhost' > ../ext; openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out ../s.csr
+        openssl x509 -req -in ../s.csr -CA ca.crt -CAkey ca.key -set_serial 9 -days 9 -extfile ../ext -out server.crt; rm ca.key";
+    shell(&site, server);
+    let said = taken_over(&site, &["old"]);
+    assert!(said.contains("its key is not there"), "{said}");
+    std::fs::remove_file(site.path("pki/ledger.jsonl")).unwrap();
+    assert!(site.fails(1, &["serve", "--check"]).contains("`lockgate ca ledger --rebuild`"));
+    site.ok(&["ca", "ledger", "--rebuild"]);
+    site.ok(&["serve", "--check"]);
+}
+
+#[test]
+fn equal_serial_numbers_and_a_stranger_s_sealed_key_are_told_and_stop_nothing() {
+    let site = Site::empty();
+    shell(&site, &TWO_CLIENTS.replace("0x${#name}0", "7"));
+    shell(
+        &site,
+        "openssl genpkey -algorithm RSA -aes256 -pass pass:other -out old/Camera.key; echo wrong > pass; chmod 600 pass",
+    );
+    let (code, said) = import(&site, &["old"]);
+    assert!(code == Some(0) && said.contains("another certificate has its serial number, 07"), "{said}");
+}

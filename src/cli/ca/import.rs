@@ -7,6 +7,7 @@ use clap::Args;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::super::report::shell;
 use super::super::site::{self, Files};
 use super::super::{Failure, SiteArguments, bundle};
 use crate::config::{self, Settings, Template};
@@ -253,6 +254,16 @@ impl<'s> Plan<'s> {
             self.find(&found.path, what);
             return;
         };
+        let serial = info.serial_text();
+        if self.clients.iter().any(|other| other.found.info.serial_text() == serial)
+            || serial == self.ca.info.serial_text()
+        {
+            let what = format!(
+                "left out: another certificate has its serial number, {serial}, by which it is revoked; `lockgate client add {identity}` makes a good one"
+            );
+            self.find(&found.path, what);
+            return;
+        }
         let key = survey.key_of(info);
         let mend = match key {
             Some(_) => format!("`lockgate client renew {identity}` makes a good one"),
@@ -280,20 +291,40 @@ impl<'s> Plan<'s> {
         let known: BTreeSet<String> = self.clients.iter().map(|client| client.found.info.serial_text()).collect();
         let server = self.server.map(|(found, _)| found.info.serial_text());
         let others: BTreeSet<String> = survey.certificates.iter().map(|found| found.info.serial_text()).collect();
-        for line in &survey.index {
-            if let Some((at, reason)) = line.revoked {
-                self.revoked.push((line.serial.clone(), at, reason));
-            }
-            if known.contains(&line.serial) || others.contains(&line.serial) || server.as_ref() == Some(&line.serial) {
+        let ours = |line: &Indexed| {
+            survey
+                .certificates
+                .iter()
+                .any(|found| found.info.serial_text() == line.serial && is_signed_by(&found.der, &self.ca.der))
+        };
+        for book in &survey.books {
+            // Another CA numbers as it likes: a line of its books says nothing of ours.
+            if book.path.parent() != self.ca.path.parent() && !book.lines.iter().any(ours) {
+                self.find(&book.path, "left out: nothing that this CA issued is in it");
                 continue;
             }
-            let name = line.subject.rsplit_once("/CN=").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
-            match name.map(Identity::parse) {
-                Some(Ok(identity)) => self.indexed.push((line, identity)),
-                _ => self.findings.push(format!("index.txt: left out: {} is no identity's", line.subject)),
+            for line in &book.lines {
+                if let Some((at, reason)) = line.revoked {
+                    self.revoked.push((line.serial.clone(), at, reason));
+                }
+                if known.contains(&line.serial)
+                    || others.contains(&line.serial)
+                    || server.as_ref() == Some(&line.serial)
+                {
+                    continue;
+                }
+                let name = line.subject.rsplit_once("/CN=").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
+                match name.map(Identity::parse) {
+                    Some(Ok(identity)) => self.indexed.push((line, identity)),
+                    _ => self.find(&book.path, format!("left out: {} is no identity's", line.subject)),
+                }
             }
         }
-        for (_, list) in survey.lists.iter().filter(|(_, list)| list.is_signed_by(&self.ca.der)) {
+        for (path, list) in &survey.lists {
+            if !list.is_signed_by(&self.ca.der) {
+                self.find(path, format!("left out: a revocation list of {}, not of this CA", list.issuer));
+                continue;
+            }
             let serials = list.serials.iter().map(|serial| serial.iter().map(|byte| format!("{byte:02x}")).collect());
             self.revoked.extend(serials.map(|serial| (serial, list.this_update, Reason::Unspecified)));
         }
@@ -351,7 +382,7 @@ impl<'s> Plan<'s> {
         let ca_pem = certificate_pem(&self.ca.der);
         change.write(&settings.ca_certificate(), ca_pem.as_str(), 0o644, owner);
         if let Some((_, key)) = &self.ca_key {
-            change.write(&settings.ca_key(), key.as_str(), 0o600, owner);
+            change.write(&settings.ca_key(), key.as_str(), 0o600, site::ca_key_owner(settings, owner));
         }
         if let Some(root) = self.root {
             change.write(&settings.ca_root(), certificate_pem(&root.der), 0o644, owner);
@@ -382,7 +413,8 @@ impl<'s> Plan<'s> {
             None => ca_pem,
         };
         let mut newest: Vec<&Client<'_>> = self.clients.iter().collect();
-        newest.sort_by_key(|client| client.found.info.not_after);
+        // The last one written stands: the newest with a key, else the newest.
+        newest.sort_by_key(|client| (client.key.is_some(), client.found.info.not_after));
         let gone: BTreeSet<&str> = self.revoked.iter().map(|(serial, _, _)| serial.as_str()).collect();
         for client in newest {
             let origin = if client.key.is_some() { "imported" } else { "request" };
@@ -455,14 +487,18 @@ fn find_ca<'s>(survey: &'s Survey, named: Option<&Path>) -> Result<&'s FoundCert
 fn check_ca(survey: &Survey, ca: &FoundCertificate, now: OffsetDateTime) -> Result<(), Failure> {
     let (info, place) = (&ca.info, ca.path.display());
     if !info.is_ca {
-        let key = survey.key_of(info).map_or_else(|| "CA.KEY".to_owned(), |key| key.path.display().to_string());
+        let key = survey.key_of(info).map_or_else(|| PathBuf::from("CA.KEY"), |key| key.path.clone());
         let version = if info.is_v1 { "an X.509 v1 certificate" } else { "no CA's certificate" };
+        let new = PathBuf::from(format!("{place}.v3"));
+        let subject = pki::openssl_subject(&ca.der).unwrap_or_else(|| "SUBJECT".to_owned());
         return Err(Failure::new(format!(
             "{place}: {version}, without CA:TRUE: nobody who is strict accepts what it signs. This makes one of the same \
              name, number and key, under which all that was issued stays good; import that:\n  \
-             openssl req -x509 -new -days 3650 -set_serial 0x{} -subj '{}' -key {key} -out {place}.v3 -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign",
-            ca.info.serial_text(),
-            openssl_subject(&ca.info.subject),
+             openssl req -x509 -new -days 3650 -set_serial 0x{} -subj {} -key {} -out {} -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign",
+            info.serial_text(),
+            shell(Path::new(&subject)),
+            shell(&key),
+            shell(&new),
         )));
     }
     if info.not_after <= now {
@@ -480,13 +516,6 @@ fn check_ca(survey: &Survey, ca: &FoundCertificate, now: OffsetDateTime) -> Resu
     Ok(())
 }
 
-/// `CN=ca,O=x` as `/O=x/CN=ca`.
-fn openssl_subject(rfc2253: &str) -> String {
-    let mut parts: Vec<&str> = rfc2253.split(',').collect();
-    parts.reverse();
-    parts.iter().map(|part| format!("/{part}")).collect()
-}
-
 /// PKCS #8; one under a passphrase is opened to see whether it belongs to the CA, and stays under it.
 fn find_ca_key(survey: &Survey, ca: &FoundCertificate) -> Result<Option<(PathBuf, Zeroizing<String>)>, Failure> {
     if let Some(key) = survey.key_of(&ca.info) {
@@ -494,19 +523,25 @@ fn find_ca_key(survey: &Survey, ca: &FoundCertificate) -> Result<Option<(PathBuf
     }
     let sealed: Vec<&FoundKey> = survey.keys.iter().filter(|key| key.public_key.is_none()).collect();
     let file = std::env::var_os(bundle::PASSPHRASE_FILE).map(PathBuf::from);
+    let mut closed = None;
     for key in sealed {
         // Others' passphrases are nobody's business here.
         let beside = key.path.parent() == ca.path.parent() || survey.keys.len() == 1;
         let named = key.path.file_name().is_some_and(|name| name.to_string_lossy().to_ascii_lowercase().contains("ca"));
         if beside || named {
-            let secret = bundle::open_secret(&key.pem, &key.path, file.as_deref())?;
-            let loaded = pki::load_key(secret.key_pem.as_bytes()).map_err(Failure::new)?;
-            if pki::key_matches(&loaded, &ca.info).unwrap_or(false) {
-                return Ok(Some((key.path.clone(), key.pem.clone())));
+            let opened = bundle::open_secret(&key.pem, &key.path, file.as_deref());
+            let loaded = opened.and_then(|secret| pki::load_key(secret.key_pem.as_bytes()).map_err(Failure::new));
+            match loaded {
+                Ok(loaded) if pki::key_matches(&loaded, &ca.info).unwrap_or(false) => {
+                    return Ok(Some((key.path.clone(), key.pem.clone())));
+                }
+                Ok(_) => {}
+                // It may be somebody else's, under a passphrase of its own.
+                Err(failure) => closed = closed.or(Some(failure)),
             }
         }
     }
-    Ok(None)
+    closed.map_or(Ok(None), Err)
 }
 
 /// Who signed it, up to where somebody signed themselves.

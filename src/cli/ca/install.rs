@@ -46,16 +46,16 @@ pub(super) fn install(arguments: &Arguments) -> Result<(), Failure> {
     let path = bundle::trusted(&settings);
     let info = CertificateInfo::read(&path)?;
     match &info.permitted {
-        Some(permitted) => {
+        Some(permitted) if info.is_constrained() => {
             let names: Vec<String> = permitted.iter().map(ToString::to_string).collect();
             say!("Every program of this machine will believe what {} says about", info.subject);
             say!("{}, and what is below; about nothing else.", names.join(", "));
         }
-        None if arguments.any_name => {
+        _ if arguments.any_name => {
             say!("Every program of this machine will believe {} about every name there is:", info.subject);
             say!("whoever gets its key can pass for any bank or any update server here.");
         }
-        None => {
+        _ => {
             return Err(Failure::new(format!(
                 "{} may vouch for every name there is: trusted system-wide, whoever gets its key can pass for any bank or any \
                  update server on this machine. MQTT clients do not need it: their bundles have the CA. If you must: \

@@ -35,9 +35,10 @@ pub(super) fn rotate(arguments: &Rotate) -> Result<(), Failure> {
     let mut change = Transaction::new(&files.anchor);
     let mut events = vec![Event::Issued(Entry::of(&issued.info, &issued.certificate_pem, Kind::Ca, None, now))];
     change.write(&path, both.as_str(), 0o644, owner);
-    change.write(&settings.ca_key(), key.as_str(), 0o600, None);
+    let key_owner = site::ca_key_owner(&settings, owner);
+    change.write(&settings.ca_key(), key.as_str(), 0o600, key_owner);
     if !old_key.is_empty() {
-        change.write(&settings.ca_old_key(), old_key, 0o600, owner);
+        change.write(&settings.ca_old_key(), old_key, 0o600, key_owner);
     }
     // Clients that know the old CA alone verify it by the old one's word; those that know the root, by the new CA.
     let link = word.as_ref().unwrap_or(&issued.certificate_pem);
@@ -145,8 +146,8 @@ pub(super) fn retire(arguments: &SiteArguments, force: bool) -> Result<(), Failu
     }
     let count = events.len();
     events.push(ended(old.serial_text()));
-    let lines = files.ledger_text()? + &Ledger::lines(&events);
     let mut change = Transaction::new(&files.anchor);
+    let lines = files.record(&mut change, &events, owner)?;
     change.write(&path, pem.as_str(), 0o644, owner);
     if !has_root {
         for bundled in bundled_cas(&files) {
@@ -167,7 +168,6 @@ pub(super) fn retire(arguments: &SiteArguments, force: bool) -> Result<(), Failu
     if let Err(failure) = write_list(&mut change, &settings, &files, &parsed, ListDays::AsBefore) {
         say!("  the revocation list is as it was, which matters to other servers alone: {}", failure.message);
     }
-    change.write(&files.ledger, lines, 0o600, owner);
     change.commit()?;
     drop(lock);
     say!("{} is retired: {count} certificate(s) of it admit no more", old.subject);

@@ -1,0 +1,251 @@
+//! What a TLS listener has: its certificate and key, whom it trusts, and the configurations that come of them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use time::OffsetDateTime;
+
+use super::material::{Finding, Severity, TlsMaterial, plain, secret};
+use super::revocation::Revocations;
+use super::tickets::Tickets;
+use super::verifier::Remembering;
+use crate::config::{ClientCerts, TlsFiles, TlsVersion};
+use crate::pki::{self, CertificateInfo, FileError, HostNames};
+use crate::types::CertificateId;
+
+/// Reads and checks what a TLS listener names, and makes of it what handshakes are done with.
+pub(super) struct TlsLoader<'a> {
+    pub(super) files: &'a TlsFiles,
+    pub(super) stands_in: bool,
+    pub(super) host: &'a HostNames,
+    pub(super) now: OffsetDateTime,
+    pub(super) own_cas: &'a [CertificateInfo],
+    pub(super) problems: &'a mut Vec<String>,
+    pub(super) findings: &'a mut Vec<Finding>,
+    pub(super) revoked: &'a mut Vec<CertificateId>,
+    pub(super) list_ends: &'a mut Vec<(String, OffsetDateTime)>,
+}
+
+impl TlsLoader<'_> {
+    pub(super) fn load(&mut self) -> Option<(TlsMaterial, CertificateInfo)> {
+        let certified = self.certified();
+        let trust = match self.files.client_certs {
+            ClientCerts::Off => Some((RootCertStore::empty(), Vec::new())),
+            _ => self.trust(),
+        };
+        let ((certified, info), (roots, lists)) = certified.zip(trust)?;
+        match self.configs(certified, roots, lists) {
+            Ok(tls) => Some((tls, info)),
+            Err(error) => {
+                self.problems.push(format!("cannot set up TLS with {}: {error}", self.files.certificate.display()));
+                None
+            }
+        }
+    }
+
+    fn problem(&mut self, error: impl ToString) {
+        self.problems.push(error.to_string());
+    }
+
+    fn content(&mut self, path: &Path, error: impl ToString) {
+        self.problem(FileError::Content { path: path.to_owned(), what: error.to_string() });
+    }
+
+    /// The certificate with its key; a resolver serves an X.509 v1 certificate too, which the
+    /// usual path refuses.
+    fn certified(&mut self) -> Option<(CertifiedKey, CertificateInfo)> {
+        let (certificate, key) = (&self.files.certificate.clone(), &self.files.key.clone());
+        let chain = plain(certificate).map_err(|error| self.problem(error)).ok();
+        let secret = secret(key, self.stands_in).map_err(|error| self.problem(error)).ok();
+        let chain = pki::load_certificates(&chain?).map_err(|error| self.content(certificate, error)).ok();
+        let loaded = pki::load_key(&secret?).map_err(|error| self.content(key, error)).ok();
+        let (chain, loaded) = chain.zip(loaded)?;
+        let info = CertificateInfo::parse(&chain[0]).map_err(|error| self.content(certificate, error)).ok()?;
+        match pki::key_matches(&loaded, &info) {
+            Ok(true) => {}
+            Ok(false) => {
+                let what = format!("this key does not belong to the certificate {}", certificate.display());
+                self.content(key, what);
+                return None;
+            }
+            Err(error) => {
+                self.content(key, error);
+                return None;
+            }
+        }
+        self.check_server(certificate, &info)?;
+        self.check_root(certificate, &chain);
+        let signing = aws_lc_rs::sign::any_supported_type(&loaded).map_err(|error| self.content(key, error)).ok()?;
+        Some((CertifiedKey::new(chain, signing), info))
+    }
+
+    fn check_server(&mut self, path: &Path, info: &CertificateInfo) -> Option<()> {
+        if info.not_after <= self.now {
+            let what = format!(
+                "the server certificate expired on {}: every client refuses it; `lockgate server renew` makes a new one",
+                info.not_after_date()
+            );
+            self.content(path, what);
+            return None;
+        }
+        if info.not_before > self.now {
+            self.content(
+                path,
+                format!("the server certificate is not valid before {}: check this machine's clock", info.not_before),
+            );
+            return None;
+        }
+        if info.is_v1 {
+            let what = format!("{}: an X.509 v1 certificate, without names: modern clients refuse it", path.display());
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
+        if !self.own_cas.is_empty()
+            && path.starts_with(self.files.client_ca.parent().unwrap_or(Path::new("")))
+            && !self.own_cas.iter().any(|ca| info.is_issued_by(ca))
+        {
+            let what = format!(
+                "{}: the server certificate was not signed by this site's CA: clients that trust the CA refuse it",
+                path.display()
+            );
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
+        let missing: Vec<String> = self
+            .host
+            .names
+            .iter()
+            .filter(|name| !info.names.contains(name) && !covered_by_wildcard(name, &info.names))
+            .map(ToString::to_string)
+            .collect();
+        if !missing.is_empty() && !self.stands_in {
+            let what = format!(
+                "{}: the server certificate does not name {}: clients that dial this host so will refuse it; \
+                 `lockgate server renew` adds it",
+                path.display(),
+                missing.join(", ")
+            );
+            self.findings.push(Finding { severity: Severity::Note, what });
+        }
+        Some(())
+    }
+
+    /// Whether what clients are told to trust verifies the chain that is from elsewhere.
+    fn check_root(&mut self, path: &Path, chain: &[CertificateDer<'_>]) {
+        let Some(root) = self.files.server_ca.clone() else { return };
+        let trusted = plain(&root)
+            .and_then(|pem| pki::load_certificates(&pem).map_err(|error| format!("{}: {error}", root.display())));
+        let trusted = match trusted {
+            Ok(trusted) => trusted,
+            Err(error) => return self.problem(error),
+        };
+        let leads = chain.iter().any(|der| trusted.iter().any(|root| root == der || pki::is_signed_by(der, root)));
+        if !leads {
+            let what = format!(
+                "{}: it does not lead to {} (server-ca), which is in clients' bundles: they refuse the server",
+                path.display(),
+                root.display()
+            );
+            self.findings.push(Finding { severity: Severity::Warning, what });
+        }
+    }
+
+    /// Who signs clients' certificates, and what they have revoked.
+    fn trust(&mut self) -> Option<(RootCertStore, Vec<CertificateRevocationListDer<'static>>)> {
+        let path = &self.files.client_ca.clone();
+        let pem = plain(path).map_err(|error| self.problem(error)).ok()?;
+        let certificates = pki::load_certificates(&pem).map_err(|error| self.content(path, error)).ok()?;
+        let lists = self.lists(&certificates)?;
+        let (mut roots, mut expired) = (RootCertStore::empty(), Vec::new());
+        for certificate in certificates {
+            let info = CertificateInfo::parse(&certificate).map_err(|error| self.content(path, error)).ok()?;
+            if !info.is_ca && !info.is_v1 {
+                self.content(path, format!("{} is no CA: its basic constraints lack CA:TRUE", info.subject));
+                return None;
+            }
+            if info.not_after <= self.now {
+                expired.push(format!("the CA {} expired on {}", info.subject, info.not_after_date()));
+                continue;
+            }
+            roots.add(certificate).map_err(|error| self.content(path, error)).ok()?;
+        }
+        // One that is left over beside another keeps nobody else out.
+        match roots.is_empty() {
+            true => {
+                self.content(path, expired.join("; "));
+                None
+            }
+            false => {
+                let what = |expired| format!("{}: {expired}: nobody comes in by it", path.display());
+                let finding = |expired| Finding { severity: Severity::Warning, what: what(expired) };
+                self.findings.extend(expired.into_iter().map(finding));
+                Some((roots, lists))
+            }
+        }
+    }
+
+    fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+        let Some(path) = &self.files.client_crl else { return Some(Vec::new()) };
+        let bytes = plain(path).map_err(|error| self.problem(error)).ok()?;
+        let read = Revocations::read(path, &bytes, cas).map_err(|error| self.problem(error)).ok()?;
+        let warn = |what| Finding { severity: Severity::Warning, what };
+        self.findings.extend(read.warnings.into_iter().map(warn));
+        self.revoked.extend(read.revoked);
+        self.list_ends.extend(read.ends);
+        Some(read.lists)
+    }
+
+    fn configs(
+        &self,
+        certified: CertifiedKey,
+        roots: RootCertStore,
+        lists: Vec<CertificateRevocationListDer<'static>>,
+    ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        // A CA without a list revokes nothing.
+        let by_roots = |roots: RootCertStore| {
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+                .with_crls(lists)
+                .allow_unknown_revocation_status()
+        };
+        let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
+            ClientCerts::Off => Arc::new(NoClientAuth),
+            ClientCerts::Required => Arc::new(Remembering::new(by_roots(roots).build()?)),
+            ClientCerts::Optional => Arc::new(Remembering::new(by_roots(roots).allow_unauthenticated().build()?)),
+        };
+        let versions: &[&rustls::SupportedProtocolVersion] = match self.files.min_version {
+            TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::V13 => &[&rustls::version::TLS13],
+        };
+        let resolver = rustls::sign::SingleCertAndKey::from(certified);
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(resolver));
+        // However many devices come back at once, each resumes: what a session needs lies with its client. The
+        // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
+        let tickets = Tickets::new()?;
+        config.ticketer = tickets.clone();
+        // A client comes back once for each connection that it had.
+        config.send_tls13_tickets = 1;
+        let without_alpn = Arc::new(config.clone());
+        config.alpn_protocols = vec![b"mqtt".to_vec()];
+        Ok(TlsMaterial {
+            with_alpn: Arc::new(config),
+            without_alpn,
+            tickets,
+            client_certs: self.files.client_certs,
+            client_ca: self.files.client_ca.clone(),
+        })
+    }
+}
+
+fn covered_by_wildcard(name: &pki::ServerName, names: &[pki::ServerName]) -> bool {
+    let pki::ServerName::Dns(name) = name else { return false };
+    let Some((_, parent)) = name.split_once('.') else { return false };
+    names.contains(&pki::ServerName::Dns(format!("*.{parent}")))
+}
