@@ -47,8 +47,23 @@ pub struct About {
     pub listener: Arc<str>,
     pub version: Version,
     pub level: Level,
+    /// As its CONNECT says.
+    pub clean_start: bool,
+    pub keep_alive_secs: u16,
+    pub words: Words,
     pub certificate: Option<Box<PeerCertificate>>,
     pub since: SystemTime,
+}
+
+/// In whose words the log speaks of a connection's beginning and end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Words {
+    #[default]
+    Own,
+    /// Those that people who had Mosquitto look for.
+    Mosquitto,
+    /// In none.
+    None,
 }
 
 /// What is remembered of a client's certificate while it is connected.

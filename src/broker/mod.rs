@@ -60,7 +60,7 @@ pub use snapshot::SessionSnapshot;
 pub use violation::Violation;
 
 use crate::auth::{Acl, Methods, Operation, Subject};
-use crate::types::{ClientId, Topic};
+use crate::types::{ClientId, QoS, Topic};
 use border::Border;
 use commit::Waiting;
 use connect::Farewell;
@@ -299,6 +299,7 @@ impl Core {
                     }
                 }
             }
+            Command::Announce(messages) => self.say_of_itself(now, &messages, out),
             Command::ShutDown => {
                 self.shutting_down = true;
                 for index in 0..self.connections.len() {
@@ -308,6 +309,25 @@ impl Core {
                     }
                 }
             }
+        }
+    }
+
+    fn say_of_itself(&mut self, now: Instant, messages: &[(String, String)], out: &mut impl Outbox) {
+        for (topic, payload) in messages {
+            let Ok(topic) = Topic::parse(topic) else { continue };
+            let incoming = route::Incoming {
+                topic,
+                payload: payload.as_bytes(),
+                qos: QoS::AtMostOnce,
+                retain: true,
+                message_expiry_interval_secs: None,
+                forwarded: &[],
+                publisher: index::ELSEWHERE,
+                connection: None,
+                received: None,
+                with: None,
+            };
+            self.route(now, &incoming, out);
         }
     }
 

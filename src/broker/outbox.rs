@@ -58,6 +58,8 @@ pub enum Command {
     Kick(ConnectionId, Closing),
     /// Ends all sessions of an identity that is no more.
     Forget(Identity),
+    /// Messages of the broker's own, retained at QoS 0: topics, below `$SYS/` alone, and payloads.
+    Announce(Vec<(String, String)>),
     /// DISCONNECT 0x8B to all, then close.
     ShutDown,
 }

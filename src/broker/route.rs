@@ -52,6 +52,11 @@ pub(super) struct Scratch {
     pub(super) frames: Frames,
 }
 
+/// What the broker says of itself is said anew after a restart: it is not written down.
+fn is_own(topic: Topic<'_>) -> bool {
+    topic.as_str().starts_with("$SYS/")
+}
+
 /// A session that a message goes to.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -203,7 +208,7 @@ impl Core {
     fn needs_ticket(&self, incoming: &Incoming<'_>, targets: &[Target]) -> bool {
         let durable = |session: u32| self.sessions[session as usize].is_durable();
         self.options.durable
-            && (incoming.retain
+            && ((incoming.retain && !is_own(incoming.topic))
                 || (incoming.received.is_some() && durable(incoming.publisher))
                 || (incoming.qos != QoS::AtMostOnce
                     && targets.iter().any(|target| target.qos != QoS::AtMostOnce && durable(target.session))))

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,11 +127,31 @@ impl Files {
     /// Opens each anew; one that cannot be is said on standard error, and its lines go nowhere.
     pub(super) fn reopen(&self) {
         for open in self.0.iter() {
-            let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&open.path);
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).mode(0o600);
+            if rustix::process::geteuid().is_root() {
+                // In a folder of somebody else's a link could lead root anywhere.
+                options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+            }
+            let opened = options.open(&open.path);
             if let Err(error) = &opened {
                 eprintln!("Error: Unable to open log file {} for writing: {error}.", open.path.display());
             }
             *open.file.lock().unwrap_or_else(PoisonError::into_inner) = opened.ok();
+        }
+    }
+}
+
+impl Files {
+    /// Gives those that are root's to the user who will open them anew.
+    pub(super) fn give(&self, uid: u32, gid: u32) {
+        for open in self.0.iter() {
+            let file = open.file.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(file) = file.as_ref() else { continue };
+            if file.metadata().is_ok_and(|metadata| metadata.uid() == 0 && metadata.is_file() && metadata.nlink() == 1)
+            {
+                drop(std::os::unix::fs::fchown(file, Some(uid), Some(gid)));
+            }
         }
     }
 }

@@ -21,6 +21,8 @@ mod environment;
 mod init;
 mod log;
 mod make;
+mod mosquitto;
+mod mosquitto_passwd;
 mod passwd;
 mod privileges;
 mod report;
@@ -31,6 +33,7 @@ mod server;
 mod site;
 mod status;
 mod store;
+mod system;
 mod torture;
 mod up;
 mod watch;
@@ -77,6 +80,12 @@ enum Command {
     Server(server::Arguments),
     /// Edit a bare password file (a site's own: `lockgate client passwd`)
     Passwd(passwd::Arguments),
+    /// Serve with a mosquitto.conf as it is (also when this program is called `mosquitto`)
+    #[command(disable_help_flag = true)]
+    Mosquitto(Foreign),
+    /// Manage a password file by Mosquitto's flags (also when this program is called so)
+    #[command(name = "mosquitto_passwd", disable_help_flag = true)]
+    MosquittoPasswd(Foreign),
     /// Ask the ACL a question
     Acl(acl::Arguments),
     /// Look at what the broker keeps, copy it, and put it back
@@ -91,6 +100,14 @@ enum Command {
     Reload(status::ReloadArguments),
     /// Exit 0 if the broker is alive and ready, 1 otherwise (for containers)
     Health(status::HealthArguments),
+}
+
+/// Arguments that are another program's.
+#[derive(Args)]
+struct Foreign {
+    /// As Mosquitto has them; -h lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<std::ffi::OsString>,
 }
 
 /// Which site a command is about.
@@ -131,6 +148,13 @@ impl From<crate::pki::FileError> for Failure {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let mut called = std::env::args_os();
+    let name = called.next().map(PathBuf::from).unwrap_or_default();
+    match name.file_name().and_then(|name| name.to_str()) {
+        Some("mosquitto") => return finish(mosquitto::run(called)),
+        Some("mosquitto_passwd") => return finish(mosquitto_passwd::run(called)),
+        _ => {}
+    }
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Up(arguments) => up::run(arguments),
@@ -141,6 +165,8 @@ pub fn main() -> ExitCode {
         Command::Ca(arguments) => ca::run(arguments),
         Command::Server(arguments) => server::run(arguments),
         Command::Passwd(arguments) => passwd::run(arguments),
+        Command::Mosquitto(foreign) => mosquitto::run(foreign.arguments.into_iter()),
+        Command::MosquittoPasswd(foreign) => mosquitto_passwd::run(foreign.arguments.into_iter()),
         Command::Acl(arguments) => acl::run(arguments),
         Command::Store(arguments) => store::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
@@ -149,10 +175,16 @@ pub fn main() -> ExitCode {
         Command::Reload(arguments) => status::reload(arguments),
         Command::Health(arguments) => status::health(arguments),
     };
+    finish(outcome)
+}
+
+fn finish(outcome: Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("lockgate: {}", failure.message);
+            // In Mosquitto's stead it speaks as that does.
+            let prefix = if failure.message.starts_with("Error") { "" } else { "lockgate: " };
+            eprintln!("{prefix}{}", failure.message);
             ExitCode::from(failure.code)
         }
     }

@@ -1,17 +1,18 @@
 //! From root to the user that a broker runs as: once keys are read and ports are bound, for good.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::unistd::{User, initgroups, setgid, setuid};
+use rustix::fs::{Dir, Mode, OFlags, openat};
 
-use super::Failure;
+use super::{Failure, log};
 use crate::config::Settings;
 
 /// Becomes the configured user, if this is root's process and one is configured; nothing else has been started yet.
 /// What the broker writes is that user's from now on, and so is what root has left in the data folder.
-pub(super) fn drop_to(settings: &Settings) -> Result<Option<String>, Failure> {
+pub(super) fn drop_to(settings: &Settings, log_files: &log::Files) -> Result<Option<String>, Failure> {
     let Some(name) = settings.user.as_ref().filter(|_| rustix::process::geteuid().is_root()) else {
         return Ok(None);
     };
@@ -25,15 +26,20 @@ pub(super) fn drop_to(settings: &Settings) -> Result<Option<String>, Failure> {
             &format!("{} is the system's; `data:` needs a folder of its own", settings.data.display()),
         ));
     }
-    let user = User::from_name(name)
-        .map_err(|error| failed("", &error))?
-        .ok_or_else(|| failed("", &"there is no such user here; make it, or name another"))?;
+    let find = |name: &str| User::from_name(name).map_err(|error| failed("", &error));
+    let user = match find(name)? {
+        // As Mosquitto does where its own user was never made.
+        None if settings.stands_in && name == "mosquitto" => find("nobody")?,
+        found => found,
+    };
+    let user = user.ok_or_else(|| failed("", &"there is no such user here; make it, or name another"))?;
     if user.uid.is_root() {
         return Ok(None);
     }
     give(&settings.data, user.uid.as_raw(), user.gid.as_raw())
         .map_err(|error| failed(&format!("{}: ", settings.data.display()), &error))?;
-    let group = std::ffi::CString::new(name.as_str()).map_err(|error| failed("", &error))?;
+    log_files.give(user.uid.as_raw(), user.gid.as_raw());
+    let group = std::ffi::CString::new(user.name.as_str()).map_err(|error| failed("", &error))?;
     initgroups(&group, user.gid)
         .and_then(|()| setgid(user.gid))
         .and_then(|()| setuid(user.uid))
@@ -42,7 +48,7 @@ pub(super) fn drop_to(settings: &Settings) -> Result<Option<String>, Failure> {
     if setuid(nix::unistd::Uid::from_raw(0)).is_ok() {
         return Err(failed("", &"root's rights could be had again"));
     }
-    Ok(Some(name.clone()))
+    Ok(Some(user.name))
 }
 
 /// What a reload will need, and this user cannot read; and the command that mends it.
@@ -51,6 +57,12 @@ pub(super) fn unreadable(settings: &Settings, user: &str) -> Option<String> {
     let files = std::iter::once(&settings.file).chain(&settings.passwords).chain(&settings.acl).chain(keys);
     let closed: Vec<&std::path::PathBuf> = files.filter(|path| std::fs::File::open(path).is_err()).collect();
     let first = closed.first()?;
+    if settings.stands_in {
+        return Some(format!(
+            "{user} cannot read {0}: a reload will not take anything up; `chgrp {user} {0}; chmod g+r {0}` lets it",
+            first.display()
+        ));
+    }
     Some(format!(
         "{user} cannot read {}: a reload, and every change of clients, will not be taken up; give {user} this site's files but \
          the CA's key: `chown -R {user} {} {}; chown root {}`",
@@ -65,8 +77,14 @@ pub(super) fn unreadable(settings: &Settings, user: &str) -> Option<String> {
 /// there meanwhile. One that is somebody's already is left as it is.
 fn give(data: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
     std::fs::create_dir_all(data)?;
-    // `data:` may be a link, which is root's word.
-    let folder = File::open(std::fs::canonicalize(data)?)?;
+    // Whoever can put a link there could have any folder given away.
+    let folder = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::DIRECTORY).bits() as i32)
+        .open(data)
+        .map_err(|error| {
+            std::io::Error::other(format!("it is a link, or no folder ({error}); name the folder itself"))
+        })?;
     if folder.metadata()?.uid() != 0 {
         return Ok(());
     }
@@ -75,7 +93,6 @@ fn give(data: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
 
 /// Below first, and the folder last: as long as it is root's nobody changes what is in it.
 fn give_below(folder: &File, uid: u32, gid: u32, depth: usize) -> std::io::Result<()> {
-    use rustix::fs::{Dir, Mode, OFlags, openat};
     if depth < 3 {
         for entry in Dir::read_from(folder)? {
             let entry = entry?;

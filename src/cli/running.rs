@@ -11,9 +11,10 @@ use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
 use super::log::{self, SetLevel};
+use super::serve::Load;
 use super::server::{Looked, Renewer};
 use super::watch::{Changed, Snapshot};
-use super::{Failure, SiteArguments, acme, bundle, ca, site};
+use super::{Failure, acme, bundle, ca};
 use crate::admin::{self, api};
 use crate::auth::Directory;
 use crate::config::{self, AtExpiry, ListenerAddress, Settings, Transport};
@@ -37,7 +38,7 @@ pub(super) struct State {
     pub(super) current: Arc<ArcSwap<Settings>>,
     /// What devices enrol with, where they may.
     pub(super) enrolment_tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
-    pub(super) arguments: SiteArguments,
+    pub(super) load: Load,
     pub(super) started: Settings,
     pub(super) shard: Handle,
     pub(super) gate: Arc<Gate>,
@@ -91,7 +92,7 @@ impl State {
     }
 
     async fn try_reload(&self, running: &mut Running, source: Source) -> Result<api::Reloaded, String> {
-        let arguments = self.arguments.clone();
+        let load = self.load.clone();
         let known = match source {
             Source::Configuration => None,
             Source::Files => {
@@ -101,7 +102,7 @@ impl State {
             }
         };
         let read = tokio::task::spawn_blocking(move || {
-            let settings = known.map_or_else(|| site::load(&arguments), Ok)?;
+            let settings = known.map_or_else(|| load(), Ok)?;
             let looked = Snapshot::take(&settings);
             let material = load_material(&settings)?;
             Ok::<_, Failure>((settings, looked, material))
@@ -220,6 +221,18 @@ impl State {
         self.gate.seen.retain(|name| known.contains(name));
         running.directory = directory;
         self.shard.ping().await.map_err(|error| error.to_string())
+    }
+
+    /// Who subscribes to how much, into the log.
+    pub(super) async fn show_subscriptions(&self) {
+        let Ok(clients) = self.shard.clients().await else { return };
+        for client in clients {
+            let state = if client.connected.is_some() { "connected" } else { "away" };
+            info!(
+                "{} ({state}): {} subscriptions, {} messages queued",
+                client.client, client.subscriptions, client.queued_messages
+            );
+        }
     }
 
     /// Reads anew what has changed on the disk, once it has stood still for a look.

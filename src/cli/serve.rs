@@ -17,7 +17,7 @@ use super::enroll::SiteDesk;
 use super::log;
 use super::running::{Running, State, bind_all, load_material, notify, site_of};
 use super::watch::Snapshot;
-use super::{Failure, SiteArguments, ask, bundle, privileges, site};
+use super::{Failure, SiteArguments, ask, bundle, privileges, site, system};
 use crate::admin::{self, Admin, Anew, Enrolment, Reload};
 use crate::auth::Methods;
 use crate::broker::Restored;
@@ -53,15 +53,25 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.check {
         return check(&settings);
     }
-    let prepared = Prepared::of(&settings)?;
-    let user = privileges::drop_to(&settings)?;
+    let site = arguments.site;
+    run_on(settings, Arc::new(move || site::load(&site)), |_| {})
+}
+
+/// Reads a configuration anew.
+pub(super) type Load = Arc<dyn Fn() -> Result<Settings, Failure> + Send + Sync>;
+
+/// Serves until a signal ends it. `announced` is called once the log is there.
+pub(super) fn run_on(settings: Settings, load: Load, announced: impl FnOnce(&Settings)) -> Result<(), Failure> {
+    let prepared = Prepared::of(&settings, announced)?;
+    let _pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let user = privileges::drop_to(&settings, &prepared.files)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("gate")
         .enable_all()
         .build()
         .map_err(Failure::new)?;
-    let outcome = runtime.block_on(serve(settings, arguments.site, prepared, user));
+    let outcome = runtime.block_on(serve(settings, load, prepared, user));
     // Tasks of connections that are not in yet end with the runtime.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -129,13 +139,14 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn of(settings: &Settings) -> Result<Prepared, Failure> {
+    fn of(settings: &Settings, announced: impl FnOnce(&Settings)) -> Result<Prepared, Failure> {
         let material = load_material(settings)?;
         can_sign(settings)?;
         if admin::is_data_taken(&settings.data) {
             return Err(Failure::new(admin::DataLockError::Taken(settings.data.clone())));
         }
         let (set_level, flood, files) = log::start(&settings.log);
+        announced(settings);
         Ok(Prepared {
             material,
             set_level,
@@ -148,12 +159,7 @@ impl Prepared {
     }
 }
 
-async fn serve(
-    settings: Settings,
-    arguments: SiteArguments,
-    prepared: Prepared,
-    user: Option<String>,
-) -> Result<(), Failure> {
+async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<String>) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
     let Prepared { material, set_level, flood, files, bound, metrics, enrolment } = prepared;
@@ -196,7 +202,7 @@ async fn serve(
     let state = Arc::new(State {
         current: current.clone(),
         enrolment_tls: enrolment_tls.clone(),
-        arguments,
+        load,
         started: settings.clone(),
         shard: shard.clone(),
         gate: gate.clone(),
@@ -244,6 +250,9 @@ async fn serve(
     }
     tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood.clone())));
     tasks.push(tokio::spawn(watchdog(shard.clone())));
+    if let Some(interval) = settings.sys_interval {
+        tasks.push(tokio::spawn(system::keep_announcing(interval, shard.clone(), site.clone())));
+    }
     if settings.self_renew
         && let Err(failure) = bundle::authority(&settings)
     {
@@ -360,11 +369,36 @@ fn announce(site: &admin::Site, material: &Material) {
     info!("{} is ready", site.name);
 }
 
+/// The first of the real-time signals that are a program's own (signal(7)).
+const SIGRTMIN: i32 = 34;
+
+/// The broker's process id, for those who look for it; gone with the broker.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &std::path::Path) -> Result<PidFile, Failure> {
+        let text = std::process::id().to_string();
+        std::fs::write(path, text)
+            .map_err(|error| Failure::new(format!("Error: Unable to write pid file {}: {error}.", path.display())))?;
+        Ok(PidFile(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
 /// Taken before anything else, so that an early signal is not the default's.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Mosquitto's: save, show, rotate.
+    user1: Signal,
+    user2: Signal,
+    realtime: Signal,
 }
 
 impl Signals {
@@ -374,6 +408,9 @@ impl Signals {
             terminate: stream(SignalKind::terminate())?,
             interrupt: stream(SignalKind::interrupt())?,
             hangup: stream(SignalKind::hangup())?,
+            user1: stream(SignalKind::user_defined1())?,
+            user2: stream(SignalKind::user_defined2())?,
+            realtime: stream(SignalKind::from_raw(SIGRTMIN))?,
         })
     }
 
@@ -384,8 +421,17 @@ impl Signals {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hangup.recv() => {
+                    if state.started.stands_in {
+                        info!("Reloading config.");
+                    }
                     drop(state.reload().await);
                 }
+                _ = self.user1.recv() => {
+                    let kept = if state.started.durability == Durability::Off { "nothing is kept" } else { "all that was acknowledged is on the disk" };
+                    info!("asked to save: {kept} (durability: {})", state.started.durability.as_str());
+                }
+                _ = self.user2.recv() => state.show_subscriptions().await,
+                _ = self.realtime.recv() => state.log_files.reopen(),
             }
         }
     }

@@ -13,6 +13,15 @@ pub enum Version {
 }
 
 impl Version {
+    /// As Mosquitto's log lines have it.
+    pub fn mosquitto_number(self) -> u8 {
+        match self {
+            Version::V31 => 1,
+            Version::V311 => 2,
+            Version::V5 => 5,
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Version::V31 => "3.1",

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use time::OffsetDateTime;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::handshake::{self, Failure, Knock};
 use super::link::{Carrier, Link};
@@ -19,7 +19,7 @@ use super::{Current, Gate, upgrade};
 use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::config::ClientIds;
-use crate::handover::{About, Handover, Peer, PeerCertificate, Socket};
+use crate::handover::{About, Handover, Peer, PeerCertificate, Socket, Words};
 use crate::pki::CertificateInfo;
 use crate::types::{CertificateId, ClientId, Identity, Level, ReasonCode};
 
@@ -73,6 +73,10 @@ pub(super) enum Stop {
 
 impl Arrival {
     pub(super) async fn admit(self, stream: Stream, slot: Slot) {
+        if let (Words::Mosquitto, Peer::Network(_)) = (self.current.words, self.peer) {
+            let port = self.listener.rsplit_once(':').map_or("", |(_, port)| port);
+            info!("New connection from {} on port {port}.", self.peer);
+        }
         let deadline = self.current.admission.connect_timeout;
         let mut link = None;
         let mut slot = Some(slot);
@@ -189,6 +193,7 @@ impl Arrival {
             let _swap = self.gate.swap.read().unwrap_or_else(PoisonError::into_inner);
             // Somebody may have been removed, or the listener's rules changed, meanwhile: ask again.
             if Arc::ptr_eq(&current, &self.gate.current.load()) {
+                let (clean_start, keep_alive_secs) = (connect.clean_start, connect.keep_alive);
                 drop(connect);
                 bytes.append(&mut rest);
                 let authentication_data = proof.and_then(|proof| proof.data);
@@ -200,6 +205,8 @@ impl Arrival {
                     authentication_data,
                     level,
                     version,
+                    clean_start,
+                    keep_alive_secs,
                     certificate: certificate.zip(kept),
                 };
                 let (link, slot) = held.take().zip(slot.take()).expect("put there on the way");
@@ -427,6 +434,9 @@ impl Arrival {
                 listener: self.listener.clone(),
                 version: ready.version,
                 level: ready.level,
+                clean_start: ready.clean_start,
+                keep_alive_secs: ready.keep_alive_secs,
+                words: self.current.words,
                 certificate: ready.certificate.map(|(_, kept)| Box::new(kept)),
                 since: SystemTime::now(),
             },
@@ -457,6 +467,9 @@ impl Arrival {
             }
             Stop::Refused { version, reason, kind, why, client } => {
                 self.gate.stats.refuse(kind);
+                if self.current.words == Words::Mosquitto && reason == ReasonCode::NotAuthorized {
+                    info!("Client <unknown> disconnected, not authorised.");
+                }
                 warn!(id, %address, listener, kind, "refused{client}: {why} ({reason})");
                 if let Some(version) = version {
                     let size_max = self.terms.get().map_or(usize::MAX, |terms| terms.size_max);
@@ -490,6 +503,8 @@ struct Ready {
     authentication_data: Option<Vec<u8>>,
     level: Level,
     version: Version,
+    clean_start: bool,
+    keep_alive_secs: u16,
     certificate: Option<(Certificate, PeerCertificate)>,
 }
 

@@ -33,8 +33,9 @@ pub use seen::{Seen, SeenEntry};
 pub use stats::Stats;
 
 use crate::auth::{Directory, Methods};
+use crate::config::LogStyle;
 use crate::config::{Admission, Settings};
-use crate::handover::Handover;
+use crate::handover::{Handover, Words};
 use slots::Slots;
 pub use slots::network_of;
 use throttle::Throttle;
@@ -68,6 +69,7 @@ struct Current {
     /// By the listener's name.
     listeners: BTreeMap<String, Arc<material::ListenerMaterial>>,
     own_issuers: std::collections::BTreeSet<String>,
+    words: Words,
 }
 
 impl Gate {
@@ -136,6 +138,11 @@ impl Current {
             directory: material.directory.clone(),
             listeners: material.listeners.clone(),
             own_issuers: material.own_issuers.clone(),
+            words: match settings.log.style {
+                LogStyle::Own => Words::Own,
+                LogStyle::Mosquitto { connections: true, .. } => Words::Mosquitto,
+                LogStyle::Mosquitto { connections: false, .. } => Words::None,
+            },
         }
     }
 }

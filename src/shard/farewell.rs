@@ -3,7 +3,8 @@
 use tracing::{debug, info, warn};
 
 use super::wire::{Connection, who};
-use crate::broker::Closing;
+use crate::broker::{Closing, Violation};
+use crate::handover::Words;
 use crate::types::ReasonCode;
 use crate::websocket::CloseCode;
 
@@ -20,6 +21,11 @@ pub(super) fn close_code(why: Closing) -> CloseCode {
 }
 
 pub(super) fn say(connection: &Connection) {
+    match connection.about.words {
+        Words::Own => {}
+        Words::Mosquitto => return say_as_mosquitto(connection),
+        Words::None => return,
+    }
     let number = connection.about.number;
     let name = who(connection.identity.as_ref());
     let client = &connection.client;
@@ -73,5 +79,34 @@ pub(super) fn say(connection: &Connection) {
         Some(Closing::StoreFailed) => {
             warn!(id = number, "{name} disconnected: the store cannot keep its messages")
         }
+    }
+}
+
+/// The same in the words that people look for who had Mosquitto.
+fn say_as_mosquitto(connection: &Connection) {
+    let client = &connection.client;
+    match connection.closing {
+        None | Some(Closing::Lost) => info!("Client {client} closed its connection."),
+        Some(Closing::ByClient(_)) => info!("Client {client} disconnected."),
+        Some(Closing::Violation(Violation::KeepAlive)) => {
+            info!("Client {client} has exceeded timeout, disconnecting.");
+        }
+        Some(Closing::Violation(violation)) => match violation.reason() {
+            ReasonCode::MalformedPacket => info!("Client {client} disconnected due to malformed packet."),
+            ReasonCode::PacketTooLarge => info!("Client {client} disconnected due to oversize packet."),
+            _ => info!("Client {client} disconnected due to protocol error."),
+        },
+        Some(Closing::TakenOver) => info!("Client {client} already connected, closing old connection."),
+        Some(Closing::NotOwner | Closing::WillNotAllowed | Closing::NotAuthenticated) => {
+            info!("Client {client} disconnected, not authorised.");
+        }
+        Some(Closing::WillInvalid) => {
+            info!("Client {client} disconnected due to QoS too high or retain not supported.");
+        }
+        Some(Closing::Kicked | Closing::Revoked | Closing::CertificateExpired) => {
+            info!("Client {client} been disconnected by administrative action.");
+        }
+        Some(Closing::ShuttingDown) => {}
+        Some(Closing::TooManySessions | Closing::StoreFailed) => info!("Client {client} disconnected: out of room."),
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Message {
     Revoke(Arc<[CertificateId]>),
     /// Connections whose certificate is past its time by now end.
     Expire(SystemTime),
+    /// Messages of the broker's own: topics and payloads.
+    Announce(Vec<(String, String)>),
     Report(oneshot::Sender<ShardReport>),
     Clients(oneshot::Sender<Vec<ClientRow>>),
     Ping(oneshot::Sender<()>),
@@ -161,6 +163,11 @@ impl Handle {
     /// All sessions, gathered in slices.
     pub async fn clients(&self) -> Result<Vec<ClientRow>, Stopped> {
         Ok(self.ask_all(Message::Clients).await?.into_iter().flatten().collect())
+    }
+
+    /// Publishes, retained, what the broker says of itself: topics below `$SYS/` with their payloads.
+    pub fn announce(&self, messages: Vec<(String, String)>) -> Result<(), Stopped> {
+        self.shards.0[0].send(Message::Announce(messages))
     }
 
     /// Answered by the next turn: the event loops live.

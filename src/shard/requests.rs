@@ -64,6 +64,9 @@ impl Shard {
                     certificate.is_some_and(|its| its.chain.iter().any(|one| revoked.contains(one)))
                 });
             }
+            Message::Announce(messages) => {
+                self.core.handle(now, Input::Command(Command::Announce(messages)), &mut self.wire);
+            }
             Message::Expire(by) => self.expire(now, by),
             Message::Report(answer) => drop(answer.send(self.report())),
             Message::Clients(answer) => self.listings.push_back(Listing { cursor: 0, rows: Vec::new(), answer }),

@@ -8,7 +8,7 @@ use super::link::Link;
 use super::output::Output;
 use crate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket, Wanted};
 use crate::codec::Version;
-use crate::handover::About;
+use crate::handover::{About, Words};
 use crate::store::Store;
 use crate::types::{ClientId, Identity, ReasonCode};
 
@@ -183,6 +183,21 @@ impl Outbox for Wire {
             Note::Connected { connection, session_present } => {
                 let Some(connection) = self.connection(connection) else { return };
                 let about = &connection.about;
+                match about.words {
+                    Words::Own => {}
+                    Words::None => return,
+                    Words::Mosquitto => {
+                        let level = about.version.mosquitto_number();
+                        let user = connection.identity.as_ref().map(|name| format!(", u'{name}'")).unwrap_or_default();
+                        let (client, clean, keep) =
+                            (&connection.client, u8::from(about.clean_start), about.keep_alive_secs);
+                        info!(
+                            "New client connected from {} as {client} (p{level}, c{clean}, k{keep}{user}).",
+                            about.peer
+                        );
+                        return;
+                    }
+                }
                 let session = if session_present { "session resumed" } else { "new session" };
                 info!(
                     id = about.number,

@@ -1,4 +1,6 @@
-use lockgate::broker::{Closing, QueuePolicy, Violation};
+use lockgate::broker::{Closing, Command, QueuePolicy, Violation};
+use lockgate::codec::{Will, WillProperties};
+use lockgate::types::QoS;
 
 use crate::rig::{Rig, client};
 
@@ -121,4 +123,97 @@ fn limits_hold_as_connack_told_them() {
     rig.publish(id, "t", "1", 2, 1);
     rig.publish(id, "t", "2", 2, 2);
     assert_eq!(rig.take(id), ["PUBREC #1 0x10", "PUBREC #2 0x10"]);
+}
+
+fn will(qos: QoS, retain: bool) -> Option<Will<'static>> {
+    Some(Will { qos, retain, properties: WillProperties::default(), topic: "w", payload: b"gone" })
+}
+
+#[test]
+fn what_is_above_the_maximum_qos_is_told_before_and_refused() {
+    // [MQTT-3.2.2-9], [MQTT-3.2.2-10], [MQTT-3.2.2-11], [MQTT-3.2.2-12]
+    let mut rig = Rig::limited(|limits| limits.qos_max = QoS::AtLeastOnce);
+    let id = rig.connect(client("c"));
+    // 0x24: Maximum QoS, 1.
+    let connack = rig.take_bytes(id);
+    assert!(connack.windows(2).any(|window| window == [0x24, 1]), "{connack:02x?}");
+    rig.subscribe_with(id, &[("a", 0), ("b", 1), ("c", 2)], &[]);
+    assert_eq!(rig.take(id), ["SUBACK #1 0,1,1"]);
+    rig.publish(id, "b", "x", 1, 1);
+    assert_eq!(rig.take(id), ["PUBLISH b x q1 #1", "PUBACK #1"]);
+    rig.publish(id, "b", "x", 2, 2);
+    assert_eq!(rig.take(id), ["DISCONNECT 0x9b"]);
+    assert!(matches!(rig.closing(id), Some(Closing::Violation(Violation::QoSNotSupported(2)))));
+    let refused = rig.connect(crate::rig::Client { will: will(QoS::ExactlyOnce, false), ..client("d") });
+    assert_eq!(rig.take(refused), ["CONNACK 0x9b"]);
+    assert_eq!(rig.closing(refused), Some(Closing::WillInvalid));
+    rig.join(crate::rig::Client { will: will(QoS::AtLeastOnce, true), ..client("e") });
+}
+
+#[test]
+fn what_is_to_be_retained_is_refused_where_that_is_not_available() {
+    // [MQTT-3.2.2-13], [MQTT-3.2.2-14]
+    let mut rig = Rig::limited(|limits| limits.retain_available = false);
+    let id = rig.connect(client("c"));
+    // 0x25: Retain Available, 0.
+    let connack = rig.take_bytes(id);
+    assert!(connack.windows(2).any(|window| window == [0x25, 0]), "{connack:02x?}");
+    rig.retain(id, "t", "x");
+    assert_eq!(rig.take(id), ["DISCONNECT 0x9a"]);
+    let refused = rig.connect(crate::rig::Client { will: will(QoS::AtMostOnce, true), ..client("d") });
+    assert_eq!(rig.take(refused), ["CONNACK 0x9a"]);
+    assert_eq!(rig.closing(refused), Some(Closing::WillInvalid));
+}
+
+#[test]
+fn a_payload_that_is_too_large_is_refused_and_its_connection_stays() {
+    let mut rig = Rig::limited(|limits| limits.payload_size_max = 3);
+    let id = rig.join(client("c"));
+    rig.subscribe(id, "t", 1);
+    rig.take(id);
+    rig.publish(id, "t", "1234", 1, 1);
+    rig.publish(id, "t", "1234", 0, 0);
+    rig.publish(id, "t", "123", 0, 0);
+    assert_eq!(rig.take(id), ["PUBACK #1 0x97", "PUBLISH t 123"]);
+}
+
+#[test]
+fn filters_that_are_granted_whatever_the_acl_says_bring_what_it_allows() {
+    let acl = lockgate::auth::Acl::parse("pattern write #\npattern read open/#\n").unwrap();
+    let limits = lockgate::broker::Limits { grants_all: true, ..lockgate::broker::Limits::default() };
+    let mut rig = Rig::with(limits, acl, false);
+    let id = rig.join(client("c"));
+    rig.subscribe_with(id, &[("secret/#", 1), ("#", 0)], &[]);
+    assert_eq!(rig.take(id), ["SUBACK #1 1,0"]);
+    rig.publish(id, "secret/x", "hidden", 0, 0);
+    rig.publish(id, "open/x", "shown", 0, 0);
+    assert_eq!(rig.take(id), ["PUBLISH open/x shown"]);
+}
+
+#[test]
+fn what_the_broker_says_of_itself_is_retained_and_not_written_down() {
+    let mut rig = Rig::with(lockgate::broker::Limits::default(), lockgate::auth::Acl::open(), shards_keep());
+    let live = rig.join(client("live"));
+    rig.subscribe(live, "$SYS/#", 1);
+    rig.take(live);
+    rig.command(Command::Announce(vec![("$SYS/broker/x".to_owned(), "1".to_owned())]));
+    rig.settle();
+    assert_eq!(rig.take(live), ["PUBLISH $SYS/broker/x 1"]);
+    let late = rig.join(client("late"));
+    rig.subscribe_with(late, &[("$SYS/broker/+", 0)], &[]);
+    assert_eq!(rig.take(late), ["SUBACK #1 0", "PUBLISH $SYS/broker/x 1 retain"]);
+    let all = rig.join(client("all"));
+    rig.subscribe_with(all, &[("#", 0)], &[]);
+    assert_eq!(rig.take(all), ["SUBACK #1 0"]);
+    if shards_keep() {
+        rig.restart();
+        let later = rig.join(client("later"));
+        rig.subscribe_with(later, &[("$SYS/#", 0)], &[]);
+        assert_eq!(rig.take(later), ["SUBACK #1 0"]);
+    }
+}
+
+/// One shard keeps what it has; several have no store yet.
+fn shards_keep() -> bool {
+    crate::rig::shards() == 1
 }

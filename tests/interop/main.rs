@@ -24,5 +24,6 @@ mod paho;
 mod refusals;
 mod rotation;
 mod rust;
+mod stand_in;
 mod up;
 mod websocket;

@@ -83,7 +83,7 @@ impl Cluster {
                 return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));
             }
             Input::Timer => return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Timer, out)),
-            Input::Restored(_) => 0,
+            Input::Restored(_) | Input::Command(Command::Announce(_)) => 0,
             Input::Heard(..) | Input::Fetched(..) => unreachable!("taken from the inboxes and the store"),
         };
         self.turn(home, now, input, out);

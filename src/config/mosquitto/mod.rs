@@ -2,6 +2,7 @@
 
 mod apply;
 mod options;
+mod value;
 
 use std::path::{Path, PathBuf};
 

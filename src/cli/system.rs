@@ -1,0 +1,135 @@
+//! `$SYS/broker/...`: what a broker says of itself to its clients, with Mosquitto's topics and meanings.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::admin::Site;
+use crate::broker::Counters;
+use crate::shard::{Handle, ShardReport};
+
+/// Minutes over which loads are averaged.
+const WINDOWS: [(&str, f64); 3] = [("1min", 60.0), ("5min", 300.0), ("15min", 900.0)];
+
+/// What loads are taken of: names and the counts that they are the increase of.
+fn counted(report: &ShardReport) -> [(&'static str, u64); 6] {
+    let counters = &report.counters;
+    [
+        ("publish/received", counters.publishes_received.iter().sum()),
+        ("publish/sent", counters.publishes_sent.iter().sum()),
+        ("publish/dropped", dropped(counters)),
+        ("bytes/received", report.bytes_received),
+        ("bytes/sent", report.bytes_sent),
+        ("connections", counters.connects),
+    ]
+}
+
+fn dropped(counters: &Counters) -> u64 {
+    let drops = &counters.dropped;
+    drops.slow_consumer + drops.queue_full + drops.expired + drops.too_large + drops.store_failed + drops.nobody_left
+}
+
+/// Loads, by name: a minute's increase, averaged so that it fades over its window.
+#[derive(Default)]
+struct Loads {
+    before: BTreeMap<&'static str, u64>,
+    averages: BTreeMap<&'static str, [f64; 3]>,
+}
+
+impl Loads {
+    /// `elapsed`: seconds since the last time.
+    fn note(&mut self, name: &'static str, count: u64, elapsed: f64) -> [f64; 3] {
+        let before = self.before.insert(name, count).unwrap_or(0);
+        let rate = if elapsed > 0.0 { count.saturating_sub(before) as f64 * 60.0 / elapsed } else { 0.0 };
+        let averages = self.averages.entry(name).or_default();
+        for (average, (_, window)) in averages.iter_mut().zip(WINDOWS) {
+            *average = rate + (-elapsed / window).exp() * (*average - rate);
+        }
+        *averages
+    }
+}
+
+/// Publishes as often as `interval` says; what has not changed is not said again.
+pub(super) async fn keep_announcing(interval: Duration, shard: Handle, site: Arc<ArcSwap<Site>>) {
+    let started = Instant::now();
+    let mut last = started;
+    let mut loads = Loads::default();
+    let mut said: BTreeMap<String, String> = BTreeMap::new();
+    let mut clients_max = 0;
+    loop {
+        let Ok(report) = shard.report().await else { return };
+        let now = Instant::now();
+        let elapsed = (now - last).as_secs_f64();
+        last = now;
+        clients_max = clients_max.max(report.gauges.connections);
+        let mut all = topics(&report, clients_max, now - started);
+        for (name, count) in counted(&report) {
+            for ((window, _), load) in WINDOWS.iter().zip(loads.note(name, count, elapsed)) {
+                all.push((format!("load/{name}/{window}"), format!("{load:.2}")));
+            }
+        }
+        let wall = OffsetDateTime::now_utc();
+        for (of, info) in &site.load().certificates {
+            // A listener's name may have characters that a topic's level has not.
+            let of = of.replace(['/', '+', '#'], "-");
+            all.push((format!("certificates/{of}/days-left"), info.days_left(wall).to_string()));
+        }
+        let news: Vec<(String, String)> = all
+            .into_iter()
+            .map(|(topic, text)| (format!("$SYS/broker/{topic}"), text))
+            .filter(|(topic, text)| said.insert(topic.clone(), text.clone()).as_ref() != Some(text))
+            .collect();
+        if !news.is_empty() && shard.announce(news).is_err() {
+            return;
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+fn topics(report: &ShardReport, clients_max: usize, uptime: Duration) -> Vec<(String, String)> {
+    let ShardReport { counters, gauges, .. } = report;
+    let away = gauges.sessions.saturating_sub(gauges.connections);
+    let sum = |counts: &[u64; 3]| counts.iter().sum::<u64>().to_string();
+    [
+        ("version", format!("lockgate version {}", env!("CARGO_PKG_VERSION"))),
+        ("uptime", format!("{} seconds", uptime.as_secs())),
+        ("clients/total", gauges.sessions.to_string()),
+        ("clients/connected", gauges.connections.to_string()),
+        ("clients/active", gauges.connections.to_string()),
+        ("clients/disconnected", away.to_string()),
+        ("clients/inactive", away.to_string()),
+        ("clients/maximum", clients_max.to_string()),
+        ("subscriptions/count", gauges.subscriptions.to_string()),
+        ("retained messages/count", gauges.retained_messages.to_string()),
+        ("publish/messages/received", sum(&counters.publishes_received)),
+        ("publish/messages/sent", sum(&counters.publishes_sent)),
+        ("publish/messages/dropped", dropped(counters).to_string()),
+        ("publish/bytes/received", sum(&counters.publish_bytes_received)),
+        ("publish/bytes/sent", sum(&counters.publish_bytes_sent)),
+        ("bytes/received", report.bytes_received.to_string()),
+        ("bytes/sent", report.bytes_sent.to_string()),
+    ]
+    .into_iter()
+    .map(|(topic, text)| (topic.to_owned(), text))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_is_a_minute_s_increase_that_fades_over_its_window() {
+        let mut loads = Loads::default();
+        loads.note("x", 0, 0.0);
+        // As Mosquitto has it: five in eleven seconds.
+        let after = loads.note("x", 5, 11.0).map(|load| format!("{load:.2}"));
+        assert_eq!(after, ["4.57", "0.98", "0.33"]);
+        let [one, five, fifteen] = loads.note("x", 5, 60.0);
+        assert!(one < 4.57 * 0.4 && five < 0.98 && fifteen < 0.33);
+    }
+}
