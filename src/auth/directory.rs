@@ -111,6 +111,11 @@ impl Directory {
         self.passwords.values().max_by_key(|hash| hash.work())
     }
 
+    /// How many have a hash that is quick to guess at.
+    pub fn weak(&self) -> usize {
+        self.passwords.values().filter(|hash| hash.is_weak()).count()
+    }
+
     pub fn min_level(&self, identity: &Identity) -> Level {
         self.min_levels.get(identity).copied().unwrap_or_default()
     }

@@ -225,6 +225,7 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         let what = format!("nobody could come in here: on this listener clients reach level {reachable} at most");
         reader.problem(&section.origin.clone(), what);
     }
+    let proxied = kind != Kind::Unix && reader.boolean(section, "proxy-protocol").unwrap_or(false);
     let connections_max = reader
         .number(section, "connections-max", 1..=10_000_000)
         .map_or(defaults.connections_max, |count| count as usize);
@@ -235,6 +236,7 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         websocket,
         rules,
         connections_max,
+        proxied,
         interface: None,
         versions: [true; 3],
         client_ids: ClientIds::default(),
@@ -282,6 +284,7 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         websocket: None,
         rules,
         connections_max: defaults.connections_max,
+        proxied: false,
         interface: None,
         versions: [true; 3],
         client_ids: ClientIds::default(),

@@ -164,6 +164,8 @@ pub struct Listener {
     pub websocket: Option<WebSocket>,
     pub rules: ListenerRules,
     pub connections_max: usize,
+    /// A proxy is before it, and says first whose connection it passes on (PROXY protocol, versions 1 and 2).
+    pub proxied: bool,
     /// The only network interface that it takes connections from.
     pub interface: Option<String>,
     /// Whether it takes MQTT 3.1, 3.1.1 and 5.0.

@@ -44,6 +44,7 @@ pub fn render(template: &Template) -> String {
     allow-anonymous: false         # clients without a name
     min-level: plain               # plain | tls | mtls: refuse what is less protected
     connections-max: 100000
+    proxy-protocol: false          # a proxy is before it, and says whose connections it passes on (versions 1 and 2)
 "#
         ),
         None => r#"  # Plain MQTT is off. To let this machine alone use it without TLS:

@@ -15,7 +15,7 @@ use super::handshake::{self, Failure, Knock};
 use super::link::{Carrier, Link};
 use super::material::ListenerMaterial;
 use super::slots::Slot;
-use super::{Current, Gate, upgrade};
+use super::{Current, Gate, proxy, upgrade};
 use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::config::ClientIds;
@@ -72,7 +72,17 @@ pub(super) enum Stop {
 }
 
 impl Arrival {
-    pub(super) async fn admit(self, stream: Stream, slot: Slot) {
+    pub(super) async fn admit(mut self, mut stream: Stream, slot: Slot) {
+        if let (true, Stream::Tcp(socket)) = (self.material.proxied, &mut stream) {
+            match tokio::time::timeout(self.current.admission.connect_timeout, proxy::client(socket)).await {
+                Ok(Ok(Some(client))) => self.peer = Peer::Network(client),
+                Ok(Ok(None)) => {}
+                Ok(Err(_)) | Err(_) => {
+                    let why = "it does not begin as a proxy does (`proxy-protocol` of this listener)".to_owned();
+                    return self.turn_away(None, Stop::Handshake(Failure { kind: "proxy-protocol", why })).await;
+                }
+            }
+        }
         if let (Words::Mosquitto, Peer::Network(_)) = (self.current.words, self.peer) {
             let port = self.listener.rsplit_once(':').map_or("", |(_, port)| port);
             info!("New connection from {} on port {port}.", self.peer);

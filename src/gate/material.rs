@@ -43,6 +43,8 @@ pub(super) struct ListenerMaterial {
     pub(super) connections_max: usize,
     pub(super) tls: Option<TlsMaterial>,
     pub(super) websocket: Option<WebSocket>,
+    /// A proxy says whose connection it is.
+    pub(super) proxied: bool,
     /// Of MQTT 3.1, 3.1.1 and 5.0.
     pub(super) versions: [bool; 3],
     pub(super) client_ids: ClientIds,
@@ -143,12 +145,20 @@ impl Material {
                 connections_max: listener.connections_max,
                 tls,
                 websocket: listener.websocket.clone(),
+                proxied: listener.proxied,
                 versions: listener.versions,
                 client_ids: listener.client_ids.clone(),
             };
             listeners.insert(name, Arc::new(material));
         }
         let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_cas, &mut problems));
+        if let (Some(weak @ 1..), Some(path)) = (directory.as_ref().map(Directory::weak), &settings.passwords) {
+            let what = format!(
+                "{}: {weak} password(s) have hashes of old kinds, which are quick to guess at; set them anew, and they get argon2id",
+                path.display()
+            );
+            findings.push(Finding { severity: Severity::Warning, what });
+        }
         if let (Some(acl), Some(directory)) = (&acl, &directory) {
             note_strangers(settings, acl, directory, &mut findings);
         }

@@ -9,6 +9,7 @@ mod handshake;
 mod link;
 mod listen;
 mod material;
+mod proxy;
 mod revocation;
 mod seen;
 mod slots;

@@ -91,6 +91,7 @@ fn a_typical_guide_runs_unchanged_with_the_files_that_it_makes() {
         " as me (p2, c1, k33, u'alice').".to_owned(),
         "Client me disconnected.".to_owned(),
         "Client mortal closed its connection.".to_owned(),
+        "2 password(s) have hashes of old kinds".to_owned(),
         "Config loaded from m.conf.".to_owned(),
     ] {
         assert!(log.contains(&words), "{words}: {log}");
@@ -188,6 +189,38 @@ fn a_websocket_listener_of_mosquitto_s_serves_paho() {
     command.arg(format!("{}/tests/interop/scenario.py", env!("CARGO_MANIFEST_DIR"))).arg(site.path("env"));
     let (code, said) = run_with(command.args(["5", &web.to_string(), "plain", "ws"]), b"");
     assert!(code == Some(0) && said.ends_with("ok\n"), "{said}");
+}
+
+#[test]
+fn behind_a_proxy_the_client_is_who_the_proxy_says() {
+    let site = Site::empty();
+    let door = port();
+    site.write(
+        "m.conf",
+        &format!("user root\nlistener {door} 127.0.0.1\nenable_proxy_protocol 2\nallow_anonymous true\n"),
+    );
+    let broker = serve(&site, &[door]);
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\x00\x02\x07\x7f\0\0\x01\x04\xd2\x07\x5b";
+    for (header, address) in
+        [(&b"PROXY TCP4 192.0.2.9 127.0.0.1 1111 1883\r\n"[..], "192.0.2.9:1111"), (v2, "192.0.2.7:1234")]
+    {
+        // At once, and in two pieces.
+        for cut in [header.len(), 9] {
+            let mut stream = TcpStream::connect(("127.0.0.1", door)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(&header[..cut]).unwrap();
+            std::thread::sleep(Duration::from_millis(30));
+            stream.write_all(&[&header[cut..], V4].concat()).unwrap();
+            let mut connack = [0; 4];
+            stream.read_exact(&mut connack).unwrap();
+            assert_eq!(connack, [0x20, 2, 0, 0]);
+        }
+        broker.wait_for(&format!("New client connected from {address} as a (p2"));
+    }
+    // Who does not say it is not let in.
+    let mut stream = TcpStream::connect(("127.0.0.1", door)).unwrap();
+    stream.write_all(V4).unwrap();
+    broker.wait_for("it does not begin as a proxy does");
 }
 
 #[test]

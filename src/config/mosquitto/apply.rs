@@ -25,6 +25,7 @@ struct Door {
     host: Option<String>,
     unix: Option<PathBuf>,
     interface: Option<String>,
+    proxied: bool,
     ipv4: Option<bool>,
     websockets: bool,
     origins: Vec<String>,
@@ -247,6 +248,11 @@ impl Draft {
         let door = self.door();
         match line.name {
             "bind_interface" => door.interface = Some(line.text()?),
+            "enable_proxy_protocol" => {
+                // Either version is taken.
+                line.number(1..=2)?;
+                door.proxied = true;
+            }
             "socket_domain" => {
                 door.ipv4 = Some(match line.value {
                     "ipv4" => true,
@@ -559,6 +565,7 @@ impl Draft {
             }),
             rules,
             connections_max: door.connections_max.unwrap_or(10_000_000),
+            proxied: door.proxied,
             interface: door.interface.clone(),
             versions: door.versions.unwrap_or([true; 3]),
             client_ids: ClientIds {

@@ -75,8 +75,11 @@ pub const OPTIONS: &[(&str, Fate)] = &[
     ("auto_id_prefix", Same),
     ("listener_auto_id_prefix", Same),
     ("listener_allow_anonymous", Same),
-    ("enable_proxy_protocol", Refused("the PROXY protocol is not there yet: let the proxy pass TCP through")),
-    ("proxy_protocol_v2_require_tls", Refused("the PROXY protocol is not there yet: let the proxy pass TCP through")),
+    ("enable_proxy_protocol", Same),
+    (
+        "proxy_protocol_v2_require_tls",
+        Refused("what a proxy says of its clients\' TLS is not looked at: have it pass TLS through"),
+    ),
     ("websockets_origin", Same),
     ("websockets_log_level", Idle("there is no libwebsockets here")),
     // TLS.
