@@ -16,6 +16,7 @@
 //!
 //! | any | as without one | `user-name` | as without a certificate |
 //!
+//! Where nobody has a password and anonymous clients are allowed, a user name is believed (`unchecked`).
 //! Then the levels: the connection has to reach the listener's minimum and the identity's.
 
 use std::fmt;
@@ -66,6 +67,9 @@ pub struct ListenerRules {
     pub min_level: Level,
     /// Names are whatever other software's files say; a user name beside a certificate that decides is passed over.
     pub foreign: bool,
+    /// Nobody has a password, as Mosquitto without a `password_file`: where anonymous clients are allowed a user name is
+    /// believed.
+    pub unchecked: bool,
 }
 
 /// What the table says.
@@ -268,6 +272,9 @@ fn decide<'a>(
             Ok(Decided::Identity(credentials.proved.cloned()))
         }
         (certificate, IdentityRule::Default | IdentityRule::UserName) => match (credentials.user_name, certificate) {
+            (Some(user_name), _) if rules.unchecked && rules.allow_anonymous => {
+                Ok(Decided::Identity(Some(Identity::foreign(user_name))))
+            }
             (Some(user_name), _) => Ok(Decided::Password(user_name)),
             (None, _) if credentials.has_password => Err(Refusal::PasswordWithoutUserName),
             (None, Some(certificate)) => certificate_name(certificate, IdentityRule::CommonName, rules.foreign)
@@ -333,6 +340,7 @@ mod tests {
         allow_anonymous: false,
         min_level: Level::Plain,
         foreign: false,
+        unchecked: false,
     };
     const STRICT: ListenerRules = ListenerRules { identity: IdentityRule::CommonName, ..RULES };
 
@@ -356,6 +364,19 @@ mod tests {
             ask(RULES, Some(&certificate("guest", 9, false)), None, false, true),
             admitted("guest", Level::Mtls)
         );
+    }
+
+    #[test]
+    fn where_nobody_has_a_password_a_name_is_believed_if_anybody_may_come() {
+        let unchecked = ListenerRules { unchecked: true, foreign: true, identity: IdentityRule::UserName, ..RULES };
+        let asked = Identification::Password { user_name: "bob b".to_owned(), level: Level::Plain };
+        assert_eq!(ask(unchecked, None, Some("bob b"), true, false), asked);
+        let open = ListenerRules { allow_anonymous: true, ..unchecked };
+        assert_eq!(ask(open, None, Some("bob b"), true, false), admitted("bob b", Level::Plain));
+        assert_eq!(ask(open, None, None, false, false), Identification::Admitted(None, Level::Plain));
+        // A certificate is no name here.
+        let device = certificate("device1", 1, false);
+        assert_eq!(ask(open, Some(&device), None, false, true), Identification::Admitted(None, Level::Mtls));
     }
 
     #[test]

@@ -215,6 +215,7 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
             .choice(section, "min-level", &[("plain", Level::Plain), ("tls", Level::Tls), ("mtls", Level::Mtls)])
             .unwrap_or_default(),
         foreign: false,
+        unchecked: false,
     };
     let reachable = match &transport {
         Transport::Tls(files) if files.client_certs == ClientCerts::Off => Level::Tls,

@@ -436,7 +436,7 @@ impl Draft {
         let mut listeners = Vec::new();
         let shared = self.shared()?;
         for door in &self.doors {
-            listeners.push(self.opened(door, local_only)?);
+            listeners.push(self.opened(door, local_only, shared.passwords.as_ref())?);
         }
         for (at, listener) in listeners.iter().enumerate() {
             if listeners[..at].iter().any(|other: &Listener| other.address == listener.address) {
@@ -535,7 +535,7 @@ impl Draft {
         }
     }
 
-    fn opened(&self, door: &Door, local_only: bool) -> Result<Listener, Wrong> {
+    fn opened(&self, door: &Door, local_only: bool, passwords: Option<&PathBuf>) -> Result<Listener, Wrong> {
         let security = if self.per_listener { &door.security } else { &self.security };
         let address = match (&door.unix, door.port.unwrap_or(1883)) {
             (Some(path), _) => ListenerAddress::Unix(path.clone()),
@@ -556,6 +556,7 @@ impl Draft {
             allow_anonymous: anonymous,
             min_level: Level::Plain,
             foreign: true,
+            unchecked: passwords.is_none(),
         };
         Ok(Listener {
             address,
