@@ -1,6 +1,9 @@
 //! `lockgate serve`: the broker, from its configuration to its last goodbye.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -377,8 +380,23 @@ struct PidFile(PathBuf);
 
 impl PidFile {
     fn write(path: &std::path::Path) -> Result<PidFile, Failure> {
-        let text = std::process::id().to_string();
-        std::fs::write(path, text)
+        // Its folder may be the user's that this broker becomes: a link there could lead root anywhere.
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .open(path)
+            .and_then(|mut file| {
+                let metadata = file.metadata()?;
+                if !metadata.is_file() || metadata.nlink() != 1 {
+                    return Err(std::io::Error::other("it is no file of its own"));
+                }
+                file.set_len(0)?;
+                file.write_all(std::process::id().to_string().as_bytes())
+            });
+        written
             .map_err(|error| Failure::new(format!("Error: Unable to write pid file {}: {error}.", path.display())))?;
         Ok(PidFile(path.to_owned()))
     }
