@@ -88,6 +88,13 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
     let read = mosquitto::load(&wanted.command).map_err(wrong)?;
     if wanted.test {
         read.notices.iter().for_each(|notice| eprintln!("{notice}"));
+        let material = super::running::load_material(&read.settings)
+            .map_err(|failure| wrong(format!("Error: {}", failure.message)))?;
+        for listener in &read.settings.listeners {
+            let anybody = if listener.rules.allow_anonymous { ", anybody" } else { "" };
+            say!("listener {}: {}{anybody}", listener.address, listener.transport_name());
+        }
+        material.findings.iter().for_each(|finding| say!("Warning: {}", finding.what));
         say!("The configuration can be used.");
         return Ok(());
     }

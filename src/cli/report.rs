@@ -122,7 +122,9 @@ impl Report {
                 table.add_row([&format!("{}: {what}", client.name), &place, "", ""]);
             }
             text.push_str(&format!("{table}\n"));
-            let ca = self.made.iter().find(|made| made.what == "CA certificate");
+            // What clients trust, and compare.
+            let of = |what: &str| self.made.iter().find(|made| made.what == what);
+            let ca = of("root certificate").or_else(|| of("CA certificate"));
             if let Some(fingerprint) = ca.and_then(|made| made.fingerprint.as_deref()) {
                 text.push_str(&format!("The CA's SHA-256 fingerprint: {fingerprint}\n"));
             }

@@ -233,7 +233,12 @@ impl Renewal<'_> {
             )));
         }
         let old = CertificateInfo::read(&tls.certificate)?;
-        Ok(Renewal { tls, names: old.names.clone(), keep_key: false, days: life_days(&old), old })
+        // One without alternative names is called by its common name, as it was dialled until now.
+        let mut names = old.names.clone();
+        if names.is_empty() {
+            names.extend(old.common_name.as_deref().and_then(|name| ServerName::parse(name).ok()));
+        }
+        Ok(Renewal { tls, names, keep_key: false, days: life_days(&old), old })
     }
 
     fn add(&mut self, names: Vec<ServerName>) {

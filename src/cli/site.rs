@@ -92,11 +92,20 @@ impl Files {
     }
 
     pub(super) fn ledger_text(&self) -> Result<String, Failure> {
+        // Begun anew it would know nobody, and say nothing of it.
+        if !self.ledger.exists() && self.issued.exists() {
+            return Err(Failure::new(format!(
+                "{} is missing: `lockgate ca ledger --rebuild` makes it anew from the certificates",
+                self.ledger.display()
+            )));
+        }
         read_or_empty(&self.ledger)
     }
 
     pub(super) fn ledger(&self) -> Result<Ledger, Failure> {
-        Ledger::parse(&self.ledger_text()?).map_err(|error| Failure::new(format!("{}: {error}", self.ledger.display())))
+        Ledger::parse(&self.ledger_text()?).map_err(|error| {
+            Failure::new(format!("{}: {error}; `lockgate ca ledger --rebuild` makes it anew", self.ledger.display()))
+        })
     }
 
     /// Has `change` write into the ledger, and to the certificates that are kept beside it, what happens; the

@@ -166,6 +166,9 @@ fn explain_certificate(error: &CertificateError, ca: &str) -> (&'static str, Str
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "the client's certificate is not for clients (its extended key usage lacks clientAuth)".to_owned()
         }
+        CertificateError::Other(error) if format!("{error:?}").contains("UnsupportedCertVersion") => {
+            "the client's certificate is an X.509 v1 certificate, which is refused: `lockgate client renew NAME` makes a good one".to_owned()
+        }
         CertificateError::BadSignature => format!("the client's certificate has a signature that is not by {ca}"),
         other => format!("the client's certificate is not accepted: {other}"),
     };

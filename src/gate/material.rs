@@ -390,6 +390,10 @@ fn read_own_cas(
 /// Passwords, minimum levels and current certificates alone: what a change of clients touches.
 pub fn load_directory(settings: &Settings) -> Result<Directory, MaterialError> {
     let mut problems = Vec::new();
+    if !settings.ledger().exists() && settings.pki.join("issued").exists() {
+        let ledger = settings.ledger();
+        problems.push(format!("{} is missing: `lockgate ca ledger --rebuild` makes it anew", ledger.display()));
+    }
     let ledger = read_ledger(settings, &mut problems);
     match read_directory(settings, ledger.as_ref(), &mut problems) {
         Some(directory) if problems.is_empty() => Ok(directory),

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::super::server::Renewal;
 use super::super::site::{self, Editing, Files, edit};
-use super::super::{Failure, SiteArguments, bundle, server};
+use super::super::{Failure, SiteArguments, ask, bundle, server};
 use super::{ListDays, Rotate, write_list};
 use crate::config::Settings;
 use crate::pki::{
@@ -98,6 +98,12 @@ impl Successor {
                 settings.ca_root().display()
             ))
         })?;
+        if bundle::is_protected(key) && arguments.root_passphrase_file.is_none() && !ask::is_interactive() {
+            return Err(Failure::configuration(format!(
+                "{} is under a passphrase, and there is no terminal to ask for it: use --root-passphrase-file FILE",
+                key.display()
+            )));
+        }
         let root = bundle::authority_of(
             &settings.ca_root(),
             &bundle::ca_secret_with(key, arguments.root_passphrase_file.as_deref())?,
