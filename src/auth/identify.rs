@@ -275,6 +275,7 @@ fn decide<'a>(
             (Some(user_name), _) if rules.unchecked && rules.allow_anonymous => {
                 Ok(Decided::Identity(Some(Identity::foreign(user_name))))
             }
+            (Some(_), _) if rules.unchecked => Err(Refusal::NoCredentials),
             (Some(user_name), _) => Ok(Decided::Password(user_name)),
             (None, _) if credentials.has_password => Err(Refusal::PasswordWithoutUserName),
             (None, Some(certificate)) => certificate_name(certificate, IdentityRule::CommonName, rules.foreign)
@@ -369,8 +370,8 @@ mod tests {
     #[test]
     fn where_nobody_has_a_password_a_name_is_believed_if_anybody_may_come() {
         let unchecked = ListenerRules { unchecked: true, foreign: true, identity: IdentityRule::UserName, ..RULES };
-        let asked = Identification::Password { user_name: "bob b".to_owned(), level: Level::Plain };
-        assert_eq!(ask(unchecked, None, Some("bob b"), true, false), asked);
+        let refused = Identification::Refused(Refusal::NoCredentials);
+        assert_eq!(ask(unchecked, None, Some("bob b"), true, false), refused);
         let open = ListenerRules { allow_anonymous: true, ..unchecked };
         assert_eq!(ask(open, None, Some("bob b"), true, false), admitted("bob b", Level::Plain));
         assert_eq!(ask(open, None, None, false, false), Identification::Admitted(None, Level::Plain));

@@ -81,6 +81,9 @@ impl Core {
             if will.qos > limits.qos_max {
                 return self.refuse(id, admission, ReasonCode::QoSNotSupported, Closing::WillInvalid, out);
             }
+            if will.payload.len() > limits.payload_size_max {
+                return self.refuse(id, admission, ReasonCode::QuotaExceeded, Closing::WillInvalid, out);
+            }
             if will.retain && !limits.retain_available {
                 return self.refuse(id, admission, ReasonCode::RetainNotSupported, Closing::WillInvalid, out);
             }

@@ -88,12 +88,15 @@ impl Core {
             return Err(ReasonCode::QuotaExceeded);
         }
         // [MQTT-3.8.4-3]: a subscription with the same filter is replaced.
-        let subscription = Subscription { options: entry.options, identifier };
+        // [MQTT-3.8.4-8]: nothing above what is granted.
+        let mut options = entry.options;
+        options.qos = options.qos.min(limits.qos_max);
+        let subscription = Subscription { options, identifier };
         session.subscriptions.insert(filter.as_str().into(), subscription);
         let subscriber = Subscriber {
             session: at,
             identifier: identifier.unwrap_or(0),
-            qos: entry.options.qos,
+            qos: options.qos,
             no_local: entry.options.no_local,
             retain_as_published: entry.options.retain_as_published,
         };
@@ -101,7 +104,7 @@ impl Core {
             changes.push(Change::Subscribed {
                 client: session.client.clone(),
                 filter: filter.as_str().into(),
-                options: entry.options,
+                options,
                 identifier,
             });
         }
@@ -125,7 +128,7 @@ impl Core {
             under_way.into_iter().for_each(|scan| scan.subscription = subscription);
         }
         // Section 3.2.2.3.4: any QoS may be asked for, and no higher one is granted.
-        Ok(match entry.options.qos.min(self.options.limits.qos_max) {
+        Ok(match options.qos {
             QoS::AtMostOnce => ReasonCode::Success,
             QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
             QoS::ExactlyOnce => ReasonCode::GrantedQoS2,

@@ -105,9 +105,10 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
     }
     let command = wanted.command;
     let file = command.file.clone();
+    let scratch = command.scratch.clone();
     let load: Load = Arc::new(move || mosquitto::load(&command).map(|read| read.settings).map_err(wrong));
     let (notices, local_only) = (read.notices, read.local_only);
-    serve::run_on(read.settings, load, move |_| {
+    let outcome = serve::run_on(read.settings, load, move |_| {
         info!("lockgate version {} starting, in Mosquitto's stead", env!("CARGO_PKG_VERSION"));
         match &file {
             Some(file) => info!("Config loaded from {}.", file.display()),
@@ -120,5 +121,8 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
             );
             info!("Create a configuration file which defines a listener to allow remote access: `listener 1883`.");
         }
-    })
+    });
+    // Nothing in it is to be kept.
+    drop(std::fs::remove_dir_all(scratch));
+    outcome
 }

@@ -189,7 +189,10 @@ impl Arrival {
                 client: describe(&connect),
             });
         }
-        let (client, assigned) = client_id(&connect, &self.material.client_ids)?;
+        let chosen = match self.material.client_ids.from_user_name {
+            true => None,
+            false => Some(client_id(&connect, &self.material.client_ids)?),
+        };
         let proof = match connect.properties.authentication_method {
             None => None,
             Some(method) => Some(self.exchange(link, &connect, method, &mut rest).await?),
@@ -200,6 +203,20 @@ impl Arrival {
             let proved = proof.as_ref().map(|proof| &proof.identity);
             let (identity, level) =
                 self.identify(&connect, certificate.as_ref(), proved, rules, &current.directory).await?;
+            // Who it was proved to be, and not who it says: certificates and their subjects count too.
+            let (client, assigned) = match (&chosen, identity.as_ref().and_then(|name| ClientId::new(name.as_str()))) {
+                (Some(chosen), _) => chosen.clone(),
+                (None, Some(client)) => (client, connect.client_id.is_empty()),
+                (None, None) => {
+                    return Err(Stop::Refused {
+                        version: Some(version),
+                        reason: ReasonCode::NotAuthorized,
+                        kind: "client-id",
+                        why: "this listener takes the client id from the user name, and it has none".to_owned(),
+                        client: describe(&connect),
+                    });
+                }
+            };
             let _swap = self.gate.swap.read().unwrap_or_else(PoisonError::into_inner);
             // Somebody may have been removed, or the listener's rules changed, meanwhile: ask again.
             if Arc::ptr_eq(&current, &self.gate.current.load()) {
@@ -561,14 +578,6 @@ fn client_id(connect: &Connect<'_>, rules: &ClientIds) -> Result<(ClientId, bool
         why: why.to_owned(),
         client: describe(connect),
     };
-    if rules.from_user_name {
-        let client = connect.user_name.and_then(ClientId::new);
-        let client = client.ok_or_else(|| {
-            refused(ReasonCode::NotAuthorized, "this listener takes the client id from the user name, and it sent none")
-        })?;
-        let assigned = connect.client_id.is_empty();
-        return Ok((client, assigned));
-    }
     if let Some(client) = ClientId::new(connect.client_id) {
         return Ok((client, false));
     }

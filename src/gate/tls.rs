@@ -208,9 +208,12 @@ impl TlsLoader<'_> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         // A CA without a list revokes nothing.
         let by_roots = |roots: RootCertStore| {
-            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-                .with_crls(lists)
-                .allow_unknown_revocation_status()
+            let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).with_crls(lists);
+            match self.stands_in && self.files.client_crl.is_some() {
+                // As Mosquitto: with a crlfile each CA needs one, in time.
+                true => builder.enforce_revocation_expiration(),
+                false => builder.allow_unknown_revocation_status(),
+            }
         };
         let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
             ClientCerts::Off => Arc::new(NoClientAuth),

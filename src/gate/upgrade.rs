@@ -66,7 +66,7 @@ pub(super) fn upgrade(bytes: &[u8], origins: &[String]) -> Result<Option<Upgrade
     // A page of this very host and port, which paho says that it is, could only be the broker's own.
     let is_own = |origin: &[u8]| {
         let authority = origin.strip_prefix(b"https://").or(origin.strip_prefix(b"http://"));
-        authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_bytes()))
+        authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_bytes())) && !could_be_rebound(host)
     };
     if let Some(origin) = headers.get(header::ORIGIN).map(header::HeaderValue::as_bytes)
         && !is_own(origin)
@@ -83,6 +83,14 @@ pub(super) fn upgrade(bytes: &[u8], origins: &[String]) -> Result<Option<Upgrade
     let mut written = Vec::new();
     write_response(&mut written, &response).map_err(|error| explain(&error))?;
     Ok(Some(Upgrade { used, response: written }))
+}
+
+/// Whether a stranger's page could have a name of its own lead here (DNS rebinding): any name but localhost.
+fn could_be_rebound(host: &header::HeaderValue) -> bool {
+    let text = host.to_str().unwrap_or_default();
+    let name = text.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let name = name.map_or(text, |(name, _)| name).trim_start_matches('[').trim_end_matches(']');
+    name != "localhost" && name.parse::<std::net::IpAddr>().is_err()
 }
 
 fn refuse<T>(status: StatusCode, why: &'static str) -> Result<T, Refusal> {
@@ -155,7 +163,10 @@ mod tests {
         ask(&REQUEST.replace("mqttv3.1, mqtt", "x\r\nSec-WebSocket-Protocol: mqtt")).unwrap();
         ask(&REQUEST.replace("Origin", "X-Origin")).unwrap();
         ask(&REQUEST.replace("https://panel", "HTTPS://Panel")).unwrap();
-        ask(&REQUEST.replace("https://panel.example", "https://broker:8083")).unwrap();
+        ask(&REQUEST.replace("https://panel.example", "https://10.0.0.7:8083").replace("broker:8083", "10.0.0.7:8083"))
+            .unwrap();
+        let rebound = REQUEST.replace("https://panel.example", "https://broker:8083");
+        assert_eq!(ask(&rebound).unwrap_err().0, 403);
     }
 
     #[test]

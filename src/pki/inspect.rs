@@ -232,7 +232,14 @@ pub fn rfc2253(name: &x509_parser::x509::X509Name<'_>) -> String {
                 .map(|attribute| {
                     let oid = attribute.attr_type().to_id_string();
                     let kind = short_name(&oid).unwrap_or(&oid);
-                    format!("{kind}={}", escape(attribute.as_str().unwrap_or("?")))
+                    match attribute.as_str() {
+                        Ok(value) => format!("{kind}={}", escape(value)),
+                        // RFC 4514 section 2.4: never two alike that are not.
+                        Err(_) => {
+                            let value = attribute.attr_value();
+                            format!("{kind}=#{:02x}{}", value.tag().0, hex(value.data))
+                        }
+                    }
                 })
                 .collect();
             attributes.join("+")

@@ -94,6 +94,7 @@ impl Default for Draft {
             sessions_max: 100_000_000,
             subscriptions_max: 1_000_000_000,
             grants_all: true,
+            topic_levels_max: 201,
             ..Limits::default()
         };
         Draft {
@@ -157,7 +158,13 @@ impl Draft {
             }
             Fate::Refused(instead) | Fate::Later(instead) => {
                 // What says that it is off needs nothing.
-                let off = matches!(line.value, "false" | "0");
+                let boolean = [
+                    "enable_control_api",
+                    "upgrade_outgoing_qos",
+                    "disable_client_cert_date_checks",
+                    "proxy_protocol_v2_require_tls",
+                ];
+                let off = boolean.contains(&name) && matches!(line.value, "false" | "0");
                 if off {
                     return Ok(());
                 }
@@ -270,7 +277,8 @@ impl Draft {
                 };
             }
             "websockets_origin" => door.origins.push(line.text()?),
-            "max_connections" => door.connections_max = Some(unlimited(line.signed()?, 10_000_000)),
+            // 0 blocks nobody there.
+            "max_connections" => door.connections_max = Some(unlimited(line.signed()?.max(0) - 1, 9_999_999) + 1),
             "max_qos" | "maximum_qos" => {
                 door.qos_max = Some(match line.number(0..=2) {
                     Ok(0) => QoS::AtMostOnce,
@@ -436,7 +444,7 @@ impl Draft {
         let mut listeners = Vec::new();
         let shared = self.shared()?;
         for door in &self.doors {
-            listeners.push(self.opened(door, local_only, shared.passwords.as_ref())?);
+            listeners.push(self.opened(door, local_only)?);
         }
         for (at, listener) in listeners.iter().enumerate() {
             if listeners[..at].iter().any(|other: &Listener| other.address == listener.address) {
@@ -535,7 +543,7 @@ impl Draft {
         }
     }
 
-    fn opened(&self, door: &Door, local_only: bool, passwords: Option<&PathBuf>) -> Result<Listener, Wrong> {
+    fn opened(&self, door: &Door, local_only: bool) -> Result<Listener, Wrong> {
         let security = if self.per_listener { &door.security } else { &self.security };
         let address = match (&door.unix, door.port.unwrap_or(1883)) {
             (Some(path), _) => ListenerAddress::Unix(path.clone()),
@@ -556,7 +564,7 @@ impl Draft {
             allow_anonymous: anonymous,
             min_level: Level::Plain,
             foreign: true,
-            unchecked: passwords.is_none(),
+            unchecked: security.passwords.is_none(),
         };
         Ok(Listener {
             address,
