@@ -288,7 +288,7 @@ fn decide<'a>(
 
 fn certificate_name(certificate: &Certificate, rule: IdentityRule, foreign: bool) -> Result<Identity, Refusal> {
     if rule == IdentityRule::Subject {
-        return Ok(Identity::from_subject(&certificate.subject));
+        return Ok(Identity::foreign(&certificate.subject));
     }
     let name = certificate.common_name.as_deref().ok_or(Refusal::CertificateWithoutName)?;
     if foreign {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     fn admitted(name: &str, level: Level) -> Identification {
-        Identification::Admitted(Some(Identity::from_subject(name)), level)
+        Identification::Admitted(Some(Identity::foreign(name)), level)
     }
 
     const RULES: ListenerRules = ListenerRules {

@@ -65,6 +65,7 @@ impl CertificateInfo {
     pub fn parse(der: &[u8]) -> Result<CertificateInfo, InspectError> {
         let (_, certificate) =
             X509Certificate::from_der(der).map_err(|error| InspectError::Damaged(error.to_string()))?;
+        let key = key_text(certificate.public_key());
         let mut info = CertificateInfo {
             subject: rfc2253(certificate.subject()),
             issuer: rfc2253(certificate.issuer()),
@@ -83,8 +84,8 @@ impl CertificateInfo {
             subject_key_id: None,
             authority_key_id: None,
             public_key: certificate.public_key().raw.to_vec(),
-            key_type: key_type(certificate.public_key()),
-            key: key_text(certificate.public_key()),
+            key_type: KeyType::parse(&key),
+            key,
             weak_signature: weak_signature(&certificate.signature_algorithm.algorithm.to_id_string()),
             for_server: true,
             for_client: true,
@@ -167,19 +168,6 @@ impl CertificateInfo {
     }
 }
 
-fn key_type(key: &SubjectPublicKeyInfo<'_>) -> Option<KeyType> {
-    match key.parsed() {
-        Ok(PublicKey::EC(point)) if point.key_size() == 256 => Some(KeyType::EcdsaP256),
-        Ok(PublicKey::RSA(key)) => match key.key_size() {
-            2048 => Some(KeyType::Rsa2048),
-            3072 => Some(KeyType::Rsa3072),
-            _ => None,
-        },
-        _ if key.algorithm.algorithm.to_id_string() == "1.3.101.112" => Some(KeyType::Ed25519),
-        _ => None,
-    }
-}
-
 /// The kind of a key, of those that are not made here too.
 fn key_text(key: &SubjectPublicKeyInfo<'_>) -> String {
     match key.parsed() {
@@ -192,7 +180,8 @@ fn key_text(key: &SubjectPublicKeyInfo<'_>) -> String {
     }
 }
 
-fn weak_signature(oid: &str) -> Option<&'static str> {
+/// What nobody should accept any more, of the signature algorithm's `oid`.
+pub(super) fn weak_signature(oid: &str) -> Option<&'static str> {
     match oid {
         "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" | "1.2.840.10040.4.3" => Some("SHA-1"),
         "1.2.840.113549.1.1.4" => Some("MD5"),

@@ -10,7 +10,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
 
-use super::inspect::is_pem;
+use super::inspect::{is_pem, weak_signature};
 use super::issue::{IssueError, distinguished_name, generate, subject_alt_names};
 use super::plan::{KeyType, ServerName};
 use crate::types::Identity;
@@ -106,9 +106,9 @@ fn check_signature_algorithm(oid: &str) -> Result<(), RequestError> {
         | "1.2.840.10045.4.3.3"
         | "1.2.840.10045.4.3.4"
         | "1.3.101.112" => Ok(()),
-        "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" => Err(RequestError::Signature("SHA-1".to_owned())),
-        "1.2.840.113549.1.1.4" => Err(RequestError::Signature("MD5".to_owned())),
-        other => Err(RequestError::Signature(format!("the algorithm {other}"))),
+        other => Err(RequestError::Signature(
+            weak_signature(other).map_or_else(|| format!("the algorithm {other}"), str::to_owned),
+        )),
     }
 }
 

@@ -448,7 +448,7 @@ impl<'a> Records<'a> {
                 let will = if flags & 2 == 0 { None } else { Some(Arc::new(reader.will()?)) };
                 Record::Session {
                     client,
-                    identity: if identity.is_empty() { None } else { Some(Identity::from_subject(identity)) },
+                    identity: if identity.is_empty() { None } else { Some(Identity::foreign(identity)) },
                     expiry_interval_secs,
                     will,
                     connected: flags & 1 != 0,

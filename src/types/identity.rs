@@ -34,13 +34,8 @@ impl Identity {
         Ok(Identity(Arc::from(text)))
     }
 
-    /// A certificate's whole subject as a name: for listeners that take it so (`identity: subject`),
-    /// and never a file's name.
-    pub fn from_subject(subject: &str) -> Identity {
-        Identity(Arc::from(subject))
-    }
-
-    /// A name that other software gave, whatever is in it: never a file's name either.
+    /// A name that other software gave, whatever is in it, or a certificate's whole subject
+    /// (`identity: subject`): never a file's name.
     pub fn foreign(name: &str) -> Identity {
         Identity(Arc::from(name))
     }

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use lockgate::pki::{Authority, CertificateInfo, KeyType, ServerName};
 use time::OffsetDateTime;
 
+use crate::clients::free_port;
 use crate::site::{Site, eventually, run_with};
 
 struct Running(Child);
@@ -117,11 +118,6 @@ impl Pebble {
     }
 }
 
-/// A port that was free a moment ago, and is not given out again soon.
-fn port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
 fn configured(site: &Site, pebble: &Pebble, names: &str, challenge: &str, port: u16) {
     site.write("root.pem", &pebble.root());
     site.edit("config/lockgate.yaml", "server-ca: own", "server-ca: ../root.pem");
@@ -135,7 +131,7 @@ fn configured(site: &Site, pebble: &Pebble, names: &str, challenge: &str, port: 
 #[test]
 fn a_broker_gets_its_certificate_from_an_acme_ca_and_bundles_trust_it() {
     let site = Site::new(&[]);
-    let (http, tls) = (port(), port());
+    let (http, tls) = (free_port(), free_port());
     let pebble = Pebble::start(&site, http, tls);
     configured(&site, &pebble, "localhost broker.example", "http-01", http);
     assert!(site.fails(2, &["serve", "--check"]).contains("terms-agreed: true"));
@@ -183,7 +179,7 @@ fn a_broker_gets_its_certificate_from_an_acme_ca_and_bundles_trust_it() {
 #[test]
 fn what_an_acme_ca_does_not_believe_is_told_and_nothing_changes() {
     let site = Site::new(&[]);
-    let (http, elsewhere) = (port(), port());
+    let (http, elsewhere) = (free_port(), free_port());
     let pebble = Pebble::start(&site, http, elsewhere);
     // Answered where the CA does not look.
     configured(&site, &pebble, "broker.example", "http-01", elsewhere);

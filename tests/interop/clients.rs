@@ -32,6 +32,11 @@ pub(crate) fn bundle(site: &Site, client: &str, level: &str) -> PathBuf {
     out
 }
 
+/// A port that was free a moment ago, and is not given out again soon.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
 /// The port of `level`.
 pub(crate) fn port(broker: &Broker, level: &str) -> u16 {
     if level == "plain" { broker.plain_port } else { broker.tls_port }

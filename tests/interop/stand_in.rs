@@ -5,18 +5,13 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::clients::python;
+use crate::clients::{free_port, python};
 use crate::site::{Broker, Site, eventually, lockgate, run_with};
 
 fn shell(site: &Site, script: &str) -> String {
     let (code, said) = run_with(Command::new("sh").args(["-ec", script]).current_dir(site.path("")), b"");
     assert_eq!(code, Some(0), "{script}: {said}");
     said
-}
-
-/// A port that was free a moment ago, and is not given out again soon.
-fn port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// Starts it on `m.conf`, and waits until its ports take connections.
@@ -49,7 +44,7 @@ const GUIDE: &str = "openssl genrsa -out ca.key 2048
 fn a_typical_guide_runs_unchanged_with_the_files_that_it_makes() {
     let site = Site::empty();
     shell(&site, GUIDE);
-    let (plain, tls) = (port(), port());
+    let (plain, tls) = (free_port(), free_port());
     let folder = site.path("").display().to_string();
     site.write(
         "m.conf",
@@ -181,7 +176,7 @@ fn called_by_their_names_the_tools_are_mosquitto_s() {
 #[test]
 fn a_websocket_listener_of_mosquitto_s_serves_paho() {
     let site = Site::empty();
-    let web = port();
+    let web = free_port();
     site.write("m.conf", &format!("user root\nlistener {web} 127.0.0.1\nprotocol websockets\nallow_anonymous true\n"));
     let _broker = serve(&site, &[web]);
     site.write("env", "MQTT_HOST=127.0.0.1\nMQTT_USE_TLS=false\n");
@@ -194,7 +189,7 @@ fn a_websocket_listener_of_mosquitto_s_serves_paho() {
 #[test]
 fn behind_a_proxy_the_client_is_who_the_proxy_says() {
     let site = Site::empty();
-    let door = port();
+    let door = free_port();
     site.write(
         "m.conf",
         &format!("user root\nlistener {door} 127.0.0.1\nenable_proxy_protocol 2\nallow_anonymous true\n"),
@@ -351,7 +346,7 @@ fn as_2_0(answer: Vec<u8>) -> Vec<u8> {
 #[test]
 fn the_same_packets_come_back_as_from_mosquitto_but_for_what_is_listed() {
     let site = Site::empty();
-    let (theirs, ours) = (port(), port());
+    let (theirs, ours) = (free_port(), free_port());
     site.write(
         "acl",
         "topic readwrite a\ntopic readwrite b\ntopic readwrite c\ntopic readwrite t\ntopic readwrite s\n",

@@ -254,10 +254,9 @@ impl<'s> Plan<'s> {
             self.find(&found.path, what);
             return;
         };
-        let serial = info.serial_text();
-        if self.clients.iter().any(|other| other.found.info.serial_text() == serial)
-            || serial == self.ca.info.serial_text()
+        if self.clients.iter().any(|other| other.found.info.serial == info.serial) || info.serial == self.ca.info.serial
         {
+            let serial = info.serial_text();
             let what = format!(
                 "left out: another certificate has its serial number, {serial}, by which it is revoked; `lockgate client add {identity}` makes a good one"
             );
@@ -288,18 +287,13 @@ impl<'s> Plan<'s> {
 
     /// What `openssl ca` wrote down, and what a list of this CA revokes.
     fn take_books(&mut self, survey: &'s Survey) {
-        let known: BTreeSet<String> = self.clients.iter().map(|client| client.found.info.serial_text()).collect();
-        let server = self.server.map(|(found, _)| found.info.serial_text());
-        let others: BTreeSet<String> = survey.certificates.iter().map(|found| found.info.serial_text()).collect();
-        let ours = |line: &Indexed| {
-            survey
-                .certificates
-                .iter()
-                .any(|found| found.info.serial_text() == line.serial && is_signed_by(&found.der, &self.ca.der))
-        };
+        let known: BTreeSet<String> = survey.certificates.iter().map(|found| found.info.serial_text()).collect();
+        let signed = survey.certificates.iter().filter(|found| is_signed_by(&found.der, &self.ca.der));
+        let ours: BTreeSet<String> = signed.map(|found| found.info.serial_text()).collect();
         for book in &survey.books {
             // Another CA numbers as it likes: a line of its books says nothing of ours.
-            if book.path.parent() != self.ca.path.parent() && !book.lines.iter().any(ours) {
+            if book.path.parent() != self.ca.path.parent() && !book.lines.iter().any(|line| ours.contains(&line.serial))
+            {
                 self.find(&book.path, "left out: nothing that this CA issued is in it");
                 continue;
             }
@@ -307,10 +301,7 @@ impl<'s> Plan<'s> {
                 if let Some((at, reason)) = line.revoked {
                     self.revoked.push((line.serial.clone(), at, reason));
                 }
-                if known.contains(&line.serial)
-                    || others.contains(&line.serial)
-                    || server.as_ref() == Some(&line.serial)
-                {
+                if known.contains(&line.serial) {
                     continue;
                 }
                 let name = line.subject.rsplit_once("/CN=").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));

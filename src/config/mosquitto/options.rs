@@ -16,6 +16,10 @@ pub enum Fate {
 use Fate::{Idle, Later, Refused, Same};
 
 const BRIDGE: Fate = Later("bridges are not there yet: leave `connection` out");
+const PLUGIN: Fate =
+    Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both");
+const PSK: Fate = Refused("rustls has no pre-shared keys: give each device a certificate (`lockgate client add NAME`)");
+const KEY_FILE: Fate = Refused("keys lie in files here: name keyfile");
 const DURABLE: &str = "what is acknowledged is on the disk at once";
 
 /// Name and fate, in the order of the manual page.
@@ -94,41 +98,26 @@ pub const OPTIONS: &[(&str, Fate)] = &[
     ("ciphers", Idle("only cipher suites with forward secrecy and AEAD are offered, in rustls' order")),
     ("ciphers_tls1.3", Idle("all of TLS 1.3's are sound, and offered in rustls' order")),
     ("tls_version", Same),
-    ("psk_hint", Refused("rustls has no pre-shared keys: give each device a certificate (`lockgate client add NAME`)")),
-    ("psk_file", Refused("rustls has no pre-shared keys: give each device a certificate (`lockgate client add NAME`)")),
+    ("psk_hint", PSK),
+    ("psk_file", PSK),
     (
         "disable_client_cert_date_checks",
         Refused("an expired certificate lets nobody in: `lockgate client renew` makes a new one"),
     ),
     ("dhparamfile", Idle("key exchange is by elliptic curves")),
-    ("tls_engine", Refused("keys lie in files here: name keyfile")),
-    ("tls_engine_kpass_sha1", Refused("keys lie in files here: name keyfile")),
-    ("tls_keyform", Refused("keys lie in files here: name keyfile")),
+    ("tls_engine", KEY_FILE),
+    ("tls_engine_kpass_sha1", KEY_FILE),
+    ("tls_keyform", KEY_FILE),
     // Who may do what.
     ("allow_anonymous", Same),
     ("password_file", Same),
     ("acl_file", Same),
     ("per_listener_settings", Same),
-    (
-        "plugin",
-        Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both"),
-    ),
-    (
-        "auth_plugin",
-        Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both"),
-    ),
-    (
-        "global_plugin",
-        Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both"),
-    ),
-    (
-        "plugin_load",
-        Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both"),
-    ),
-    (
-        "plugin_use",
-        Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both"),
-    ),
+    ("plugin", PLUGIN),
+    ("auth_plugin", PLUGIN),
+    ("global_plugin", PLUGIN),
+    ("plugin_load", PLUGIN),
+    ("plugin_use", PLUGIN),
     ("auth_plugin_deny_special_chars", Idle("names with + or # match no pattern of the ACL")),
     // Persistence.
     ("persistence", Same),
