@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
@@ -170,7 +171,20 @@ async fn one(stream: tokio::net::TcpStream, address: SocketAddr, tls: Arc<Server
     let service = TowerToHyperService::new(router.layer(Extension(Peer { address, certificate })));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-    drop(http.serve_connection(TokioIo::new(stream), service).await);
+    let Ok(parts) = http.serve_connection(TokioIo::new(stream), service).without_shutdown().await else { return };
+    linger(parts.io.into_inner()).await;
+}
+
+/// What a client still sends after its answer is read for so long, and so much of it.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_MAX: u64 = 1024 * 1024;
+
+/// Ends a connection in order. Bytes that nobody reads would reset it, and take along an answer that is on its way:
+/// a request that is refused before its end would look like a broken connection (RFC 9112 section 9.6).
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    drop(stream.shutdown().await);
+    let rest = async { tokio::io::copy(&mut stream.take(LINGER_MAX), &mut tokio::io::sink()).await };
+    drop(tokio::time::timeout(LINGER, rest).await);
 }
 
 fn router(enrolment: Arc<Enrolment>) -> Router {

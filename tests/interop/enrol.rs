@@ -223,7 +223,7 @@ fn what_is_no_request_is_answered_and_a_broker_without_the_key_says_so() {
     assert_eq!(ask("-d nonsense", "/enroll"), "400");
     assert_eq!(ask("-d nonsense", "/.well-known/est/simpleenroll"), "401");
     assert_eq!(ask("-d x -u nobody:nothing", "/.well-known/est/simpleenroll"), "401");
-    std::fs::write(folder.join("large"), vec![b'A'; 200_000]).unwrap();
+    std::fs::write(folder.join("large"), vec![b'A'; 900_000]).unwrap();
     assert_eq!(ask("--data-binary @large -u a:b", "/.well-known/est/simpleenroll"), "413");
     broker.signal("TERM");
     assert_eq!(broker.wait(), Some(0));
