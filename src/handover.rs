@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::codec::Version;
-use crate::types::{CertificateId, ClientId, Identity, Level};
+use crate::types::{CertificateId, ClientId, Entrance, Identity, Level};
 use crate::websocket::Decoder;
 
 /// A client that was let in, whole.
@@ -26,6 +26,7 @@ pub struct Handover {
     pub authentication_data: Option<Vec<u8>>,
     /// What the client should know, for CONNACK's reason string.
     pub notice: Option<String>,
+    pub entrance: Arc<Entrance>,
     pub about: About,
     /// Its place among the connections that the gate counts: given back when this is dropped.
     pub slot: Box<dyn Any + Send>,

@@ -60,6 +60,7 @@ impl Snapshot {
         let mut refused: BTreeMap<&'static str, u64> = stats.refused();
         refused.extend([
             ("another-identitys-session", counters.refused.not_owner),
+            ("keep-alive", counters.refused.keep_alive),
             ("will", counters.refused.will),
             ("sessions-max", counters.refused.sessions_full),
             ("shutting-down", counters.refused.shutting_down),

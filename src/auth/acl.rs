@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 
-use crate::types::{Filter, FilterError, Topic};
+use crate::types::{Filter, FilterError, ListenerId, Topic};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
@@ -51,6 +51,8 @@ pub struct Subject<'a> {
     /// `None`: anonymous.
     pub identity: Option<&'a str>,
     pub client_id: &'a str,
+    /// Where it came in, or did when it was here last.
+    pub listener: ListenerId,
 }
 
 /// An answer and the line that gave it (`None`: no line says anything, which denies).
@@ -88,6 +90,8 @@ pub struct Acl {
     anonymous: Vec<Rule>,
     users: BTreeMap<Box<str>, Vec<Rule>>,
     patterns: Vec<Rule>,
+    /// Where each listener has its own: nothing else holds then.
+    listeners: BTreeMap<ListenerId, Acl>,
 }
 
 impl Acl {
@@ -138,7 +142,24 @@ impl Acl {
         if errors.is_empty() { Ok(acl) } else { Err(errors) }
     }
 
+    /// One for the clients of each listener. Who came in by one that is not there any more may do what all allow.
+    pub fn of_listeners(listeners: BTreeMap<ListenerId, Acl>) -> Acl {
+        Acl { listeners, ..Acl::default() }
+    }
+
+    /// Those of listeners that `subject` is judged by; none where there is one for all.
+    fn judges(&self, subject: Subject<'_>) -> Vec<&Acl> {
+        match self.listeners.get(&subject.listener) {
+            Some(acl) => vec![acl],
+            None => self.listeners.values().collect(),
+        }
+    }
+
     pub fn check(&self, subject: Subject<'_>, operation: Operation, topic: Topic<'_>) -> Decision {
+        if !self.listeners.is_empty() {
+            let decisions = self.judges(subject).into_iter().map(|acl| acl.check(subject, operation, topic));
+            return decisions.min_by_key(|decision| decision.allowed).expect("there is a listener");
+        }
         let own = self.own(subject);
         decide(own, subject, operation, topic)
             .or_else(|| decide(&self.patterns, subject, operation, topic))
@@ -148,6 +169,9 @@ impl Acl {
     /// Whether every topic that does not begin with `$` is allowed, so that no message has to be
     /// asked about: some line allows `#` and none denies.
     pub fn allows_all(&self, subject: Subject<'_>, operation: Operation) -> bool {
+        if !self.listeners.is_empty() {
+            return self.judges(subject).into_iter().all(|acl| acl.allows_all(subject, operation));
+        }
         let all = |rules: &[Rule]| rules.iter().any(|rule| rule.access.allows(operation) && &*rule.filter == "#");
         let denies = |rules: &[Rule]| rules.iter().any(|rule| rule.access == Access::Deny);
         let own = self.own(subject);
@@ -156,6 +180,9 @@ impl Acl {
 
     /// Whether a subscription could match anything that may be read.
     pub fn may_subscribe(&self, subject: Subject<'_>, filter: Filter<'_>) -> bool {
+        if !self.listeners.is_empty() {
+            return self.judges(subject).into_iter().all(|acl| acl.may_subscribe(subject, filter));
+        }
         let own = self.own(subject);
         // A topic that an own line decides never reaches the patterns.
         reaches(own, own, subject, filter) || {
@@ -168,7 +195,8 @@ impl Acl {
 
     /// Users that have lines of their own.
     pub fn users(&self) -> impl Iterator<Item = &str> {
-        self.users.keys().map(|name| &**name)
+        let listed = std::iter::once(self).chain(self.listeners.values());
+        listed.flat_map(|acl| acl.users.keys()).map(|name| &**name)
     }
 
     fn own(&self, subject: Subject<'_>) -> &[Rule] {
@@ -310,8 +338,8 @@ mod tests {
 
     use super::*;
 
-    const ALICE: Subject<'_> = Subject { identity: Some("alice"), client_id: "c1" };
-    const NOBODY: Subject<'_> = Subject { identity: None, client_id: "c2" };
+    const ALICE: Subject<'_> = Subject { identity: Some("alice"), client_id: "c1", listener: ListenerId::NONE };
+    const NOBODY: Subject<'_> = Subject { identity: None, client_id: "c2", listener: ListenerId::NONE };
 
     fn may(acl: &Acl, subject: Subject<'_>, operation: Operation, topic: &str) -> (bool, Option<u32>) {
         let decision = acl.check(subject, operation, Topic::parse(topic).unwrap());
@@ -339,14 +367,14 @@ mod tests {
     fn names_with_wildcards_match_no_pattern() {
         let acl = Acl::parse("pattern readwrite %c/#\npattern read own/%u\n").unwrap();
         for client_id in ["+", "#", "a/+"] {
-            let subject = Subject { identity: Some("alice"), client_id };
+            let subject = Subject { client_id, ..ALICE };
             assert!(!acl.check(subject, Operation::Read, Topic::parse("a/b/c").unwrap()).allowed, "{client_id}");
         }
-        let sneaky = Subject { identity: Some("alice"), client_id: "%u" };
+        let sneaky = Subject { client_id: "%u", ..ALICE };
         assert!(acl.check(sneaky, Operation::Read, Topic::parse("%u/x").unwrap()).allowed);
         assert!(!acl.check(sneaky, Operation::Read, Topic::parse("alice/x").unwrap()).allowed);
         for client_id in ["$SYS", "$share/g/victim"] {
-            let system = Subject { identity: Some("alice"), client_id };
+            let system = Subject { client_id, ..ALICE };
             for topic in ["$SYS/x", "victim/x"] {
                 assert!(
                     !acl.check(system, Operation::Read, Topic::parse(topic).unwrap()).allowed,

@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 use thiserror::Error;
 
 use super::password::{HashError, PasswordHash};
-use crate::types::{Identity, IdentityError, Level};
+use crate::types::{Identity, IdentityError, Level, ListenerId};
 
 /// One line of a password file.
 #[derive(Clone, Debug)]
@@ -76,6 +76,8 @@ pub struct Directory {
     certificates: BTreeMap<Vec<u8>, Identity>,
     /// Has a hash that takes no part in any login.
     fallback: Option<PasswordHash>,
+    /// Where each listener has its own.
+    listeners: BTreeMap<ListenerId, Directory>,
 }
 
 impl Directory {
@@ -88,7 +90,23 @@ impl Directory {
     ) -> Directory {
         let names = passwords.iter().map(|line| line.identity.clone()).collect();
         let passwords = passwords.into_iter().map(|line| (line.identity, line.hash)).collect();
-        Directory { passwords, names, min_levels, certificates, fallback: Some(fallback) }
+        let listeners = BTreeMap::new();
+        Directory { passwords, names, min_levels, certificates, fallback: Some(fallback), listeners }
+    }
+
+    /// One for each listener; `self` has what holds for all, and no passwords.
+    pub fn with_listeners(self, listeners: BTreeMap<ListenerId, Directory>) -> Directory {
+        Directory { listeners, ..self }
+    }
+
+    /// What a listener goes by.
+    pub fn of(&self, listener: ListenerId) -> &Directory {
+        self.listeners.get(&listener).unwrap_or(self)
+    }
+
+    /// Those of listeners that have their own.
+    pub fn listeners(&self) -> impl Iterator<Item = (ListenerId, &Directory)> {
+        self.listeners.iter().map(|(listener, directory)| (*listener, directory))
     }
 
     pub fn password(&self, identity: &Identity) -> Option<&PasswordHash> {
@@ -113,7 +131,8 @@ impl Directory {
 
     /// How many have a hash that is quick to guess at.
     pub fn weak(&self) -> usize {
-        self.passwords.values().filter(|hash| hash.is_weak()).count()
+        let own = self.passwords.values().filter(|hash| hash.is_weak()).count();
+        own + self.listeners.values().map(Directory::weak).sum::<usize>()
     }
 
     pub fn min_level(&self, identity: &Identity) -> Level {
@@ -132,7 +151,8 @@ impl Directory {
 
     /// Everybody that can come in.
     pub fn identities(&self) -> BTreeSet<&Identity> {
-        self.passwords.keys().chain(self.certificates.values()).collect()
+        let own = self.passwords.keys().chain(self.certificates.values());
+        own.chain(self.listeners.values().flat_map(Directory::identities)).collect()
     }
 
     pub fn serials(&self) -> impl Iterator<Item = &[u8]> {

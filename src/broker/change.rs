@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::message::{Message, MessageId};
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, PacketId, QoS};
+use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS};
 
 /// Names one unit of durability: the core holds what depends on it until `Committed`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -18,6 +18,8 @@ pub enum Change {
     Session {
         client: ClientId,
         identity: Option<Identity>,
+        /// Where its client came in.
+        listener: ListenerId,
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,
         connected: bool,
@@ -190,6 +192,7 @@ pub struct RestoredSession {
     /// Otherwise a queue alone is left of it.
     pub is_session: bool,
     pub identity: Option<Identity>,
+    pub listener: ListenerId,
     pub connected: bool,
     pub expiry_interval_secs: u32,
     /// What is left of that.

@@ -12,7 +12,7 @@ use super::commit::Waiting;
 use super::connection::{Authentication, Before, Connection, ConnectionId, HeldKind, SentAliases};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
-use super::session::Session;
+use super::session::{Permissions, Session};
 use super::shared::Departure;
 use super::timers::Timer;
 use super::violation::Violation;
@@ -70,15 +70,23 @@ impl Core {
         } else if self.sessions.len() >= self.options.limits.sessions_max {
             return self.refuse(id, admission, ReasonCode::QuotaExceeded, Closing::TooManySessions, out);
         }
+        let limits = &self.options.limits;
+        if limits.as_mosquitto
+            && !dialect::explains_itself(admission.connect.version)
+            && self.keep_alive_secs(admission.connect) != admission.connect.keep_alive
+        {
+            return self.refuse(id, admission, ReasonCode::ClientIdentifierNotValid, Closing::KeepAliveTooLong, out);
+        }
         if let Some(will) = &admission.connect.will {
             let subject = crate::auth::Subject {
                 identity: admission.identity.as_ref().map(|name| name.as_str()),
                 client_id: admission.client.as_str(),
+                listener: admission.entrance.listener,
             };
-            let topic = Topic::from_parsed(will.topic);
-            let limits = &self.options.limits;
+            let mounted = mounted(&admission.entrance.mount_point, will.topic);
+            let topic = Topic::from_parsed(&mounted);
             // [MQTT-3.2.2-12], [MQTT-3.2.2-13]
-            if will.qos > limits.qos_max {
+            if will.qos > limits.qos_max.min(admission.entrance.qos_max) {
                 return self.refuse(id, admission, ReasonCode::QoSNotSupported, Closing::WillInvalid, out);
             }
             if will.payload.len() > limits.payload_size_max {
@@ -117,11 +125,13 @@ impl Core {
             Closing::NotOwner => refused.not_owner += 1,
             Closing::TooManySessions => refused.sessions_full += 1,
             Closing::ShuttingDown => refused.shutting_down += 1,
+            Closing::KeepAliveTooLong => refused.keep_alive += 1,
             _ => refused.will += 1,
         }
         // [MQTT-3.2.2-6]: session present is 0 on a refusal.
         let mut connack = ConnAck::new(reason);
         connack.reason_string = match why {
+            _ if self.options.limits.as_mosquitto => None,
             Closing::NotOwner => Some("this client id's session belongs to another identity"),
             Closing::TooManySessions => Some("the broker has as many sessions as it may have"),
             Closing::ShuttingDown => Some("the broker stops"),
@@ -177,12 +187,17 @@ impl Core {
                 expiry_secs: std::mem::replace(&mut session.expiry_secs, expiry_secs),
             };
             session.outgoing.rewind();
+            if session.listener != admission.entrance.listener {
+                session.listener = admission.entrance.listener;
+                session.permissions = Permissions::default();
+            }
             self.cancel_session_timers(at);
             return (at, before);
         }
         self.next_session += 1;
         let (client, identity) = (admission.client.clone(), admission.identity.clone());
-        let mut session = Session::new(client, self.next_session, identity, self.keys.clone());
+        let listener = admission.entrance.listener;
+        let mut session = Session::new(client, self.next_session, identity, listener, self.keys.clone());
         session.expiry_secs = expiry_secs;
         let at = self.sessions.insert(session) as u32;
         self.by_client.insert(admission.client.clone(), at);
@@ -199,13 +214,11 @@ impl Core {
     ) {
         let connect = admission.connect;
         let limits = &self.options.limits;
-        let mut keep_alive_secs = connect.keep_alive;
-        if limits.keep_alive_secs_max > 0
-            && dialect::explains_itself(connect.version)
-            && (keep_alive_secs == 0 || keep_alive_secs > limits.keep_alive_secs_max)
-        {
-            keep_alive_secs = limits.keep_alive_secs_max;
-        }
+        let entrance = &admission.entrance;
+        let keep_alive_secs = match dialect::explains_itself(connect.version) {
+            true => self.keep_alive_secs(connect),
+            false => connect.keep_alive,
+        };
         let keep_alive_set = (keep_alive_secs > 0).then(|| now + keep_alive_deadline(keep_alive_secs));
         if let Some(at) = keep_alive_set {
             self.timers.set(at, Timer::KeepAlive(id.index));
@@ -228,7 +241,13 @@ impl Core {
             packet_size_max: packet_size_max(connect),
             wants_reasons: connect.properties.request_problem_information,
             aliases: Vec::new(),
-            sent_aliases: SentAliases::new(connect.properties.topic_alias_maximum.min(limits.client_topic_alias_max)),
+            sent_aliases: SentAliases::new(
+                connect
+                    .properties
+                    .topic_alias_maximum
+                    .min(limits.client_topic_alias_max)
+                    .min(entrance.client_topic_alias_max),
+            ),
             authentication: connect
                 .properties
                 .authentication_method
@@ -239,14 +258,15 @@ impl Core {
             unacknowledged: 0,
             incomplete: BTreeSet::new(),
             our_receive_maximum: limits.receive_maximum,
-            our_topic_alias_max: limits.topic_alias_max,
+            our_topic_alias_max: limits.topic_alias_max.min(entrance.topic_alias_max),
+            entrance: entrance.clone(),
         });
         self.connected += 1;
         let session = &mut self.sessions[session as usize];
         session.connection = Some(id);
         session.will = connect.will.as_ref().map(|will| {
             Arc::new(StoredWill {
-                topic: will.topic.into(),
+                topic: mounted(&entrance.mount_point, will.topic).into(),
                 payload: bytes::Bytes::copy_from_slice(will.payload),
                 qos: will.qos,
                 retain: will.retain,
@@ -255,6 +275,15 @@ impl Core {
                 forwarded: will.properties.forwarded().flatten().copied().collect(),
             })
         });
+    }
+
+    /// A client's keep alive within the limit, seconds.
+    fn keep_alive_secs(&self, connect: &Connect<'_>) -> u16 {
+        match (connect.keep_alive, self.options.limits.keep_alive_secs_max) {
+            (asked, 0) => asked,
+            (0, max) => max,
+            (asked, max) => asked.min(max),
+        }
     }
 
     /// CONNACK, when the session is safe; then what waits for the client.
@@ -273,6 +302,7 @@ impl Core {
             let change = Change::Session {
                 client: admission.client.clone(),
                 identity: admission.identity.clone(),
+                listener: admission.entrance.listener,
                 expiry_interval_secs: expiry_secs,
                 will,
                 connected: true,
@@ -287,9 +317,9 @@ impl Core {
         connack.session_present = session_present;
         connack.receive_maximum = Some(limits.receive_maximum);
         connack.maximum_packet_size = Some(limits.packet_size_max);
-        connack.maximum_qos = limits.qos_max;
+        connack.maximum_qos = limits.qos_max.min(admission.entrance.qos_max);
         connack.retain_available = limits.retain_available;
-        connack.topic_alias_maximum = limits.topic_alias_max;
+        connack.topic_alias_maximum = limits.topic_alias_max.min(admission.entrance.topic_alias_max);
         // [MQTT-3.2.2-16], [MQTT-3.2.2-21], section 3.2.2.3.2: what we do otherwise than asked.
         connack.assigned_client_id = admission.assigned.then_some(admission.client.as_str());
         let asked = dialect::session_expiry_secs(admission.connect);
@@ -398,7 +428,9 @@ impl Core {
     /// Nobody is there to take what waits: what the store has is left to it.
     fn leave_to_store(&mut self, at: u32, out: &mut impl Outbox) {
         let session = &mut self.sessions[at as usize];
-        session.outgoing.drop_qos_0();
+        if !self.options.limits.queues_qos_0 {
+            session.outgoing.drop_qos_0();
+        }
         if self.options.durable && session.is_durable() {
             let waiting = &self.waiting;
             session.outgoing.unload(|ticket| !waiting.contains_key(&ticket));
@@ -524,6 +556,7 @@ impl Core {
         (self.options.durable && session.is_durable()).then(|| Change::Session {
             client: session.client.clone(),
             identity: session.identity.clone(),
+            listener: session.listener,
             expiry_interval_secs: session.expiry_secs,
             will: session.will.clone(),
             connected,
@@ -533,6 +566,7 @@ impl Core {
 
     pub(super) fn session_expired(&mut self, now: Instant, at: u32, out: &mut impl Outbox) {
         self.sessions[at as usize].expires = None;
+        self.counters.sessions_expired += 1;
         out.note(Note::SessionExpired { client: &self.sessions[at as usize].client });
         self.end_session(now, at, out);
     }
@@ -602,4 +636,9 @@ impl Core {
 /// Bytes that the client takes in one packet [MQTT-3.1.2-24].
 fn packet_size_max(connect: &Connect<'_>) -> u32 {
     connect.properties.maximum_packet_size.unwrap_or(u32::MAX)
+}
+
+/// A topic as it is with what the client's listener puts before it.
+pub(super) fn mounted<'a>(mount_point: &str, topic: &'a str) -> Cow<'a, str> {
+    if mount_point.is_empty() { Cow::Borrowed(topic) } else { Cow::Owned(format!("{mount_point}{topic}")) }
 }

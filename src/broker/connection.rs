@@ -8,7 +8,7 @@ use super::change::{StoredWill, Ticket};
 use super::frames::Alias;
 use crate::auth::Exchange;
 use crate::codec::Version;
-use crate::types::{PacketId, QoS};
+use crate::types::{Entrance, PacketId, QoS};
 
 /// Names one connection's incarnation: an index is used again, its epoch is not.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -58,6 +58,15 @@ pub(super) struct Connection {
     /// As CONNACK told the client.
     pub(super) our_receive_maximum: u16,
     pub(super) our_topic_alias_max: u16,
+    pub(super) entrance: Arc<Entrance>,
+}
+
+impl Connection {
+    /// How many bytes of a topic its client does not see.
+    pub(super) fn cut(&self, topic: &str) -> u16 {
+        let mount_point = &*self.entrance.mount_point;
+        if topic.len() > mount_point.len() && topic.starts_with(mount_point) { mount_point.len() as u16 } else { 0 }
+    }
 }
 
 /// Extended authentication (MQTT 5 section 4.12).

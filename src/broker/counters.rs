@@ -16,6 +16,8 @@ pub struct Counters {
     pub acl_denied_subscribe: u64,
     pub violations: u64,
     pub wills_published: u64,
+    /// Sessions that nobody came back to in time.
+    pub sessions_expired: u64,
 }
 
 /// Clients that the gate let in and the engine refused.
@@ -23,6 +25,7 @@ pub struct Counters {
 pub struct Refusals {
     /// The session belongs to another identity.
     pub not_owner: u64,
+    pub keep_alive: u64,
     /// The will's topic is outside the ACL, too deep, or its payload is not what it says.
     pub will: u64,
     /// `sessions-max`.
@@ -55,6 +58,8 @@ pub struct Gauges {
     pub connections: usize,
     pub sessions: usize,
     pub subscriptions: usize,
+    /// Of those, in shared subscriptions.
+    pub shared_subscriptions: usize,
     pub retained_messages: usize,
     pub retained_bytes: usize,
 }
@@ -73,6 +78,7 @@ impl AddAssign for Counters {
         self.connects += other.connects;
         self.takeovers += other.takeovers;
         self.refused.not_owner += other.refused.not_owner;
+        self.refused.keep_alive += other.refused.keep_alive;
         self.refused.will += other.refused.will;
         self.refused.sessions_full += other.refused.sessions_full;
         self.refused.shutting_down += other.refused.shutting_down;
@@ -87,6 +93,7 @@ impl AddAssign for Counters {
         self.acl_denied_subscribe += other.acl_denied_subscribe;
         self.violations += other.violations;
         self.wills_published += other.wills_published;
+        self.sessions_expired += other.sessions_expired;
     }
 }
 
@@ -95,6 +102,7 @@ impl AddAssign for Gauges {
         self.connections += other.connections;
         self.sessions += other.sessions;
         self.subscriptions += other.subscriptions;
+        self.shared_subscriptions += other.shared_subscriptions;
         self.retained_messages += other.retained_messages;
         self.retained_bytes += other.retained_bytes;
     }

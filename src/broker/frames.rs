@@ -26,6 +26,11 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// Its topic as a client sees it that does not see so many bytes of it.
+    pub(super) fn topic_from(&self, cut: u16) -> &'a str {
+        &self.topic[usize::from(cut)..]
+    }
+
     pub(super) fn of(message: &'a Message, now: Instant) -> View<'a> {
         View {
             id: message.id,
@@ -45,6 +50,8 @@ pub(super) struct Shape {
     pub(super) retain: bool,
     pub(super) dup: bool,
     pub(super) alias: Alias,
+    /// Bytes of the topic that its client does not see.
+    pub(super) cut: u16,
     pub(super) identifiers: Identifiers,
 }
 
@@ -67,8 +74,8 @@ impl Frames {
         let same = self.key.as_ref().is_some_and(|(id, last)| *id == view.id && last == shape);
         if !same {
             let (topic, topic_alias) = match shape.alias {
-                Alias::None => (view.topic, None),
-                Alias::Set(number) => (view.topic, Some(number)),
+                Alias::None => (view.topic_from(shape.cut), None),
+                Alias::Set(number) => (view.topic_from(shape.cut), Some(number)),
                 Alias::Known(number) => ("", Some(number)),
             };
             self.frame.encode(&PublishHead {

@@ -180,6 +180,7 @@ pub(super) struct Index {
     nodes: slab::Slab<Node>,
     edges: HashTable<u32>,
     count: usize,
+    shared: usize,
 }
 
 impl Index {
@@ -195,12 +196,17 @@ impl Index {
         });
         debug_assert_eq!(root as u32, ROOT);
         let (exact, leaves, edges) = (HashTable::new(), slab::Slab::new(), HashTable::new());
-        Index { hasher, exact, leaves, nodes, edges, count: 0 }
+        Index { hasher, exact, leaves, nodes, edges, count: 0, shared: 0 }
     }
 
     /// Subscriptions of all sessions.
     pub(super) fn len(&self) -> usize {
         self.count
+    }
+
+    /// Of those, in shared subscriptions.
+    pub(super) fn shared_len(&self) -> usize {
+        self.shared
     }
 
     /// `known`: the session has this filter already, and it is replaced.
@@ -213,6 +219,7 @@ impl Index {
             !known
         };
         self.count += usize::from(added);
+        self.shared += usize::from(added && filter.share().is_some());
     }
 
     /// Adds a member to a shared subscription, or replaces it; `true` if it is new. Members that are
@@ -229,6 +236,7 @@ impl Index {
             Some(_) => leaf.leave(filter.as_str(), Member::Here(session)),
         });
         self.count -= usize::from(removed);
+        self.shared -= usize::from(removed && filter.share().is_some());
         removed
     }
 

@@ -60,8 +60,17 @@ pub struct Limits {
     pub qos_max: QoS,
     /// Retain Available (section 3.2.2.3.5).
     pub retain_available: bool,
-    /// Filters are granted whatever the ACL says: it is asked for each message alone.
-    pub grants_all: bool,
+    /// QoS 1 and 2 bytes in flight to one client, at most; one message always may.
+    pub inflight_bytes_max: usize,
+    /// QoS 0 messages are kept for sessions whose clients are away, as those of QoS 1 are.
+    pub queues_qos_0: bool,
+    /// A message comes at its subscription's QoS, be it higher than it was published with.
+    pub upgrades_qos: bool,
+    /// What is retained reaches new subscriptions only as long as who published it may write its topic.
+    pub checks_retained_source: bool,
+    /// Where the standard leaves it open, as Mosquitto does: filters are granted whatever the ACL says, which is asked
+    /// for each message alone; a refusal is not explained; an MQTT 3 client with a longer keep alive is refused.
+    pub as_mosquitto: bool,
     /// Retained messages looked at in one go before others get their turn.
     pub slice: usize,
 }
@@ -91,7 +100,11 @@ impl Default for Limits {
             payload_size_max: 256 * 1024 * 1024,
             qos_max: QoS::ExactlyOnce,
             retain_available: true,
-            grants_all: false,
+            inflight_bytes_max: usize::MAX,
+            queues_qos_0: false,
+            upgrades_qos: false,
+            checks_retained_source: false,
+            as_mosquitto: false,
             slice: 256,
         }
     }
@@ -105,6 +118,16 @@ impl Limits {
             *limit = limit.div_ceil(shards);
         }
         self
+    }
+
+    /// The QoS at which a message comes by a subscription of such a QoS (MQTT 5 section 3.8.4).
+    pub(super) fn delivered(&self, subscribed: QoS, published: QoS) -> QoS {
+        if self.upgrades_qos { subscribed } else { subscribed.min(published) }
+    }
+
+    /// Whether any session may have a message of this QoS written down.
+    pub(super) fn may_keep(&self, published: QoS) -> bool {
+        published != QoS::AtMostOnce || self.upgrades_qos || self.queues_qos_0
     }
 
     /// Whether a topic, or a filter without its share, has too many levels or bytes.

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::change::Ticket;
-use crate::types::{ClientId, QoS, Topic};
+use crate::auth::Subject;
+use crate::types::{ClientId, Identity, ListenerId, QoS, Topic};
 
 /// Numbers messages in the order that they came in; never reused while a store knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -25,7 +26,24 @@ pub struct Message {
     /// When it is not to be sent any more.
     pub expires: Option<Instant>,
     /// Who published it, where that is asked later: of a retained message.
-    pub publisher: Option<ClientId>,
+    pub publisher: Option<Arc<Publisher>>,
+}
+
+/// Who published a message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Publisher {
+    pub client: ClientId,
+    /// Its identity, and where it was; `None`: that was not written down.
+    pub came_as: Option<(Option<Identity>, ListenerId)>,
+}
+
+impl Publisher {
+    /// Who asks the ACL, if that is known.
+    pub(super) fn subject(&self) -> Option<Subject<'_>> {
+        let (identity, listener) = self.came_as.as_ref()?;
+        let identity = identity.as_ref().map(|name| name.as_str());
+        Some(Subject { identity, client_id: self.client.as_str(), listener: *listener })
+    }
 }
 
 impl Message {
@@ -37,7 +55,7 @@ impl Message {
         forwarded: Box<[u8]>,
         qos: QoS,
         expires: Option<Instant>,
-        publisher: Option<ClientId>,
+        publisher: Option<Arc<Publisher>>,
     ) -> Message {
         Message { id, topic: topic.as_str().into(), payload, forwarded, qos, expires, publisher }
     }

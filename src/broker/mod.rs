@@ -53,13 +53,13 @@ pub use connection::ConnectionId;
 pub use counters::{Counters, Drops, Gauges, Refusals};
 pub use letter::{Letter, ShardId};
 pub use limits::{Limits, QueuePolicy};
-pub use message::{Message, MessageId};
-pub use outbox::{Admission, Closing, Command, Input, Note, Outbox, Payload};
+pub use message::{Message, MessageId, Publisher};
+pub use outbox::{Admission, Announcement, Closing, Command, Input, Note, Outbox, Payload};
 pub(crate) use shared::group_as_client;
 pub use snapshot::SessionSnapshot;
 pub use violation::Violation;
 
-use crate::auth::{Acl, Methods, Operation, Subject};
+use crate::auth::{Acl, Methods, Operation};
 use crate::types::{ClientId, QoS, Topic};
 use border::Border;
 use commit::Waiting;
@@ -282,11 +282,12 @@ impl Core {
                     self.finish(now, id, why, out);
                 }
             }
-            Command::Forget(identity) => {
+            Command::Forget(identity, listener) => {
                 let owned: Vec<u32> = self
                     .sessions
                     .iter()
                     .filter(|(_, session)| session.identity.as_ref() == Some(&identity))
+                    .filter(|(_, session)| listener.is_none_or(|listener| session.listener == listener))
                     .map(|(at, _)| at as u32)
                     .collect();
                 for at in owned {
@@ -312,14 +313,14 @@ impl Core {
         }
     }
 
-    fn say_of_itself(&mut self, now: Instant, messages: &[(String, String)], out: &mut impl Outbox) {
-        for (topic, payload) in messages {
+    fn say_of_itself(&mut self, now: Instant, messages: &[Announcement], out: &mut impl Outbox) {
+        for Announcement { topic, text, retained } in messages {
             let Ok(topic) = Topic::parse(topic) else { continue };
             let incoming = route::Incoming {
                 topic,
-                payload: payload.as_bytes(),
+                payload: text.as_bytes(),
                 qos: QoS::AtMostOnce,
-                retain: true,
+                retain: *retained,
                 message_expiry_interval_secs: None,
                 forwarded: &[],
                 publisher: index::ELSEWHERE,
@@ -364,9 +365,8 @@ impl Core {
 
 /// The ACL's answer for a session, by its shortcut where there is one.
 fn permitted(acl: &Acl, generation: u64, session: &mut Session, operation: Operation, topic: Topic<'_>) -> bool {
-    let subject =
-        Subject { identity: session.identity.as_ref().map(|name| name.as_str()), client_id: session.client.as_str() };
     if session.permissions.generation != generation {
+        let subject = session.subject();
         session.permissions = Permissions {
             generation,
             reads_all: acl.allows_all(subject, Operation::Read),
@@ -377,5 +377,5 @@ fn permitted(acl: &Acl, generation: u64, session: &mut Session, operation: Opera
         Operation::Read => session.permissions.reads_all,
         Operation::Write => session.permissions.writes_all,
     };
-    (all && !topic.is_system()) || acl.check(subject, operation, topic).allowed
+    (all && !topic.is_system()) || acl.check(session.subject(), operation, topic).allowed
 }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::change::{Change, Fetched, Restored, Ticket, Wanted};
@@ -6,7 +8,7 @@ use super::letter::{Letter, ShardId};
 use super::message::MessageId;
 use super::violation::Violation;
 use crate::codec::{DecodeError, Packet};
-use crate::types::{ClientId, Identity, ReasonCode};
+use crate::types::{ClientId, Entrance, Identity, ListenerId, QoS, ReasonCode};
 
 /// What happens to the core. A packet borrows from the read buffer.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ pub struct Admission<'a> {
     pub authentication_data: Option<&'a [u8]>,
     /// What an MQTT 5 client should know, for CONNACK's reason string (MQTT 5 section 3.2.2.3.9).
     pub notice: Option<&'a str>,
+    pub entrance: Arc<Entrance>,
 }
 
 /// What an administrator asks for.
@@ -56,12 +59,22 @@ pub struct Admission<'a> {
 pub enum Command {
     /// Ends a connection.
     Kick(ConnectionId, Closing),
-    /// Ends all sessions of an identity that is no more.
-    Forget(Identity),
-    /// Messages of the broker's own, retained at QoS 0: topics, below `$SYS/` alone, and payloads.
-    Announce(Vec<(String, String)>),
+    /// Ends all sessions of an identity that is no more; where listeners have their own, of those who came in there.
+    Forget(Identity, Option<ListenerId>),
+    /// Messages of the broker's own, at QoS 0.
+    Announce(Vec<Announcement>),
     /// DISCONNECT 0x8B to all, then close.
     ShutDown,
+}
+
+/// What a broker says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announcement {
+    /// Below `$SYS/`.
+    pub topic: String,
+    pub text: String,
+    /// It is so until something else is said.
+    pub retained: bool,
 }
 
 /// Why the core ends a connection, or how it learnt of its end.
@@ -89,6 +102,8 @@ pub enum Closing {
     /// The will's payload says that it is UTF-8 and is not.
     WillInvalid,
     TooManySessions,
+    /// Its keep alive is longer than is allowed, and its version has no way to tell it another.
+    KeepAliveTooLong,
     StoreFailed,
 }
 
@@ -151,6 +166,8 @@ pub trait Outbox {
 pub enum Note<'a> {
     Connected { connection: ConnectionId, session_present: bool },
     PublishDenied { connection: ConnectionId, topic: &'a str },
+    Subscribed { connection: ConnectionId, filter: &'a str, qos: QoS },
+    Unsubscribed { connection: ConnectionId, filter: &'a str },
     SubscribeDenied { connection: ConnectionId, filter: &'a str, reason: ReasonCode },
     QueueFull { client: &'a ClientId },
     RetainedFull { topic: &'a str },

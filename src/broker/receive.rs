@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::change::{Change, Ticket};
 use super::commit::Waiting;
+use super::connect::mounted;
 use super::connection::{ConnectionId, HeldKind};
 use super::outbox::{Note, Outbox};
 use super::route::Incoming;
@@ -51,12 +52,14 @@ impl Core {
             return self.violate(now, id, Violation::SubscriptionIdentifier, out);
         }
         let limits = &self.options.limits;
-        if qos > limits.qos_max {
+        let entrance = &self.connection(id).expect("checked by receive").entrance;
+        if qos > limits.qos_max.min(entrance.qos_max) {
             return self.violate(now, id, Violation::QoSNotSupported(qos.bits()), out);
         }
         if publish.retain && !limits.retain_available {
             return self.violate(now, id, Violation::RetainNotSupported, out);
         }
+        let entrance = (!entrance.mount_point.is_empty()).then(|| entrance.clone());
         let alias = match publish.properties.topic_alias {
             None => None,
             Some(number) => match self.resolve_alias(id, number, publish.topic) {
@@ -64,7 +67,10 @@ impl Core {
                 Err(violation) => return self.violate(now, id, violation, out),
             },
         };
-        let topic = Topic::from_parsed(alias.as_ref().map_or(publish.topic, |(_, text)| text));
+        let text = alias.as_ref().map_or(publish.topic, |(_, text)| text);
+        let mount_point = entrance.as_ref().map_or("", |entrance| &*entrance.mount_point);
+        let mounted = mounted(mount_point, text);
+        let topic = Topic::from_parsed(&mounted);
         match publish.packet_id {
             None => self.publish_qos_0(now, id, publish, topic, out),
             Some(packet_id) => self.publish_with_id(now, id, publish, topic, packet_id, out),

@@ -14,14 +14,14 @@ use super::frames::{Alias, Frames, Shape, View};
 use super::index::{Matches, Subscriber};
 use super::letter::Handed;
 use super::limits::QueuePolicy;
-use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin, expires_at};
+use super::message::{Body, Delivery, Identifiers, Message, MessageId, Origin, Publisher, expires_at};
 use super::outbox::{Note, Outbox, Payload};
 use super::send::{self, open_connection};
-use super::session::{Inflight, Outgoing, State};
+use super::session::{Inflight, Outgoing, Session, State};
 use super::{Core, RetainedPending, permitted};
 use crate::auth::Operation;
 use crate::codec;
-use crate::types::{ClientId, PacketId, QoS, Topic};
+use crate::types::{PacketId, QoS, Topic};
 
 /// A message that comes in, borrowed from where it was read.
 #[derive(Debug)]
@@ -210,8 +210,17 @@ impl Core {
         self.options.durable
             && ((incoming.retain && !is_own(incoming.topic))
                 || (incoming.received.is_some() && durable(incoming.publisher))
-                || (incoming.qos != QoS::AtMostOnce
-                    && targets.iter().any(|target| target.qos != QoS::AtMostOnce && durable(target.session))))
+                || (self.options.limits.may_keep(incoming.qos)
+                    && targets.iter().any(|target| {
+                        let session = &self.sessions[target.session as usize];
+                        self.is_kept(session, self.options.limits.delivered(target.qos, incoming.qos))
+                    })))
+    }
+
+    /// Whether a message for a session is written down.
+    pub(super) fn is_kept(&self, session: &Session, qos: QoS) -> bool {
+        let waits = self.options.limits.queues_qos_0 && session.connection.is_none();
+        self.options.durable && session.is_durable() && (qos != QoS::AtMostOnce || waits)
     }
 
     pub(super) fn has_room_to_retain(&self, topic: Topic<'_>, payload_len: usize) -> bool {
@@ -262,8 +271,8 @@ impl Core {
 
     /// A copy of what came in.
     pub(super) fn keep(&mut self, now: Instant, incoming: &Incoming<'_>) -> Arc<Message> {
-        let publisher = self.sessions.get(incoming.publisher as usize).filter(|_| incoming.retain);
-        let publisher = publisher.map(|session| session.client.clone());
+        let publisher = self.sessions.get_mut(incoming.publisher as usize).filter(|_| incoming.retain);
+        let publisher = publisher.map(Session::as_publisher);
         keep(now, incoming, self.next_message_id(), publisher)
     }
 
@@ -291,18 +300,20 @@ impl Core {
             return;
         }
         let ticket = spread.ticket;
-        let qos = target.qos.min(incoming.qos);
+        let qos = self.options.limits.delivered(target.qos, incoming.qos);
         // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
         let retain = incoming.retain && target.retain_as_published;
         // No copy of an inbound QoS 2 message leaves before its commit.
         let hold = ticket.filter(|_| incoming.qos == QoS::ExactlyOnce || (spread.deferred && qos != QoS::AtMostOnce));
-        if qos != QoS::AtMostOnce || session.connection.is_some() {
+        let keeps = qos != QoS::AtMostOnce
+            || (self.options.limits.queues_qos_0 && session.connection.is_none() && session.expiry_secs > 0);
+        if keeps || session.connection.is_some() {
             self.retained_goes_first(now, target.session, incoming.topic, incoming.retain, out);
         }
         let session = &mut self.sessions[target.session as usize];
         let waits_behind = !incoming.retain && session.outgoing.holds_retained(incoming.topic);
         let connection = open_connection(&mut self.connections, session.connection);
-        if qos == QoS::AtMostOnce && hold.is_none() && !waits_behind {
+        if qos == QoS::AtMostOnce && hold.is_none() && !waits_behind && !keeps {
             if let Some(connection) = connection {
                 let view = View {
                     id: MessageId(0),
@@ -311,12 +322,14 @@ impl Core {
                     payload: Payload::Borrowed(incoming.payload),
                     remaining_secs: incoming.message_expiry_interval_secs,
                 };
+                let cut = connection.cut(view.topic);
                 let mut shape = Shape {
                     version: connection.version,
                     qos,
                     retain,
                     dup: false,
-                    alias: connection.sent_aliases.of(view.topic),
+                    alias: connection.sent_aliases.of(view.topic_from(cut)),
+                    cut,
                     identifiers: target.identifiers,
                 };
                 let max = self.options.limits.backlog_bytes_max;
@@ -329,13 +342,13 @@ impl Core {
             }
             return;
         }
-        if qos == QoS::AtMostOnce && connection.is_none() {
+        if !keeps && connection.is_none() {
             return;
         }
         let kept = self.kept(now, incoming, &mut spread.message);
         let message = kept.id;
+        let durable = self.is_kept(&self.sessions[target.session as usize], qos);
         let session = &mut self.sessions[target.session as usize];
-        let durable = self.options.durable && session.is_durable() && qos != QoS::AtMostOnce;
         let mut queued = durable.then(|| QueuedFor {
             client: session.client.clone(),
             qos,
@@ -359,7 +372,7 @@ impl Core {
         let client = session.client.clone();
         let connection = open_connection(&mut self.connections, session.connection);
         let outgoing = &mut session.outgoing;
-        let bytes_max = self.options.limits.queued_bytes_max;
+        let bytes_max = self.options.limits.queued_bytes_max.min(self.options.limits.inflight_bytes_max);
         let sends_now = connection.is_some_and(|connection| {
             qos != QoS::AtMostOnce
                 && !connection.congested
@@ -433,27 +446,30 @@ impl Core {
     }
 
     /// Whether a message could not be sent to the session's client as it is.
-    fn is_too_large(&self, now: Instant, session: &super::session::Session, delivery: &Delivery) -> bool {
+    fn is_too_large(&self, now: Instant, session: &Session, delivery: &Delivery) -> bool {
         let Some(connection) = session.connection.and_then(|id| self.connection(id)) else { return false };
         // Most take everything: nothing is measured for them.
         if connection.packet_size_max == u32::MAX && delivery.size < (codec::PACKET_SIZE_MAX / 2) as u32 {
             return false;
         }
         let Body::Here(message) = &delivery.body else { return false };
+        let view = View::of(message, now);
+        let cut = connection.cut(view.topic);
         let shape = Shape {
             version: connection.version,
             qos: delivery.qos,
             retain: delivery.retain,
             dup: false,
-            alias: match connection.sent_aliases.of(&message.topic) {
+            alias: match connection.sent_aliases.of(view.topic_from(cut)) {
                 Alias::Set(_) => Alias::None,
                 other => other,
             },
+            cut,
             identifiers: delivery.identifiers.clone(),
         };
         let mut frames = Frames::default();
         let max = (connection.packet_size_max as usize).min(codec::PACKET_SIZE_MAX);
-        frames.prepare(&View::of(message, now), &shape).packet_len() > max
+        frames.prepare(&view, &shape).packet_len() > max
     }
 
     /// A live QoS 0 message was written past what waits: what it replaced is not to come after it.
@@ -515,7 +531,7 @@ impl Core {
     }
 }
 
-fn keep(now: Instant, incoming: &Incoming<'_>, id: MessageId, publisher: Option<ClientId>) -> Arc<Message> {
+fn keep(now: Instant, incoming: &Incoming<'_>, id: MessageId, publisher: Option<Arc<Publisher>>) -> Arc<Message> {
     Arc::new(Message {
         id,
         topic: incoming.topic.as_str().into(),

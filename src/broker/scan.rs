@@ -296,10 +296,18 @@ impl Core {
             return;
         }
         // [MQTT-3.8.3-3]: no local is for what is retained too.
-        if subscription.options.no_local && message.publisher.as_ref() == Some(&session.client) {
+        if subscription.options.no_local
+            && message.publisher.as_ref().is_some_and(|publisher| publisher.client == session.client)
+        {
             return;
         }
         if !permitted(&self.acl, self.acl_generation, session, Operation::Read, message.topic()) {
+            return;
+        }
+        let source = message.publisher.as_ref().filter(|_| self.options.limits.checks_retained_source);
+        if let Some(subject) = source.and_then(|publisher| publisher.subject())
+            && !self.acl.check(subject, Operation::Write, message.topic()).allowed
+        {
             return;
         }
         // Live ones may have taken the room; one alone goes to a client that has room where a queue has not.
@@ -307,7 +315,7 @@ impl Core {
             return;
         }
         let session = &mut self.sessions[at as usize];
-        let qos = message.qos.min(subscription.options.qos);
+        let qos = self.options.limits.delivered(subscription.options.qos, message.qos);
         let kept = qos != QoS::AtMostOnce && self.options.durable && session.is_durable();
         if kept {
             let to = QueuedFor {

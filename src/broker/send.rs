@@ -72,7 +72,7 @@ impl Core {
             return false;
         }
         let window = usize::from(connection.receive_maximum);
-        let bytes_max = self.options.limits.queued_bytes_max;
+        let bytes_max = self.options.limits.queued_bytes_max.min(self.options.limits.inflight_bytes_max);
         let outgoing = &mut session.outgoing;
         if let Some(entry) = outgoing.inflight.get_mut(outgoing.sent) {
             let committed = entry.delivery.hold.is_none_or(|ticket| !self.waiting.contains_key(&ticket));
@@ -109,7 +109,7 @@ impl Core {
                     frame.set_packet_id(entry.packet_id);
                     count_sent(&mut self.counters, shape.qos, message.payload.len());
                     out.publish(connection.id, frame.bytes(), view.payload);
-                    connection.sent_aliases.note(shape.alias, view.topic);
+                    connection.sent_aliases.note(shape.alias, view.topic_from(shape.cut));
                     entry.tried = true;
                 }
             }
@@ -136,7 +136,9 @@ impl Core {
             let view = View::of(message, now);
             let mut shape = shape_of(connection, front, &view, false);
             write_qos_0(connection, frames, &view, &mut shape, &mut self.counters, usize::MAX, out);
-            outgoing.pop_queue();
+            let delivery = outgoing.pop_queue().expect("looked at above");
+            // One that was kept for a client that was away.
+            self.dropped(at, &delivery, None, out);
             return true;
         }
         let mut delivery = outgoing.pop_queue().expect("looked at above");
@@ -166,7 +168,7 @@ impl Core {
         true
     }
 
-    /// Tells the store that a session will not send a message.
+    /// Tells the store that a session is done with a message, sent or not.
     pub(super) fn dropped(&mut self, at: u32, delivery: &Delivery, packet_id: Option<PacketId>, out: &mut impl Outbox) {
         if delivery.kept {
             let client = self.sessions[at as usize].client.clone();
@@ -185,12 +187,14 @@ pub(super) fn open_connection(
 }
 
 fn shape_of(connection: &Connection, delivery: &Delivery, view: &View<'_>, dup: bool) -> Shape {
+    let cut = connection.cut(view.topic);
     Shape {
         version: connection.version,
         qos: delivery.qos,
         retain: delivery.retain,
         dup,
-        alias: connection.sent_aliases.of(view.topic),
+        alias: connection.sent_aliases.of(view.topic_from(cut)),
+        cut,
         identifiers: delivery.identifiers.clone(),
     }
 }
@@ -232,7 +236,7 @@ pub(super) fn write_qos_0(
     }
     count_sent(counters, QoS::AtMostOnce, view.payload.as_slice().len());
     out.publish(connection.id, frame.bytes(), view.payload);
-    connection.sent_aliases.note(shape.alias, view.topic);
+    connection.sent_aliases.note(shape.alias, view.topic_from(shape.cut));
     true
 }
 

@@ -9,11 +9,12 @@ use super::ConnectionId;
 use super::change::{StoredPosition, StoredWill, Ticket};
 use super::keys::Keys;
 use super::letter::ShardId;
-use super::message::{Body, Delivery, MessageId, Origin};
+use super::message::{Body, Delivery, MessageId, Origin, Publisher};
 use super::scans::Scans;
 use super::shared::Rank;
+use crate::auth::Subject;
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, PacketId, QoS, Topic};
+use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS, Topic};
 
 /// What outlives a connection (MQTT 5 section 4.1).
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Session {
     pub(super) serial: u64,
     /// Who made it and alone may take it up; `None`: anonymous.
     pub(super) identity: Option<Identity>,
+    /// Where its client is, or was when it was here last.
+    pub(super) listener: ListenerId,
     pub(super) connection: Option<ConnectionId>,
     /// Seconds that it outlives its connection.
     pub(super) expiry_secs: u32,
@@ -48,6 +51,8 @@ pub(super) struct Session {
     pub(super) shared_at: BTreeMap<ShardId, u32>,
     /// What those shards were told last.
     pub(super) rank_told: Rank,
+    /// Once it has had a message retained.
+    publisher: Option<Arc<Publisher>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +72,18 @@ pub(super) struct Permissions {
 
 impl Session {
     /// Without a connection, a subscription or a message.
-    pub(super) fn new(client: ClientId, serial: u64, identity: Option<Identity>, keys: Keys) -> Session {
+    pub(super) fn new(
+        client: ClientId,
+        serial: u64,
+        identity: Option<Identity>,
+        listener: ListenerId,
+        keys: Keys,
+    ) -> Session {
         Session {
             client,
             serial,
             identity,
+            listener,
             connection: None,
             expiry_secs: 0,
             expires: None,
@@ -87,7 +99,21 @@ impl Session {
             retry: None,
             shared_at: BTreeMap::new(),
             rank_told: Rank::default(),
+            publisher: None,
         }
+    }
+
+    /// As the messages that it has retained name it.
+    pub(super) fn as_publisher(&mut self) -> Arc<Publisher> {
+        let (client, came_as) = (&self.client, Some((self.identity.clone(), self.listener)));
+        let known = self.publisher.as_ref().filter(|known| known.came_as == came_as).cloned();
+        known.unwrap_or_else(|| self.publisher.insert(Arc::new(Publisher { client: client.clone(), came_as })).clone())
+    }
+
+    /// Who asks the ACL.
+    pub(super) fn subject(&self) -> Subject<'_> {
+        let identity = self.identity.as_ref().map(|name| name.as_str());
+        Subject { identity, client_id: self.client.as_str(), listener: self.listener }
     }
 
     /// Whether it is written down: it is to outlive its connection, or was to.

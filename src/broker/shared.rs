@@ -17,7 +17,7 @@ use super::outbox::Outbox;
 use super::route::{Scratch, Target};
 use super::session::{Session, State};
 use crate::auth::{Acl, Operation, Subject};
-use crate::types::{ClientId, Filter, Identity, QoS, Topic};
+use crate::types::{ClientId, Filter, Identity, ListenerId, QoS, Topic};
 
 /// How well a member can take a message, best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -41,6 +41,7 @@ pub(super) struct Elsewhere {
     pub(super) shard: ShardId,
     pub(super) client: ClientId,
     pub(super) identity: Option<Identity>,
+    pub(super) listener: ListenerId,
     /// As its shard said last.
     pub(super) rank: Rank,
     /// In how many of them.
@@ -436,7 +437,7 @@ impl Core {
         out: &mut impl Outbox,
     ) {
         let at = subscriber.session;
-        let qos = subscriber.qos.min(moved.published);
+        let qos = self.options.limits.delivered(subscriber.qos, moved.published);
         let identifiers: Identifiers =
             (subscriber.identifier != 0).then_some(subscriber.identifier).into_iter().collect();
         let has_room = self.has_queue_room(at, moved.size as usize, out);
@@ -447,10 +448,9 @@ impl Core {
         if !has_room {
             return;
         }
-        let session = &mut self.sessions[at as usize];
         // What was written down stays so until this session is done with it, whether that is kept or not.
-        session.stored |= moved.kept_for.is_some();
-        let kept = moved.kept_for.is_some() || (self.options.durable && session.is_durable() && qos != QoS::AtMostOnce);
+        self.sessions[at as usize].stored |= moved.kept_for.is_some();
+        let kept = moved.kept_for.is_some() || self.is_kept(&self.sessions[at as usize], qos);
         let at_hand = !kept || !self.leaves_to_store(at);
         let session = &mut self.sessions[at as usize];
         if kept {
@@ -550,18 +550,18 @@ impl<'a> People<'a> {
     }
 
     fn rank_for(&self, member: Member, topic: Topic<'_>) -> Rank {
-        let (identity, rank) = match member {
+        let (identity, listener, rank) = match member {
             Member::Here(at) => {
                 let session = &self.sessions[at as usize];
-                (&session.identity, rank_here(session, self.connections))
+                (&session.identity, session.listener, rank_here(session, self.connections))
             }
             Member::Elsewhere(at) => {
                 let there = &self.elsewheres.known[at as usize];
-                (&there.identity, there.rank)
+                (&there.identity, there.listener, there.rank)
             }
         };
         let identity = identity.as_ref().map(|name| name.as_str());
-        let subject = Subject { identity, client_id: self.client(member).as_str() };
+        let subject = Subject { identity, client_id: self.client(member).as_str(), listener };
         match self.acl.check(subject, Operation::Read, topic).allowed {
             true => rank,
             false => Rank::Denied,

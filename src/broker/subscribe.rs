@@ -1,5 +1,6 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
+use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::time::Instant;
 
@@ -13,14 +14,13 @@ use super::session::Subscription;
 use super::shared::Departure;
 use super::violation::Violation;
 use super::{Core, dialect};
-use crate::auth::Subject;
-use crate::codec::{Packet, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe};
+use crate::codec::{Packet, SubAck, Subscribe, UnsubAck, Unsubscribe};
 use crate::types::{Filter, QoS, ReasonCode, RetainHandling};
 
 impl Core {
     pub(super) fn subscribe(&mut self, now: Instant, id: ConnectionId, packet: &Subscribe<'_>, out: &mut impl Outbox) {
         let connection = self.connection(id).expect("checked by receive");
-        let (version, at) = (connection.version, connection.session);
+        let (version, at, entrance) = (connection.version, connection.session, connection.entrance.clone());
         let count = packet.filters.iter().count();
         if count > self.options.limits.filters_per_subscribe_max {
             return self.violate(now, id, Violation::TooManyFilters(count), out);
@@ -31,8 +31,16 @@ impl Core {
         let mut refused = None;
         for entry in packet.filters.iter() {
             let identifier = packet.subscription_identifier;
-            reasons.push(match self.subscribe_one(now, at, &entry, identifier, &mut changes, &mut known_by, out) {
-                Ok(reason) => reason,
+            let wanted = mounted(&entrance.mount_point, entry.filter);
+            let mut options = entry.options;
+            // [MQTT-3.8.4-8]: nothing above what is granted.
+            options.qos = options.qos.min(self.options.limits.qos_max).min(entrance.qos_max);
+            let subscription = Subscription { options, identifier };
+            reasons.push(match self.subscribe_one(now, at, &wanted, subscription, &mut changes, &mut known_by, out) {
+                Ok(reason) => {
+                    out.note(Note::Subscribed { connection: id, filter: &wanted, qos: options.qos });
+                    reason
+                }
                 Err(reason) => {
                     refused = refused.or(Some(reason));
                     if reason == ReasonCode::NotAuthorized {
@@ -64,23 +72,20 @@ impl Core {
         &mut self,
         now: Instant,
         at: u32,
-        entry: &SubscribeFilter<'_>,
-        identifier: Option<u32>,
+        wanted: &str,
+        subscription: Subscription,
         changes: &mut Vec<Change>,
         known_by: &mut Vec<Ticket>,
         out: &mut impl Outbox,
     ) -> Result<ReasonCode, ReasonCode> {
-        let filter = Filter::parse(entry.filter).map_err(|_| ReasonCode::TopicFilterInvalid)?;
+        let Subscription { options, identifier } = subscription;
+        let filter = Filter::parse(wanted).map_err(|_| ReasonCode::TopicFilterInvalid)?;
         let limits = &self.options.limits;
         if limits.is_topic_too_large(filter.path()) {
             return Err(ReasonCode::TopicFilterInvalid);
         }
         let session = &mut self.sessions[at as usize];
-        let subject = Subject {
-            identity: session.identity.as_ref().map(|name| name.as_str()),
-            client_id: session.client.as_str(),
-        };
-        if !limits.grants_all && !self.acl.may_subscribe(subject, filter) {
+        if !limits.as_mosquitto && !self.acl.may_subscribe(session.subject(), filter) {
             return Err(ReasonCode::NotAuthorized);
         }
         let known = session.subscriptions.contains_key(filter.as_str());
@@ -88,17 +93,13 @@ impl Core {
             return Err(ReasonCode::QuotaExceeded);
         }
         // [MQTT-3.8.4-3]: a subscription with the same filter is replaced.
-        // [MQTT-3.8.4-8]: nothing above what is granted.
-        let mut options = entry.options;
-        options.qos = options.qos.min(limits.qos_max);
-        let subscription = Subscription { options, identifier };
         session.subscriptions.insert(filter.as_str().into(), subscription);
         let subscriber = Subscriber {
             session: at,
             identifier: identifier.unwrap_or(0),
             qos: options.qos,
-            no_local: entry.options.no_local,
-            retain_as_published: entry.options.retain_as_published,
+            no_local: options.no_local,
+            retain_as_published: options.retain_as_published,
         };
         if self.options.durable && session.is_durable() {
             changes.push(Change::Subscribed {
@@ -116,7 +117,7 @@ impl Core {
         }
         // [MQTT-3.3.1-9], [MQTT-3.3.1-10], [MQTT-3.3.1-11]: retain handling. Section 4.8.2: a shared
         // subscription gets none.
-        let wanted = match entry.options.retain_handling {
+        let wanted = match options.retain_handling {
             RetainHandling::SendAtSubscribe => true,
             RetainHandling::SendIfNew => !known,
             RetainHandling::DoNotSend => false,
@@ -142,7 +143,8 @@ impl Core {
         packet: &Unsubscribe<'_>,
         out: &mut impl Outbox,
     ) {
-        let at = self.connection(id).expect("checked by receive").session;
+        let connection = self.connection(id).expect("checked by receive");
+        let (at, entrance) = (connection.session, connection.entrance.clone());
         let count = packet.filters.iter().count();
         if count > self.options.limits.filters_per_subscribe_max {
             return self.violate(now, id, Violation::TooManyFilters(count), out);
@@ -151,7 +153,9 @@ impl Core {
         let mut reasons = Vec::new();
         let mut refused = None;
         for text in packet.filters.iter() {
+            let text = &*mounted(&entrance.mount_point, text);
             let session = &mut self.sessions[at as usize];
+            out.note(Note::Unsubscribed { connection: id, filter: text });
             // [MQTT-3.10.4-1]: compared character by character.
             reasons.push(match Filter::parse(text) {
                 Err(_) => {
@@ -199,6 +203,16 @@ impl Core {
     fn retains_anything(&self) -> bool {
         self.retained.len() > 0 || !self.retained_changes.is_empty()
     }
+}
+
+/// A filter as it is with what the client's listener puts before it: behind the name of a share.
+fn mounted<'a>(mount_point: &str, filter: &'a str) -> Cow<'a, str> {
+    if mount_point.is_empty() {
+        return Cow::Borrowed(filter);
+    }
+    let share = Filter::parse(filter).ok().filter(|filter| filter.share().is_some());
+    let path = share.map_or(0, |shared| filter.len() - shared.path().len());
+    Cow::Owned(format!("{}{mount_point}{}", &filter[..path], &filter[path..]))
 }
 
 /// What a reason string says of a filter that was refused.

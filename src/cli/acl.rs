@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Failure, SiteArguments, site};
 use crate::auth::{Acl, Operation, Subject};
-use crate::types::Topic;
+use crate::types::{ListenerId, Topic};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -54,7 +54,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     };
     let identity = (name != "-").then_some(name.as_str());
-    let subject = Subject { identity, client_id: client_id.as_deref().or(identity).unwrap_or("-") };
+    let subject =
+        Subject { identity, client_id: client_id.as_deref().or(identity).unwrap_or("-"), listener: ListenerId::NONE };
     let (operation, verb) = match operation {
         Asked::Read => (Operation::Read, "read"),
         Asked::Write => (Operation::Write, "write"),

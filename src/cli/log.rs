@@ -9,18 +9,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
-use time::format_description::OwnedFormatItem;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Level, Metadata};
-use tracing_subscriber::fmt::FormatEvent;
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FormatEvent, MakeWriter};
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
-use crate::config::{Log, LogDestination, LogFormat, LogStyle};
+use crate::broker::Announcement;
+use crate::config::{Log, LogDestination, LogFormat, LogStyle, SUBSCRIBE_LINES, UNSUBSCRIBE_LINES};
 
 const WINDOW: Duration = Duration::from_secs(10);
 /// Lines of one kind in a window: what goes wrong floods sooner than what goes well.
@@ -156,13 +155,39 @@ impl Files {
     }
 }
 
+/// Lines that are to be published.
+pub(super) type Lines = tokio::sync::mpsc::Receiver<Announcement>;
+/// Of those, so many may wait; more are left out.
+const LINES_MAX: usize = 1_000;
+
 /// Writes to all destinations.
 #[derive(Clone)]
 struct Destinations {
     stderr: bool,
     stdout: bool,
     syslog: Option<Arc<UnixDatagram>>,
+    /// RFC 3164 section 4.1.1: facility and severity in one, of the line that comes.
+    facility: u8,
+    severity: u8,
     files: Files,
+}
+
+impl<'a> MakeWriter<'a> for Destinations {
+    type Writer = Destinations;
+
+    fn make_writer(&'a self) -> Destinations {
+        self.clone()
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Destinations {
+        let severity = match *metadata.level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 5,
+            _ => 7,
+        };
+        Destinations { severity, ..self.clone() }
+    }
 }
 
 impl Destinations {
@@ -184,6 +209,9 @@ impl Destinations {
             stderr: log.destinations.contains(&LogDestination::Stderr),
             stdout: log.destinations.contains(&LogDestination::Stdout),
             syslog: syslog.flatten(),
+            // local0 is 16, daemon 3.
+            facility: log.facility.map_or(3, |local| 16 + local),
+            severity: 5,
             files,
         }
     }
@@ -199,8 +227,8 @@ impl Write for Destinations {
             drop(io::stdout().write_all(line));
         }
         if let Some(syslog) = &self.syslog {
-            // RFC 3164: facility daemon, severity notice.
-            let text = [format!("<29>lockgate[{}]: ", std::process::id()).as_bytes(), line].concat();
+            let priority = self.facility * 8 + self.severity;
+            let text = [format!("<{priority}>lockgate[{}]: ", std::process::id()).as_bytes(), line].concat();
             drop(syslog.send(text.trim_ascii_end()));
         }
         for open in self.files.0.iter() {
@@ -219,13 +247,25 @@ impl Write for Destinations {
 /// A time and what happened, as Mosquitto writes them.
 struct AsMosquitto {
     timestamp: bool,
-    format: Option<OwnedFormatItem>,
+    /// As strftime(3) has it.
+    format: Option<String>,
 }
 
 impl AsMosquitto {
     fn new(timestamp: bool, format: Option<&str>) -> AsMosquitto {
-        let format = format.and_then(|text| time::format_description::parse_strftime_owned(text).ok());
-        AsMosquitto { timestamp, format }
+        AsMosquitto { timestamp, format: format.map(str::to_owned) }
+    }
+
+    fn time(&self) -> String {
+        if !self.timestamp {
+            return String::new();
+        }
+        // Of this place, as Mosquitto's are.
+        let now = jiff::ZonedDateTime::now();
+        match self.format.as_ref().and_then(|format| jiff::fmt::strtime::format(format, &now).ok()) {
+            Some(text) => format!("{text}: "),
+            None => format!("{}: ", now.timestamp().as_second()),
+        }
     }
 }
 
@@ -240,13 +280,7 @@ where
         mut writer: Writer<'_>,
         event: &tracing::Event<'_>,
     ) -> std::fmt::Result {
-        if self.timestamp {
-            let now = OffsetDateTime::now_utc();
-            match self.format.as_ref().and_then(|format| now.format(format).ok()) {
-                Some(text) => write!(writer, "{text}: ")?,
-                None => write!(writer, "{}: ", now.unix_timestamp())?,
-            }
-        }
+        write!(writer, "{}", self.time())?;
         let mut message = MessageOf(String::new());
         event.record(&mut message);
         let prefix = match *event.metadata().level() {
@@ -269,15 +303,49 @@ impl Visit for MessageOf {
     }
 }
 
+/// Has each line published, below `$SYS/broker/log` as Mosquitto does it: its kind in a topic level.
+struct ToTopic {
+    sender: tokio::sync::mpsc::Sender<Announcement>,
+    style: AsMosquitto,
+}
+
+impl<S: tracing::Subscriber> Layer<S> for ToTopic {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let kind = match (metadata.target(), *metadata.level()) {
+            (SUBSCRIBE_LINES, _) => "M/subscribe",
+            (UNSUBSCRIBE_LINES, _) => "M/unsubscribe",
+            (_, Level::ERROR) => "E",
+            (_, Level::WARN) => "W",
+            (_, Level::INFO) => "N",
+            // A line about each packet would be one more packet.
+            _ => return,
+        };
+        let mut message = MessageOf(String::new());
+        event.record(&mut message);
+        let text = format!("{}{}", self.style.time(), message.0);
+        drop(self.sender.try_send(Announcement { topic: format!("$SYS/broker/log/{kind}"), text, retained: false }));
+    }
+}
+
+/// A log that runs.
+pub(super) struct Started {
+    pub(super) set_level: SetLevel,
+    pub(super) flood: Flood,
+    pub(super) files: Files,
+    /// Where lines are to be published.
+    pub(super) lines: Option<Lines>,
+}
+
 /// Sets up logging.
-pub(super) fn start(log: &Log) -> (SetLevel, Flood, Files) {
+pub(super) fn start(log: &Log) -> Started {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&log.level));
     let flood = Flood::default();
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let destinations = Destinations::of(log);
     let files = destinations.files.clone();
     let ansi = log.destinations == [LogDestination::Stderr] && io::stderr().is_terminal();
-    let lines = fmt::layer().with_writer(move || destinations.clone()).with_ansi(ansi).with_target(false);
+    let lines = fmt::layer().with_writer(destinations).with_ansi(ansi).with_target(false);
     let lines = match (&log.style, log.format, journal) {
         (LogStyle::Mosquitto { timestamp, format, .. }, _, _) => {
             lines.event_format(AsMosquitto::new(*timestamp, format.as_deref())).boxed()
@@ -288,7 +356,19 @@ pub(super) fn start(log: &Log) -> (SetLevel, Flood, Files) {
         (LogStyle::Own, LogFormat::Human, false) => lines.boxed(),
     };
     // A second start in one process (tests) keeps the first.
-    drop(tracing_subscriber::registry().with(filter).with(lines.with_filter(flood.clone())).try_init());
-    let set = move |log: &Log| drop(handle.reload(EnvFilter::new(&log.level)));
-    (Box::new(set), flood, files)
+    let (published, receiver) = log
+        .destinations
+        .contains(&LogDestination::Topic)
+        .then(|| {
+            let (sender, receiver) = tokio::sync::mpsc::channel(LINES_MAX);
+            let style = match &log.style {
+                LogStyle::Mosquitto { timestamp, format, .. } => AsMosquitto::new(*timestamp, format.as_deref()),
+                LogStyle::Own => AsMosquitto::new(false, None),
+            };
+            (ToTopic { sender, style }.with_filter(Flood::default()), receiver)
+        })
+        .unzip();
+    drop(tracing_subscriber::registry().with(filter).with(lines.with_filter(flood.clone())).with(published).try_init());
+    let set_level = Box::new(move |log: &Log| drop(handle.reload(EnvFilter::new(&log.level))));
+    Started { set_level, flood, files, lines: receiver }
 }

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Failure;
 use super::serve::{self, Load};
+use crate::config::KeyLog;
 use crate::config::mosquitto::{self, CommandLine};
 
 const USAGE: &str = "\
@@ -21,6 +22,7 @@ Usage: mosquitto [-c config_file] [-d] [-h] [-p port] [-q] [-v] [--test-config] 
  -p : listen on this port (may be repeated)
  -q : log nothing
  -v : log everything, whatever log_type says
+ --tls-keylog : write the keys of all TLS sessions to this file, which lays their traffic open to who has it
  --test-config : read the configuration and stop
 
 Without a listener in the configuration it serves this machine alone, on port 1883, and lets anybody in.
@@ -38,6 +40,7 @@ struct Wanted {
     daemon: bool,
     test: bool,
     help: bool,
+    key_log: Option<PathBuf>,
 }
 
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Wanted, Failure> {
@@ -64,9 +67,10 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Wanted, Failure> {
             "-q" | "--quiet" => wanted.command.quiet = true,
             "--test-config" => wanted.test = true,
             "--tls-keylog" => {
-                return Err(wrong(
-                    "Error: --tls-keylog is not done here: it would lay all traffic open; let one client write its keys (SSLKEYLOGFILE).",
-                ));
+                let file = arguments
+                    .next()
+                    .ok_or_else(|| wrong("Error: --tls-keylog argument given, but no file specified."))?;
+                wanted.key_log = Some(PathBuf::from(file));
             }
             "-h" | "--help" => wanted.help = true,
             other => return Err(wrong(format!("Error: Unknown option '{other}'.\n\n{USAGE}"))),
@@ -85,6 +89,13 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
     getrandom::fill(&mut random).map_err(Failure::new)?;
     let name = format!("lockgate-{:016x}", u64::from_ne_bytes(random));
     wanted.command.scratch = std::env::temp_dir().join(name);
+    if let Some(file) = wanted.key_log.as_ref().filter(|_| !wanted.test) {
+        let opened = KeyLog::open(file);
+        let opened = opened.map_err(|error| {
+            Failure::new(format!("Error: Unable to open TLS key log {} for writing: {error}.", file.display()))
+        })?;
+        wanted.command.key_log = Some(opened);
+    }
     let read = mosquitto::load(&wanted.command).map_err(wrong)?;
     if wanted.test {
         read.notices.iter().for_each(|notice| eprintln!("{notice}"));
@@ -115,6 +126,9 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
             None => info!("Using default config."),
         }
         notices.iter().for_each(|notice| info!("{notice}"));
+        if let Some(file) = wanted.key_log {
+            warn!("The keys of all TLS sessions are written to {}: who has it reads their traffic.", file.display());
+        }
         if local_only {
             info!(
                 "Starting in local only mode. Connections will only be possible from clients running on this machine."

@@ -54,7 +54,8 @@ pub(super) fn drop_to(settings: &Settings, log_files: &log::Files) -> Result<Opt
 /// What a reload will need, and this user cannot read; and the command that mends it.
 pub(super) fn unreadable(settings: &Settings, user: &str) -> Option<String> {
     let keys = settings.tls_files().map(|tls| &tls.key);
-    let files = std::iter::once(&settings.file).chain(&settings.passwords).chain(&settings.acl).chain(keys);
+    let files =
+        std::iter::once(&settings.file).chain(settings.password_files()).chain(settings.acl_files()).chain(keys);
     let closed: Vec<&std::path::PathBuf> = files.filter(|path| std::fs::File::open(path).is_err()).collect();
     let first = closed.first()?;
     if settings.stands_in {

@@ -14,14 +14,15 @@ use super::log::{self, SetLevel};
 use super::serve::Load;
 use super::server::{Looked, Renewer};
 use super::watch::{Changed, Snapshot};
-use super::{Failure, acme, bundle, ca};
+use super::{Failure, acme, bundle, ca, system};
 use crate::admin::{self, api};
 use crate::auth::Directory;
 use crate::config::{self, AtExpiry, ListenerAddress, Settings, Transport};
 use crate::gate::{self, Bound, Gate, Listening, Material};
 use crate::pki;
 use crate::shard::Handle;
-use crate::types::{CertificateId, Identity};
+use crate::store::StoreHandle;
+use crate::types::{CertificateId, Identity, ListenerId};
 
 /// How often files are looked at; what has changed is read at the look after.
 const WATCH_LOOKS: Duration = Duration::from_secs(1);
@@ -43,6 +44,8 @@ pub(super) struct State {
     pub(super) shard: Handle,
     pub(super) gate: Arc<Gate>,
     pub(super) site: Arc<ArcSwap<admin::Site>>,
+    /// None with `durability: off`.
+    pub(super) store: Option<StoreHandle>,
     pub(super) set_level: SetLevel,
     pub(super) log_files: log::Files,
     pub(super) running: Mutex<Running>,
@@ -212,7 +215,7 @@ impl State {
         let of_each =
             |issuer: &String| revoked.iter().map(|serial| CertificateId::new(issuer, serial)).collect::<Vec<_>>();
         let revoked = running.issuers.iter().flat_map(of_each).collect();
-        for identity in &gone {
+        for (identity, _) in &gone {
             info!("{identity} may come in no more: its sessions end");
         }
         self.shard.revoke(revoked).map_err(|error| error.to_string())?;
@@ -223,15 +226,22 @@ impl State {
         self.shard.ping().await.map_err(|error| error.to_string())
     }
 
-    /// Who subscribes to how much, into the log.
+    /// What everybody subscribes to, into the log.
     pub(super) async fn show_subscriptions(&self) {
-        let Ok(clients) = self.shard.clients().await else { return };
-        for client in clients {
-            let state = if client.connected.is_some() { "connected" } else { "away" };
-            info!(
-                "{} ({state}): {} subscriptions, {} messages queued",
-                client.client, client.subscriptions, client.queued_messages
-            );
+        let Ok(clients) = self.shard.clients_with_filters().await else { return };
+        let count: usize = clients.iter().map(|client| client.filters.len()).sum();
+        info!("{count} subscriptions of {} sessions{}", clients.len(), system::subscription_tree(&clients));
+    }
+
+    /// Has the store synced, whatever its durability.
+    pub(super) async fn sync(&self) {
+        let Some(store) = self.store.clone() else {
+            return info!("asked to save: nothing is kept (durability: off)");
+        };
+        match tokio::task::spawn_blocking(move || store.sync()).await {
+            Ok(Ok(())) => info!("asked to save: all is on the disk"),
+            Ok(Err(error)) => error!("asked to save: the store cannot be synced: {error}"),
+            Err(error) => error!("asked to save: {error}"),
         }
     }
 
@@ -352,10 +362,20 @@ fn addresses(listening: &[Listening]) -> BTreeSet<String> {
     listening.iter().flat_map(|listening| listening.addresses.iter().cloned()).collect()
 }
 
+/// Who is gone, and from which listener where those have their own.
+type Gone = Vec<(Identity, Option<ListenerId>)>;
+
 /// Who can come in no more, and which certificates admit no more.
-fn difference(old: &Directory, new: &Directory) -> (Vec<Identity>, Vec<Vec<u8>>) {
-    let known = new.identities();
-    let gone = old.identities().into_iter().filter(|identity| !known.contains(identity)).cloned().collect();
+fn difference(old: &Directory, new: &Directory) -> (Gone, Vec<Vec<u8>>) {
+    let gone_from = |old: &Directory, new: &Directory, listener: Option<ListenerId>| {
+        let known = new.identities();
+        let gone = old.identities().into_iter().filter(|identity| !known.contains(identity));
+        gone.map(|identity| (identity.clone(), listener)).collect::<Vec<_>>()
+    };
+    let mut gone = gone_from(old, new, None);
+    for (listener, own) in old.listeners() {
+        gone.extend(gone_from(own, new.of(listener), Some(listener)));
+    }
     let revoked = old.serials().filter(|serial| new.certificate_owner(serial).is_none()).map(<[u8]>::to_vec).collect();
     (gone, revoked)
 }

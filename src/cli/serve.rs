@@ -136,6 +136,7 @@ struct Prepared {
     set_level: log::SetLevel,
     flood: log::Flood,
     files: log::Files,
+    lines: Option<log::Lines>,
     bound: Vec<Bound>,
     metrics: Option<std::net::TcpListener>,
     enrolment: Option<std::net::TcpListener>,
@@ -148,13 +149,14 @@ impl Prepared {
         if admin::is_data_taken(&settings.data) {
             return Err(Failure::new(admin::DataLockError::Taken(settings.data.clone())));
         }
-        let (set_level, flood, files) = log::start(&settings.log);
+        let log::Started { set_level, flood, files, lines } = log::start(&settings.log);
         announced(settings);
         Ok(Prepared {
             material,
             set_level,
             flood,
             files,
+            lines,
             bound: bind_all(&settings.listeners)?,
             metrics: bind_beside(settings.metrics, "metrics.address")?,
             enrolment: bind_beside(settings.enrolment, "enrolment.address")?,
@@ -165,7 +167,7 @@ impl Prepared {
 async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<String>) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
-    let Prepared { material, set_level, flood, files, bound, metrics, enrolment } = prepared;
+    let Prepared { material, set_level, flood, files, lines, bound, metrics, enrolment } = prepared;
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
     if let Some(user) = &user {
         info!("running as {user}");
@@ -210,6 +212,7 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
         shard: shard.clone(),
         gate: gate.clone(),
         site: site.clone(),
+        store: store.clone(),
         set_level,
         log_files: files,
         running: Mutex::new(Running {
@@ -253,8 +256,11 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
     }
     tasks.push(tokio::spawn(housekeeping(seen.clone(), seen_file.clone(), flood.clone())));
     tasks.push(tokio::spawn(watchdog(shard.clone())));
+    if let Some(lines) = lines {
+        tasks.push(tokio::spawn(system::keep_telling(lines, shard.clone())));
+    }
     if let Some(interval) = settings.sys_interval {
-        tasks.push(tokio::spawn(system::keep_announcing(interval, shard.clone(), site.clone())));
+        tasks.push(tokio::spawn(system::keep_announcing(interval, shard.clone(), state.gate.clone(), site.clone())));
     }
     if settings.self_renew
         && let Err(failure) = bundle::authority(&settings)
@@ -444,10 +450,7 @@ impl Signals {
                     }
                     drop(state.reload().await);
                 }
-                _ = self.user1.recv() => {
-                    let kept = if state.started.durability == Durability::Off { "nothing is kept" } else { "all that was acknowledged is on the disk" };
-                    info!("asked to save: {kept} (durability: {})", state.started.durability.as_str());
-                }
+                _ = self.user1.recv() => state.sync().await,
                 _ = self.user2.recv() => state.show_subscriptions().await,
                 _ = self.realtime.recv() => state.log_files.reopen(),
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -9,14 +10,15 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::admin::Site;
-use crate::broker::Counters;
-use crate::shard::{Handle, ShardReport};
+use crate::broker::{Announcement, Counters};
+use crate::gate::Gate;
+use crate::shard::{ClientRow, Handle, ShardReport};
 
 /// Minutes over which loads are averaged.
 const WINDOWS: [(&str, f64); 3] = [("1min", 60.0), ("5min", 300.0), ("15min", 900.0)];
 
 /// What loads are taken of: names and the counts that they are the increase of.
-fn counted(report: &ShardReport) -> [(&'static str, u64); 6] {
+fn counted(report: &ShardReport, accepted: u64) -> [(&'static str, u64); 9] {
     let counters = &report.counters;
     [
         ("publish/received", counters.publishes_received.iter().sum()),
@@ -24,7 +26,10 @@ fn counted(report: &ShardReport) -> [(&'static str, u64); 6] {
         ("publish/dropped", dropped(counters)),
         ("bytes/received", report.bytes_received),
         ("bytes/sent", report.bytes_sent),
+        ("messages/received", report.packets_received),
+        ("messages/sent", report.packets_sent),
         ("connections", counters.connects),
+        ("sockets", accepted),
     ]
 }
 
@@ -54,20 +59,21 @@ impl Loads {
 }
 
 /// Publishes as often as `interval` says; what has not changed is not said again.
-pub(super) async fn keep_announcing(interval: Duration, shard: Handle, site: Arc<ArcSwap<Site>>) {
+pub(super) async fn keep_announcing(interval: Duration, shard: Handle, gate: Arc<Gate>, site: Arc<ArcSwap<Site>>) {
     let started = Instant::now();
     let mut last = started;
     let mut loads = Loads::default();
     let mut said: BTreeMap<String, String> = BTreeMap::new();
     let mut clients_max = 0;
     loop {
-        let Ok(report) = shard.report().await else { return };
+        let (Ok(report), Ok(queued)) = (shard.report().await, shard.queued().await) else { return };
+        let accepted = gate.stats.accepted.load(Ordering::Relaxed);
         let now = Instant::now();
         let elapsed = (now - last).as_secs_f64();
         last = now;
         clients_max = clients_max.max(report.gauges.connections);
-        let mut all = topics(&report, clients_max, now - started);
-        for (name, count) in counted(&report) {
+        let mut all = topics(&report, queued, clients_max, now - started);
+        for (name, count) in counted(&report, accepted) {
             for ((window, _), load) in WINDOWS.iter().zip(loads.note(name, count, elapsed)) {
                 all.push((format!("load/{name}/{window}"), format!("{load:.2}")));
             }
@@ -78,10 +84,11 @@ pub(super) async fn keep_announcing(interval: Duration, shard: Handle, site: Arc
             let of = of.replace(['/', '+', '#'], "-");
             all.push((format!("certificates/{of}/days-left"), info.days_left(wall).to_string()));
         }
-        let news: Vec<(String, String)> = all
+        let news: Vec<Announcement> = all
             .into_iter()
             .map(|(topic, text)| (format!("$SYS/broker/{topic}"), text))
             .filter(|(topic, text)| said.insert(topic.clone(), text.clone()).as_ref() != Some(text))
+            .map(|(topic, text)| Announcement { topic, text, retained: true })
             .collect();
         if !news.is_empty() && shard.announce(news).is_err() {
             return;
@@ -90,9 +97,11 @@ pub(super) async fn keep_announcing(interval: Duration, shard: Handle, site: Arc
     }
 }
 
-fn topics(report: &ShardReport, clients_max: usize, uptime: Duration) -> Vec<(String, String)> {
+/// `queued`: messages and bytes that wait for sessions.
+fn topics(report: &ShardReport, queued: (usize, usize), clients_max: usize, uptime: Duration) -> Vec<(String, String)> {
     let ShardReport { counters, gauges, .. } = report;
     let away = gauges.sessions.saturating_sub(gauges.connections);
+    let stored = gauges.retained_messages + queued.0;
     let sum = |counts: &[u64; 3]| counts.iter().sum::<u64>().to_string();
     [
         ("version", format!("lockgate version {}", env!("CARGO_PKG_VERSION"))),
@@ -103,7 +112,14 @@ fn topics(report: &ShardReport, clients_max: usize, uptime: Duration) -> Vec<(St
         ("clients/disconnected", away.to_string()),
         ("clients/inactive", away.to_string()),
         ("clients/maximum", clients_max.to_string()),
+        ("clients/expired", counters.sessions_expired.to_string()),
         ("subscriptions/count", gauges.subscriptions.to_string()),
+        ("shared_subscriptions/count", gauges.shared_subscriptions.to_string()),
+        ("messages/received", report.packets_received.to_string()),
+        ("messages/sent", report.packets_sent.to_string()),
+        ("messages/stored", stored.to_string()),
+        ("store/messages/count", stored.to_string()),
+        ("store/messages/bytes", (gauges.retained_bytes + queued.1).to_string()),
         ("retained messages/count", gauges.retained_messages.to_string()),
         ("publish/messages/received", sum(&counters.publishes_received)),
         ("publish/messages/sent", sum(&counters.publishes_sent)),
@@ -116,6 +132,47 @@ fn topics(report: &ShardReport, clients_max: usize, uptime: Duration) -> Vec<(St
     .into_iter()
     .map(|(topic, text)| (topic.to_owned(), text))
     .collect()
+}
+
+/// Publishes log lines as they come; the last words of a broker may not find anybody.
+pub(super) async fn keep_telling(mut lines: tokio::sync::mpsc::Receiver<Announcement>, shard: Handle) {
+    while let Some(line) = lines.recv().await {
+        let mut all = vec![line];
+        while let Ok(more) = lines.try_recv() {
+            all.push(more);
+        }
+        if shard.announce(all).is_err() {
+            return;
+        }
+    }
+}
+
+/// Who subscribes to what, by topic level, indented as Mosquitto does it.
+pub(super) fn subscription_tree(clients: &[ClientRow]) -> String {
+    #[derive(Default)]
+    struct Node {
+        below: BTreeMap<String, Node>,
+        here: Vec<String>,
+    }
+    let mut root = Node::default();
+    for client in clients {
+        for (filter, qos) in &client.filters {
+            let mut node = &mut root;
+            for level in filter.split('/') {
+                node = node.below.entry(level.to_owned()).or_default();
+            }
+            node.here.push(format!(" ({}, {})", client.client, qos.bits()));
+        }
+    }
+    fn write(node: &Node, depth: usize, text: &mut String) {
+        for (level, below) in &node.below {
+            text.push_str(&format!("\n{}{level}{}", " ".repeat(2 * depth + 2), below.here.concat()));
+            write(below, depth + 1, text);
+        }
+    }
+    let mut text = String::new();
+    write(&root, 0, &mut text);
+    text
 }
 
 #[cfg(test)]

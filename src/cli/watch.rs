@@ -34,11 +34,11 @@ impl Snapshot {
     /// configuration, which is put into effect when somebody says so.
     pub(super) fn take(settings: &Settings) -> Snapshot {
         let mut paths: BTreeSet<PathBuf> = clients_files(settings);
-        paths.extend(settings.acl.clone());
+        paths.extend(settings.acl_files().cloned());
         paths.insert(settings.ca_certificate());
         for files in settings.tls_files() {
-            let all = [&files.certificate, &files.key, &files.client_ca].into_iter().chain(&files.client_crl);
-            paths.extend(all.cloned());
+            let all = [&files.certificate, &files.key, &files.client_ca].into_iter();
+            paths.extend(all.chain(&files.client_ca_folder).chain(&files.client_crl).cloned());
         }
         let stamp = |path: &PathBuf| {
             let metadata = std::fs::metadata(path).ok()?;
@@ -75,6 +75,5 @@ impl Snapshot {
 }
 
 fn clients_files(settings: &Settings) -> BTreeSet<PathBuf> {
-    let named = [&settings.passwords, &settings.identities];
-    named.into_iter().flatten().cloned().chain([settings.ledger()]).collect()
+    settings.password_files().chain(&settings.identities).cloned().chain([settings.ledger()]).collect()
 }

@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use settings::{
-    Acme, Admission, AtExpiry, Challenge, ClientCerts, ClientIds, Listener, ListenerAddress, Log, LogDestination,
-    LogFormat, LogStyle, Settings, TlsFiles, TlsVersion, Transport, WebSocket,
+    Acme, Admission, AtExpiry, Challenge, ClientCerts, ClientIds, KeyLog, Listener, ListenerAddress, ListenerFiles,
+    Log, LogDestination, LogFormat, LogStyle, SUBSCRIBE_LINES, Settings, TlsFiles, TlsVersion, Transport,
+    UNSUBSCRIBE_LINES, WebSocket,
 };
 pub use template::{Template, render};
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Problem;
@@ -15,7 +16,7 @@ use crate::auth::{IdentityRule, ListenerRules};
 use crate::broker::{Limits, QueuePolicy};
 use crate::pki::ServerName;
 use crate::store::Durability;
-use crate::types::{Level, QoS};
+use crate::types::{Entrance, Level, QoS, Topic};
 
 /// `None` where so much is missing that nothing can be made of it; `problems` says what.
 pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Problem>) -> Option<Settings> {
@@ -193,6 +194,9 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
                 },
                 client_certs: reader.choice(section, "client-certs", &named).unwrap_or_default(),
                 min_version: defaults.min_version,
+                client_ca_folder: None,
+                cipher_suites: Vec::new(),
+                key_log: None,
             })
         }
     };
@@ -230,6 +234,7 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
     let connections_max = reader
         .number(section, "connections-max", 1..=10_000_000)
         .map_or(defaults.connections_max, |count| count as usize);
+    let mount_point = mount_point(reader, section);
     // Its other keys were looked at all the same: all that is wrong is said at once.
     Some(Listener {
         address: address?,
@@ -238,10 +243,24 @@ fn listener(reader: &mut Reader<'_>, section: &mut Section, defaults: &ListenerD
         rules,
         connections_max,
         proxied,
+        entrance: Arc::new(Entrance { mount_point, ..Entrance::default() }),
+        files: None,
         interface: None,
         versions: [true; 3],
         client_ids: ClientIds::default(),
     })
+}
+
+/// What is put before the topics of a listener's clients.
+fn mount_point(reader: &mut Reader<'_>, section: &mut Section) -> Box<str> {
+    let Some((origin, text)) = reader.scalar(section, "mount-point").filter(|(_, text)| text != "none") else {
+        return Box::default();
+    };
+    if Topic::parse(&format!("{text}x")).is_err() || text.len() > 1_024 {
+        let what = format!("{text:?} cannot be put before topics: site1/, say, without + and #; or none");
+        reader.problem(&origin, what);
+    }
+    text.into()
 }
 
 /// Whose scripts may come in by WebSocket. A browser shows a client's certificate whoever's page asks for it: where
@@ -278,6 +297,9 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         server_ca: None,
         client_certs: ClientCerts::Optional,
         min_version: defaults.min_version,
+        client_ca_folder: None,
+        cipher_suites: Vec::new(),
+        key_log: None,
     };
     let listener = |address, transport| Listener {
         address,
@@ -286,6 +308,8 @@ fn default_pair(defaults: &ListenerDefaults) -> Vec<Listener> {
         rules,
         connections_max: defaults.connections_max,
         proxied: false,
+        entrance: Arc::default(),
+        files: None,
         interface: None,
         versions: [true; 3],
         client_ids: ClientIds::default(),
@@ -343,6 +367,13 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
     let levels = [("0", QoS::AtMostOnce), ("1", QoS::AtLeastOnce), ("2", QoS::ExactlyOnce)];
     read.qos_max = reader.choice(section, "qos-max", &levels).unwrap_or(read.qos_max);
     read.retain_available = reader.boolean(section, "retain-available").unwrap_or(read.retain_available);
+    for (key, value) in [
+        ("queue-qos-0", &mut read.queues_qos_0),
+        ("upgrade-qos", &mut read.upgrades_qos),
+        ("check-retained-source", &mut read.checks_retained_source),
+    ] {
+        *value = reader.boolean(section, key).unwrap_or(*value);
+    }
     if let Some(secs) = reader.duration_or(section, "session-expiry-max", "never", 1..=u64::from(u32::MAX)) {
         read.session_expiry_secs_max = secs.map_or(u32::MAX, |secs| secs as u32);
     }
@@ -384,11 +415,15 @@ fn log(reader: &mut Reader<'_>, section: &mut Section) -> Log {
                 "stderr" => LogDestination::Stderr,
                 "stdout" => LogDestination::Stdout,
                 "syslog" => LogDestination::Syslog,
+                "topic" => LogDestination::Topic,
                 file => LogDestination::File(reader.relative(file)),
             })
             .collect();
         if read.destinations.is_empty() {
-            reader.problem(&origin, "to is stderr, stdout, syslog or a file, several with spaces between".to_owned());
+            reader.problem(
+                &origin,
+                "to is stderr, stdout, syslog, topic or a file, several with spaces between".to_owned(),
+            );
         }
     }
     read.format =

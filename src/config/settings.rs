@@ -1,12 +1,16 @@
 use std::fmt;
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::ListenerRules;
 use crate::broker::Limits;
 use crate::pki::ServerName;
 use crate::store::Durability;
+use crate::types::Entrance;
 
 /// A checked configuration: what `serve` runs on, whatever format it was written in.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,6 +106,18 @@ impl Settings {
         })
     }
 
+    /// Password files: everybody's, and listeners' own.
+    pub fn password_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = self.listeners.iter().filter_map(|listener| listener.files.as_ref()?.passwords.as_ref());
+        self.passwords.iter().chain(own)
+    }
+
+    /// ACL files, likewise.
+    pub fn acl_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = self.listeners.iter().filter_map(|listener| listener.files.as_ref()?.acl.as_ref());
+        self.acl.iter().chain(own)
+    }
+
     pub fn folder(&self) -> PathBuf {
         self.file.parent().map(PathBuf::from).unwrap_or_default()
     }
@@ -166,11 +182,22 @@ pub struct Listener {
     pub connections_max: usize,
     /// A proxy is before it, and says first whose connection it passes on (PROXY protocol, versions 1 and 2).
     pub proxied: bool,
+    /// What it lays down for its clients.
+    pub entrance: Arc<Entrance>,
+    /// Its own passwords and ACL, in place of everybody's.
+    pub files: Option<ListenerFiles>,
     /// The only network interface that it takes connections from.
     pub interface: Option<String>,
     /// Whether it takes MQTT 3.1, 3.1.1 and 5.0.
     pub versions: [bool; 3],
     pub client_ids: ClientIds,
+}
+
+/// Who comes in by a listener, and what they may do: `None` for no passwords, or for no ACL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerFiles {
+    pub passwords: Option<PathBuf>,
+    pub acl: Option<PathBuf>,
 }
 
 /// What a listener does about client ids.
@@ -182,11 +209,13 @@ pub struct ClientIds {
     pub may_be_empty: bool,
     /// What one that is made up begins with.
     pub prefix: String,
+    /// What all have to begin with.
+    pub required_prefix: Option<String>,
 }
 
 impl Default for ClientIds {
     fn default() -> ClientIds {
-        ClientIds { from_user_name: false, may_be_empty: true, prefix: "auto-".to_owned() }
+        ClientIds { from_user_name: false, may_be_empty: true, prefix: "auto-".to_owned(), required_prefix: None }
     }
 }
 
@@ -253,13 +282,45 @@ pub enum Transport {
 pub struct TlsFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// A file, or a folder of files that are named by the hashes of their subjects, as `openssl rehash` does.
     pub client_ca: PathBuf,
+    /// Such a folder beside the file.
+    pub client_ca_folder: Option<PathBuf>,
     /// Revocation lists of that CA, where somebody else keeps them.
     pub client_crl: Option<PathBuf>,
     /// What clients verify the certificate with, where this site's CA did not issue it.
     pub server_ca: Option<PathBuf>,
     pub client_certs: ClientCerts,
     pub min_version: TlsVersion,
+    /// By rustls' names, in the order in which the server prefers them; none: all, in the client's order.
+    pub cipher_suites: Vec<&'static str>,
+    pub key_log: Option<KeyLog>,
+}
+
+/// Where the secrets of TLS sessions are written, for those who have to read the traffic: a line each, in the format that
+/// browsers' SSLKEYLOGFILE has.
+#[derive(Clone, Debug)]
+pub struct KeyLog(Arc<std::fs::File>);
+
+impl KeyLog {
+    /// A file of the caller's own, mode 0600, to append to.
+    pub fn open(path: &Path) -> std::io::Result<KeyLog> {
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).append(true).mode(0o600);
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+        options.open(path).map(|file| KeyLog(Arc::new(file)))
+    }
+
+    pub fn write(&self, line: &str) {
+        // What cannot be written down is no reason to refuse a client.
+        drop((&*self.0).write_all(line.as_bytes()));
+    }
+}
+
+impl PartialEq for KeyLog {
+    fn eq(&self, other: &KeyLog) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// What a TLS listener asks of clients.
@@ -315,7 +376,13 @@ pub struct Log {
     pub format: LogFormat,
     pub destinations: Vec<LogDestination>,
     pub style: LogStyle,
+    /// Which of syslog's facilities local0 to local7 lines have; `None`: daemon.
+    pub facility: Option<u8>,
 }
+
+/// The targets of lines that tell of each subscription, and of each that ends.
+pub const SUBSCRIBE_LINES: &str = "lockgate::subscribe";
+pub const UNSUBSCRIBE_LINES: &str = "lockgate::unsubscribe";
 
 /// Where log lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -323,6 +390,8 @@ pub enum LogDestination {
     Stderr,
     Stdout,
     Syslog,
+    /// `$SYS/broker/log/...`, as messages.
+    Topic,
     /// Opened anew when the configuration is read anew.
     File(PathBuf),
     Nowhere,
@@ -372,6 +441,7 @@ impl Default for Log {
             format: LogFormat::Human,
             destinations: vec![LogDestination::Stderr],
             style: LogStyle::Own,
+            facility: None,
         }
     }
 }

@@ -44,6 +44,7 @@ pub fn render(template: &Template) -> String {
     allow-anonymous: false         # clients without a name
     min-level: plain               # plain | tls | mtls: refuse what is less protected
     connections-max: 100000
+    mount-point: none              # put before all topics of its clients: site1/, say; they do not see it
     proxy-protocol: false          # a proxy is before it, and says whose connections it passes on (versions 1 and 2)
 "#
         ),
@@ -132,6 +133,9 @@ limits:
   payload-size-max: 256MiB         # a PUBLISH's payload: PUBACK 0x97, QoS 0 is dropped
   qos-max: 2                       # 0 | 1 | 2; DISCONNECT 0x9B
   retain-available: true           # false: DISCONNECT 0x9A
+  queue-qos-0: false               # keep QoS 0 too for sessions whose clients are away
+  upgrade-qos: false               # a message comes at its subscription's QoS, though it was published with a lower one
+  check-retained-source: false     # send what is retained only while its publisher may still write there
   session-expiry-max: never        # clients are told of a shorter one
   keep-alive-max: none             # MQTT 5 clients are told of a shorter one
   topic-alias-max: 32              # aliases that a client may set: DISCONNECT 0x94
@@ -140,7 +144,8 @@ limits:
 log:
   level: info                      # error | warn | info | debug | trace, or info,lockgate::gate=debug
   format: human                    # human | json
-  to: stderr                       # stderr | stdout | syslog | a file (opened anew at a reload); several with spaces
+  to: stderr                       # stderr | stdout | syslog | topic ($SYS/broker/log/...) | a file (opened anew at a
+                                   # reload); several with spaces
 
 # How often $SYS/broker/... is published: counts, loads, and the days left to each certificate.
 sys-interval: none                 # 10s

@@ -202,7 +202,7 @@ impl Arrival {
             let rules = self.rules(&current, certificate.as_ref())?;
             let proved = proof.as_ref().map(|proof| &proof.identity);
             let (identity, level) =
-                self.identify(&connect, certificate.as_ref(), proved, rules, &current.directory).await?;
+                self.identify(&connect, certificate.as_ref(), proved, rules, self.directory(&current)).await?;
             // Who it was proved to be, and not who it says: certificates and their subjects count too.
             let (client, assigned) = match (&chosen, identity.as_ref().and_then(|name| ClientId::new(name.as_str()))) {
                 (Some(chosen), _) => chosen.clone(),
@@ -217,6 +217,17 @@ impl Arrival {
                     });
                 }
             };
+            if let Some(prefix) = &self.material.client_ids.required_prefix
+                && !client.as_str().starts_with(&**prefix)
+            {
+                return Err(Stop::Refused {
+                    version: Some(version),
+                    reason: ReasonCode::NotAuthorized,
+                    kind: "client-id",
+                    why: format!("its client id does not begin with {prefix:?}"),
+                    client: describe(&connect),
+                });
+            }
             let _swap = self.gate.swap.read().unwrap_or_else(PoisonError::into_inner);
             // Somebody may have been removed, or the listener's rules changed, meanwhile: ask again.
             if Arc::ptr_eq(&current, &self.gate.current.load()) {
@@ -241,6 +252,11 @@ impl Arrival {
                 return Ok(());
             }
         }
+    }
+
+    /// Whom this listener knows.
+    fn directory<'c>(&self, current: &'c Current) -> &'c Directory {
+        current.directory.of(self.material.entrance.listener)
     }
 
     /// What the listener demands now; it may have been reloaded since this connection came.
@@ -455,6 +471,7 @@ impl Arrival {
             identity: ready.identity,
             authentication_data: ready.authentication_data,
             notice,
+            entrance: self.material.entrance.clone(),
             about: About {
                 number: self.number,
                 peer: self.peer,

@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 
 use super::tickets::Tickets;
 use super::tls::TlsLoader;
-use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash};
+use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash, PasswordLine};
 use crate::config::{ClientCerts, ClientIds, Listener, Settings, TlsFiles, Transport, WebSocket};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, Kind, Ledger, LedgerError};
-use crate::types::{CertificateId, Identity, Level};
+use crate::types::{CertificateId, Entrance, Identity, Level};
 
 /// Everything read, ready to be used.
 pub struct Material {
@@ -48,6 +48,7 @@ pub(super) struct ListenerMaterial {
     /// Of MQTT 3.1, 3.1.1 and 5.0.
     pub(super) versions: [bool; 3],
     pub(super) client_ids: ClientIds,
+    pub(super) entrance: Arc<Entrance>,
 }
 
 pub(super) struct TlsMaterial {
@@ -148,11 +149,13 @@ impl Material {
                 proxied: listener.proxied,
                 versions: listener.versions,
                 client_ids: listener.client_ids.clone(),
+                entrance: listener.entrance.clone(),
             };
             listeners.insert(name, Arc::new(material));
         }
         let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_cas, &mut problems));
-        if let (Some(weak @ 1..), Some(path)) = (directory.as_ref().map(Directory::weak), &settings.passwords) {
+        let file = settings.password_files().next();
+        if let (Some(weak @ 1..), Some(path)) = (directory.as_ref().map(Directory::weak), file) {
             let what = format!(
                 "{}: {weak} password(s) have hashes of old kinds, which are quick to guess at; set them anew, and they get argon2id",
                 path.display()
@@ -282,7 +285,18 @@ pub(super) fn plain(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn read_acl(settings: &Settings, problems: &mut Vec<String>) -> Option<Acl> {
-    let Some(path) = &settings.acl else { return Some(Acl::open()) };
+    if settings.listeners.iter().any(|listener| listener.files.is_some()) {
+        let files = |listener: &Listener| listener.files.as_ref().and_then(|files| files.acl.clone());
+        let mut read = |listener: &Listener| {
+            Some((listener.entrance.listener, read_acl_file(files(listener).as_deref(), problems)?))
+        };
+        return settings.listeners.iter().map(&mut read).collect::<Option<_>>().map(Acl::of_listeners);
+    }
+    read_acl_file(settings.acl.as_deref(), problems)
+}
+
+fn read_acl_file(path: Option<&Path>, problems: &mut Vec<String>) -> Option<Acl> {
+    let Some(path) = path else { return Some(Acl::open()) };
     let bytes = plain(path).map_err(|problem| problems.push(problem)).ok()?;
     let text = text_of(path, &bytes, problems)?;
     match Acl::parse(&text) {
@@ -318,7 +332,7 @@ pub(super) fn secret(path: &Path, stands_in: bool) -> Result<Zeroizing<Vec<u8>>,
 /// Keys and passwords that others than their owner can read.
 fn note_loose(settings: &Settings, findings: &mut Vec<Finding>) {
     let keys = settings.tls_files().map(|tls| &tls.key);
-    for path in keys.chain(&settings.passwords) {
+    for path in keys.chain(settings.password_files()) {
         if let Err(error @ FileError::Loose { .. }) = pki::check_secret(path) {
             findings.push(Finding { severity: Severity::Warning, what: error.to_string() });
         }
@@ -402,26 +416,26 @@ pub fn load_directory(settings: &Settings) -> Result<Directory, MaterialError> {
 }
 
 fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut Vec<String>) -> Option<Directory> {
-    let mut passwords = Vec::new();
-    if let Some(path) = &settings.passwords {
-        let bytes = secret(path, settings.stands_in).map_err(|error| problems.push(error.to_string())).ok()?;
-        let text = text_of(path, &bytes, problems)?;
-        let parsed = match settings.stands_in {
-            true => auth::parse_foreign_passwords(&text),
-            false => auth::parse_passwords(&text),
-        };
-        match parsed {
-            Ok(lines) => passwords = lines,
-            Err(errors) => {
-                problems.extend(errors.iter().map(|error| placed(path, &error.to_string())));
-                return None;
-            }
-        }
-    }
+    let passwords = read_passwords(settings.passwords.as_deref(), settings.stands_in, problems)?;
     let min_levels = read_min_levels(settings).map_err(|problem| problems.push(problem)).ok()?;
     let current = ledger.map(Ledger::current).unwrap_or_default();
     let fallback = PasswordHash::of_nobody(Cost::Human);
-    Some(Directory::new(passwords, min_levels, current, fallback))
+    let mut own = BTreeMap::new();
+    for listener in &settings.listeners {
+        let Some(files) = &listener.files else { continue };
+        let passwords = read_passwords(files.passwords.as_deref(), settings.stands_in, problems)?;
+        let directory = Directory::new(passwords, min_levels.clone(), current.clone(), fallback.clone());
+        own.insert(listener.entrance.listener, directory);
+    }
+    Some(Directory::new(passwords, min_levels, current, fallback).with_listeners(own))
+}
+
+fn read_passwords(path: Option<&Path>, foreign: bool, problems: &mut Vec<String>) -> Option<Vec<PasswordLine>> {
+    let Some(path) = path else { return Some(Vec::new()) };
+    let bytes = secret(path, foreign).map_err(|error| problems.push(error.to_string())).ok()?;
+    let text = text_of(path, &bytes, problems)?;
+    let parsed = if foreign { auth::parse_foreign_passwords(&text) } else { auth::parse_passwords(&text) };
+    parsed.map_err(|errors| problems.extend(errors.iter().map(|error| placed(path, &error.to_string())))).ok()
 }
 
 /// The identities' minimum levels, or what is wrong with their file.

@@ -1,6 +1,6 @@
 //! What a TLS listener has: its certificate and key, whom it trusts, and the configurations that come of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
@@ -8,14 +8,14 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite};
 use time::OffsetDateTime;
 
 use super::material::{Finding, Severity, TlsMaterial, plain, secret};
 use super::revocation::Revocations;
 use super::tickets::Tickets;
 use super::verifier::Remembering;
-use crate::config::{ClientCerts, TlsFiles, TlsVersion};
+use crate::config::{ClientCerts, KeyLog, TlsFiles, TlsVersion};
 use crate::pki::{self, CertificateInfo, FileError, HostNames};
 use crate::types::CertificateId;
 
@@ -157,8 +157,13 @@ impl TlsLoader<'_> {
     /// Who signs clients' certificates, and what they have revoked.
     fn trust(&mut self) -> Option<(RootCertStore, Vec<CertificateRevocationListDer<'static>>)> {
         let path = &self.files.client_ca.clone();
-        let pem = plain(path).map_err(|error| self.problem(error)).ok()?;
-        let certificates = pki::load_certificates(&pem).map_err(|error| self.content(path, error)).ok()?;
+        let mut certificates = Vec::new();
+        for path in std::iter::once(path.clone()).chain(self.files.client_ca_folder.clone()) {
+            for file in self.ca_files(&path)? {
+                let pem = plain(&file).map_err(|error| self.problem(error)).ok()?;
+                certificates.extend(pki::load_certificates(&pem).map_err(|error| self.content(&file, error)).ok()?);
+            }
+        }
         let lists = self.lists(&certificates)?;
         let (mut roots, mut expired) = (RootCertStore::empty(), Vec::new());
         for certificate in certificates {
@@ -188,6 +193,33 @@ impl TlsLoader<'_> {
         }
     }
 
+    /// A file, or of a folder those that OpenSSL would find: they are named by a hash and a number.
+    fn ca_files(&mut self, path: &Path) -> Option<Vec<PathBuf>> {
+        if !path.is_dir() {
+            return Some(vec![path.to_owned()]);
+        }
+        let is_hashed = |name: &str| {
+            let hash = name.split_once('.').filter(|(hash, _)| hash.len() == 8);
+            hash.is_some_and(|(hash, number)| {
+                hash.bytes().all(|byte| byte.is_ascii_hexdigit()) && number.bytes().all(|byte| byte.is_ascii_digit())
+            })
+        };
+        let entries = std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.map_err(|error| self.content(path, error)).ok()?;
+        let mut files: Vec<PathBuf> = entries
+            .into_iter()
+            .filter(|entry| is_hashed(&entry.file_name().to_string_lossy()))
+            .map(|entry| entry.path())
+            .collect();
+        files.sort();
+        if files.is_empty() {
+            let what = format!("no certificate in it is named by its hash: run `openssl rehash {}`", path.display());
+            self.content(path, what);
+            return None;
+        }
+        Some(files)
+    }
+
     fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
         let Some(path) = &self.files.client_crl else { return Some(Vec::new()) };
         let bytes = plain(path).map_err(|error| self.problem(error)).ok()?;
@@ -205,7 +237,15 @@ impl TlsLoader<'_> {
         roots: RootCertStore,
         lists: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut provider = aws_lc_rs::default_provider();
+        let wanted = &self.files.cipher_suites;
+        if !wanted.is_empty() {
+            let place =
+                |suite: &SupportedCipherSuite| wanted.iter().position(|name| Some(*name) == suite.suite().as_str());
+            provider.cipher_suites.retain(|suite| place(suite).is_some());
+            provider.cipher_suites.sort_by_key(place);
+        }
+        let provider = Arc::new(provider);
         // A CA without a list revokes nothing.
         let by_roots = |roots: RootCertStore| {
             let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).with_crls(lists);
@@ -231,6 +271,10 @@ impl TlsLoader<'_> {
             .with_cert_resolver(Arc::new(resolver));
         // However many devices come back at once, each resumes: what a session needs lies with its client. The
         // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
+        config.ignore_client_order = !wanted.is_empty();
+        if let Some(key_log) = &self.files.key_log {
+            config.key_log = Arc::new(key_log.clone());
+        }
         let tickets = Tickets::new()?;
         config.ticketer = tickets.clone();
         // A client comes back once for each connection that it had.
@@ -244,6 +288,13 @@ impl TlsLoader<'_> {
             client_certs: self.files.client_certs,
             client_ca: self.files.client_ca.clone(),
         })
+    }
+}
+
+impl rustls::KeyLog for KeyLog {
+    fn log(&self, label: &str, client_random: &[u8], secret: &[u8]) {
+        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        self.write(&format!("{label} {} {}\n", hexadecimal(client_random), hexadecimal(secret)));
     }
 }
 

@@ -76,6 +76,9 @@ pub(super) fn say(connection: &Connection) {
         Some(Closing::TooManySessions) => {
             warn!(id = number, %address, listener, "refused client {client:?} of {name}: limits.sessions-max is reached");
         }
+        Some(Closing::KeepAliveTooLong) => {
+            warn!(id = number, %address, listener, "refused client {client:?} of {name}: its keep alive is longer than limits.keep-alive-max");
+        }
         Some(Closing::StoreFailed) => {
             warn!(id = number, "{name} disconnected: the store cannot keep its messages")
         }
@@ -99,6 +102,9 @@ fn say_as_mosquitto(connection: &Connection) {
         Some(Closing::TakenOver) => info!("Client {client} already connected, closing old connection."),
         Some(Closing::NotOwner | Closing::WillNotAllowed | Closing::NotAuthenticated) => {
             info!("Client {client} disconnected, not authorised.");
+        }
+        Some(Closing::KeepAliveTooLong) => {
+            info!("Client {client} disconnected, its keep alive is above max_keepalive.")
         }
         Some(Closing::WillInvalid) => {
             info!("Client {client} disconnected due to QoS too high or retain not supported.");

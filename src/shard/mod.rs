@@ -24,10 +24,10 @@ use tokio::sync::oneshot;
 pub use report::{ClientRow, ConnectedRow, ShardReport};
 
 use crate::auth::{Acl, Methods};
-use crate::broker::{Core, Letter, Limits, Options, Restored, ShardId};
+use crate::broker::{Announcement, Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
-use crate::types::{CertificateId, Identity};
+use crate::types::{CertificateId, Identity, ListenerId};
 
 /// What a shard is told from outside.
 pub(crate) enum Message {
@@ -41,15 +41,18 @@ pub(crate) enum Message {
     /// DISCONNECT 0x98 for all connections of an identity or client id; answers how many.
     Kick(String, oneshot::Sender<usize>),
     /// These can no longer come in: their sessions end.
-    Forget(Vec<Identity>),
+    Forget(Vec<(Identity, Option<ListenerId>)>),
     /// Connections that came in by these certificates end.
     Revoke(Arc<[CertificateId]>),
     /// Connections whose certificate is past its time by now end.
     Expire(SystemTime),
-    /// Messages of the broker's own: topics and payloads.
-    Announce(Vec<(String, String)>),
+    /// Messages of the broker's own.
+    Announce(Vec<Announcement>),
     Report(oneshot::Sender<ShardReport>),
-    Clients(oneshot::Sender<Vec<ClientRow>>),
+    /// All sessions; with their filters or without.
+    Clients(oneshot::Sender<Vec<ClientRow>>, bool),
+    /// Messages and bytes that wait for all sessions.
+    Queued(oneshot::Sender<(usize, usize)>),
     Ping(oneshot::Sender<()>),
     ShutDown(oneshot::Sender<()>),
 }
@@ -141,7 +144,7 @@ impl Handle {
         Ok(self.ask_all(|answer| Message::Kick(name.clone(), answer)).await?.into_iter().sum())
     }
 
-    pub fn forget(&self, identities: &[Identity]) -> Result<(), Stopped> {
+    pub fn forget(&self, identities: &[(Identity, Option<ListenerId>)]) -> Result<(), Stopped> {
         self.send_all(|| Message::Forget(identities.to_vec()))
     }
 
@@ -162,11 +165,22 @@ impl Handle {
 
     /// All sessions, gathered in slices.
     pub async fn clients(&self) -> Result<Vec<ClientRow>, Stopped> {
-        Ok(self.ask_all(Message::Clients).await?.into_iter().flatten().collect())
+        Ok(self.ask_all(|answer| Message::Clients(answer, false)).await?.into_iter().flatten().collect())
     }
 
-    /// Publishes, retained, what the broker says of itself: topics below `$SYS/` with their payloads.
-    pub fn announce(&self, messages: Vec<(String, String)>) -> Result<(), Stopped> {
+    /// The same with what they subscribe to.
+    pub async fn clients_with_filters(&self) -> Result<Vec<ClientRow>, Stopped> {
+        Ok(self.ask_all(|answer| Message::Clients(answer, true)).await?.into_iter().flatten().collect())
+    }
+
+    /// Messages and bytes that wait for all sessions together; each is counted for each session.
+    pub async fn queued(&self) -> Result<(usize, usize), Stopped> {
+        let queued = self.ask_all(Message::Queued).await?.into_iter();
+        Ok(queued.fold((0, 0), |(count, bytes), (more, size)| (count + more, bytes + size)))
+    }
+
+    /// Publishes what the broker says of itself.
+    pub fn announce(&self, messages: Vec<Announcement>) -> Result<(), Stopped> {
         self.shards.0[0].send(Message::Announce(messages))
     }
 

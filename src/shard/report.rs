@@ -1,7 +1,7 @@
 use std::time::SystemTime;
 
 use crate::broker::{Counters, Gauges};
-use crate::types::{Histogram, Level};
+use crate::types::{Histogram, Level, QoS};
 
 /// What a shard says of itself.
 #[derive(Debug)]
@@ -12,6 +12,9 @@ pub struct ShardReport {
     pub levels: [usize; 3],
     pub bytes_received: u64,
     pub bytes_sent: u64,
+    /// Control packets of all kinds.
+    pub packets_received: u64,
+    pub packets_sent: u64,
     /// How long the store took to commit; where there are several shards none keeps anything.
     pub commits: std::sync::Arc<Histogram>,
 }
@@ -26,6 +29,8 @@ impl ShardReport {
         }
         self.bytes_received += other.bytes_received;
         self.bytes_sent += other.bytes_sent;
+        self.packets_received += other.packets_received;
+        self.packets_sent += other.packets_sent;
         self
     }
 }
@@ -38,6 +43,8 @@ pub struct ClientRow {
     /// `None`: the session waits for its client.
     pub connected: Option<ConnectedRow>,
     pub subscriptions: usize,
+    /// What they are, with the QoS that was granted, where that was asked for.
+    pub filters: Vec<(String, QoS)>,
     pub queued_messages: usize,
     pub queued_bytes: usize,
     pub inflight_messages: usize,

@@ -22,6 +22,7 @@ const LIST_SLICE: usize = 1_000;
 pub(super) struct Listing {
     cursor: usize,
     rows: Vec<ClientRow>,
+    with_filters: bool,
     answer: oneshot::Sender<Vec<ClientRow>>,
 }
 
@@ -53,8 +54,8 @@ impl Shard {
                 let _ = answer.send(kicked);
             }
             Message::Forget(identities) => {
-                for identity in identities {
-                    self.core.handle(now, Input::Command(Command::Forget(identity)), &mut self.wire);
+                for (identity, listener) in identities {
+                    self.core.handle(now, Input::Command(Command::Forget(identity, listener)), &mut self.wire);
                 }
             }
             Message::Revoke(certificates) => {
@@ -69,7 +70,10 @@ impl Shard {
             }
             Message::Expire(by) => self.expire(now, by),
             Message::Report(answer) => drop(answer.send(self.report())),
-            Message::Clients(answer) => self.listings.push_back(Listing { cursor: 0, rows: Vec::new(), answer }),
+            Message::Clients(answer, with_filters) => {
+                self.listings.push_back(Listing { cursor: 0, rows: Vec::new(), with_filters, answer });
+            }
+            Message::Queued(answer) => drop(answer.send(self.core.queued())),
             Message::Ping(answer) => drop(answer.send(())),
             Message::ShutDown(answer) => {
                 self.core.handle(now, Input::Command(Command::ShutDown), &mut self.wire);
@@ -110,6 +114,8 @@ impl Shard {
             levels: self.levels,
             bytes_received: self.bytes_received,
             bytes_sent: self.bytes_sent,
+            packets_received: self.packets_received,
+            packets_sent: self.wire.packets_sent,
             commits: self.wire.store.commit_times(),
         }
     }
@@ -117,7 +123,7 @@ impl Shard {
     /// One slice of the oldest list in the making.
     pub(super) fn list(&mut self) {
         let Some(listing) = self.listings.front_mut() else { return };
-        let (page, next) = self.core.sessions(listing.cursor, LIST_SLICE);
+        let (page, next) = self.core.sessions(listing.cursor, LIST_SLICE, listing.with_filters);
         for session in page {
             let connected = session
                 .connection
@@ -136,6 +142,7 @@ impl Shard {
                 identity: session.identity.map(|identity| identity.as_str().to_owned()),
                 connected,
                 subscriptions: session.subscriptions,
+                filters: session.filters,
                 queued_messages: session.queued_messages,
                 queued_bytes: session.queued_bytes,
                 inflight_messages: session.inflight_messages,

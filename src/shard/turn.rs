@@ -56,6 +56,7 @@ pub(super) struct Shard {
     pub(super) levels: [usize; 3],
     pub(super) bytes_received: u64,
     pub(super) bytes_sent: u64,
+    pub(super) packets_received: u64,
     pub(super) listings: VecDeque<Listing>,
     /// No certificate of a connected client ends before.
     pub(super) certificate_expires: Option<SystemTime>,
@@ -97,6 +98,7 @@ impl Shard {
             levels: [0; 3],
             bytes_received: 0,
             bytes_sent: 0,
+            packets_received: 0,
             listings: VecDeque::new(),
             certificate_expires: None,
             stopping: None,
@@ -358,6 +360,7 @@ impl Shard {
             };
             match decoded {
                 Ok((packet, end)) => {
+                    self.packets_received += 1;
                     self.core.handle(now, Input::Received(id, packet), &mut self.wire);
                     used += end;
                 }
@@ -394,8 +397,20 @@ impl Shard {
     }
 
     pub(super) fn adopt(&mut self, now: Instant, handover: Handover) {
-        let Handover { socket, tls, web, bytes, client, assigned, identity, authentication_data, notice, about, slot } =
-            handover;
+        let Handover {
+            socket,
+            tls,
+            web,
+            bytes,
+            client,
+            assigned,
+            identity,
+            authentication_data,
+            notice,
+            entrance,
+            about,
+            slot,
+        } = handover;
         let entry = self.wire.connections.vacant_entry();
         let key = entry.key();
         let id = ConnectionId { index: key as u32, epoch: self.next_epoch };
@@ -440,14 +455,16 @@ impl Shard {
             self.ready.push_back(key);
         }
         self.bytes_received += bytes.len() as u64;
+        self.packets_received += 1;
         // Decoded at the gate already: it travels as bytes so that nothing of it is copied.
         let frame = codec::frame(&bytes, codec::PACKET_SIZE_MAX).ok().flatten().expect("the gate found it");
         let Ok(Packet::Connect(connect)) = codec::decode(&bytes, frame, version) else {
             unreachable!("the gate decoded it");
         };
         let authentication_data = authentication_data.as_deref();
+        let notice = notice.as_deref();
         let admission =
-            Admission { connect: &connect, client, assigned, identity, authentication_data, notice: notice.as_deref() };
+            Admission { connect: &connect, client, assigned, identity, authentication_data, notice, entrance };
         self.core.handle(now, Input::Connected(id, admission), &mut self.wire);
         if bytes.len() > frame.end {
             let rest = bytes[frame.end..].to_vec();

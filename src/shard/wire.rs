@@ -8,6 +8,7 @@ use super::link::Link;
 use super::output::Output;
 use crate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket, Wanted};
 use crate::codec::Version;
+use crate::config::{SUBSCRIBE_LINES, UNSUBSCRIBE_LINES};
 use crate::handover::{About, Words};
 use crate::store::Store;
 use crate::types::{ClientId, Identity, ReasonCode};
@@ -66,11 +67,13 @@ pub(super) struct Wire {
     pub(super) dirty: Vec<usize>,
     pub(super) store: Box<dyn Store + Send>,
     pub(super) peers: Peers,
+    /// Control packets of all kinds.
+    pub(super) packets_sent: u64,
 }
 
 impl Wire {
     pub(super) fn new(store: Box<dyn Store + Send>, peers: Peers) -> Wire {
-        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers }
+        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers, packets_sent: 0 }
     }
 
     /// The store has so much to write down that nobody is asked for more.
@@ -129,6 +132,7 @@ impl Outbox for Wire {
     fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
         if let Some(connection) = self.open(to) {
             connection.output.copy(bytes);
+            self.packets_sent += 1;
         }
     }
 
@@ -139,6 +143,7 @@ impl Outbox for Wire {
                 Payload::Borrowed(bytes) => connection.output.copy(bytes),
                 Payload::Shared(bytes) => connection.output.share(bytes),
             }
+            self.packets_sent += 1;
         }
     }
 
@@ -219,6 +224,14 @@ impl Outbox for Wire {
                     "publish of {} to {topic:?} refused by the ACL",
                     self.name(connection)
                 );
+            }
+            Note::Subscribed { connection, filter, qos } => {
+                let Some(connection) = self.connection(connection) else { return };
+                tracing::debug!(target: SUBSCRIBE_LINES, "{} {} {filter}", connection.client, qos.bits());
+            }
+            Note::Unsubscribed { connection, filter } => {
+                let Some(connection) = self.connection(connection) else { return };
+                tracing::debug!(target: UNSUBSCRIBE_LINES, "{} {filter}", connection.client);
             }
             Note::SubscribeDenied { connection, filter, reason } => {
                 if !self.first_denial(connection) {

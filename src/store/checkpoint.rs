@@ -36,8 +36,9 @@ pub(super) fn write(image: &Image, mut write: impl FnMut(&[u8], Counts) -> io::R
         if let Some(facts) = &kept.facts {
             counts.sessions = counts.sessions.saturating_add(1);
             let will = facts.will.as_deref();
-            let (identity, expiry) = (facts.identity.as_ref(), facts.expiry_interval_secs);
-            record::session(&mut out, client, identity, expiry, will, facts.connected, Some(facts.since.max(1)));
+            let who = (client, facts.identity.as_ref(), facts.listener);
+            let (expiry, since) = (facts.expiry_interval_secs, facts.since.max(1));
+            record::session(&mut out, who, expiry, will, facts.connected, Some(since));
         }
         for (filter, (options, identifier)) in &kept.subscriptions {
             record::subscribed(&mut out, client, filter, options, *identifier);

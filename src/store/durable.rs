@@ -1,7 +1,7 @@
 //! The store on a thread of its own.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -29,6 +29,7 @@ enum Command {
     Rewind(ClientId, Vec<MessageId>),
     Waker(Box<dyn Fn() + Send>),
     Stats(Sender<Stats>),
+    Sync(Sender<std::io::Result<()>>),
     /// The files that a copy has to have; they stay until `Release`.
     Hold(Sender<Held>),
     /// Whether all was there until now.
@@ -80,6 +81,7 @@ impl DurableStore {
         let (appended, pending, commit_times) = (engine.batch(), Arc::default(), Arc::default());
         let mut committer = Committer {
             engine,
+            folder: folder.to_owned(),
             inbox,
             answers,
             wake: Box::new(|| ()),
@@ -186,6 +188,11 @@ impl StoreHandle {
         self.ask(Command::Stats)
     }
 
+    /// Has all that came until now written down and synced, whatever `durability` says.
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.ask(Command::Sync).unwrap_or_else(|| Err(std::io::Error::other("the store does not answer")))
+    }
+
     /// The files to copy, and how much of each; nothing is removed until [`StoreHandle::release`], or for
     /// an hour.
     pub fn hold(&self) -> Option<Held> {
@@ -210,6 +217,7 @@ fn new_tag() -> [u8; 4] {
 /// The thread.
 struct Committer {
     engine: Engine<Folder>,
+    folder: PathBuf,
     inbox: Receiver<Command>,
     answers: Sender<Vec<Answer>>,
     wake: Box<dyn Fn() + Send>,
@@ -295,6 +303,15 @@ impl Committer {
                 self.engine.rewind(&client, inflight);
             }
             Command::Stats(answer) => drop(answer.send(self.engine.stats())),
+            Command::Sync(answer) => {
+                self.commit(Clocks::look());
+                let synced = match self.engine.has_pending() {
+                    true => Err(std::io::Error::other("it cannot be written")),
+                    // All segments, and their folder.
+                    false => std::fs::File::open(&self.folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)),
+                };
+                drop(answer.send(synced));
+            }
             Command::Hold(answer) => {
                 let clocks = Clocks::look();
                 self.commit(clocks);

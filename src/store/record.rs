@@ -11,9 +11,9 @@ use super::frame::Counts;
 use super::image::Entry;
 use super::reader::Reader;
 use super::time::{Moment, Timeline};
-use crate::broker::{Change, Message, MessageId, QueuedFor, StoredWill};
+use crate::broker::{Change, Message, MessageId, Publisher, QueuedFor, StoredWill};
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, PacketId, QoS, RetainHandling, Topic};
+use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS, RetainHandling, Topic};
 
 /// A record as it was read.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(super) enum Record<'a> {
     Session {
         client: &'a str,
         identity: Option<Identity>,
+        listener: ListenerId,
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,
         connected: bool,
@@ -160,8 +161,9 @@ pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, co
     };
     *count = count.saturating_add(1);
     match change {
-        Change::Session { client, identity, expiry_interval_secs, will, connected, is_new: _ } => {
-            session(out, client, identity.as_ref(), *expiry_interval_secs, will.as_deref(), *connected, None);
+        Change::Session { client, identity, listener, expiry_interval_secs, will, connected, is_new: _ } => {
+            let who = (client, identity.as_ref(), *listener);
+            session(out, who, *expiry_interval_secs, will.as_deref(), *connected, None);
         }
         Change::SessionEnded { client } => {
             out.put_u8(SESSION_ENDED);
@@ -242,8 +244,7 @@ fn numbered(out: &mut Vec<u8>, kind: u8, client: &ClientId, packet_id: PacketId)
 
 pub(super) fn session(
     out: &mut Vec<u8>,
-    client: &ClientId,
-    identity: Option<&Identity>,
+    (client, identity, listener): (&ClientId, Option<&Identity>, ListenerId),
     expiry_interval_secs: u32,
     will: Option<&StoredWill>,
     connected: bool,
@@ -253,7 +254,11 @@ pub(super) fn session(
     text(out, client.as_str());
     text(out, identity.map_or("", |name| name.as_str()));
     out.put_u32_le(expiry_interval_secs);
-    out.put_u8(u8::from(connected) | (u8::from(will.is_some()) << 1));
+    let has_listener = listener != ListenerId::NONE;
+    out.put_u8(u8::from(connected) | (u8::from(will.is_some()) << 1) | (u8::from(has_listener) << 2));
+    if has_listener {
+        out.put_u32_le(listener.value());
+    }
     varint(out, since.unwrap_or(0));
     if let Some(will) = will {
         text(out, &will.topic);
@@ -292,7 +297,7 @@ fn body(out: &mut Vec<u8>, message: &Message, timeline: &Timeline) {
     varint(out, message.id.0);
     out.put_u8(message.qos.bits());
     varint(out, expires_of(message, timeline));
-    text(out, message.publisher.as_ref().map_or("", |client| client.as_str()));
+    text(out, &message.publisher.as_deref().map(publisher_text).unwrap_or_default());
     text(out, message.topic().as_str());
     blob(out, &message.forwarded);
     blob(out, &message.payload);
@@ -326,13 +331,35 @@ pub(super) fn message(bytes: Bytes, timeline: &Timeline) -> Result<Message> {
     let id = MessageId(reader.varint()?);
     let qos = reader.qos()?;
     let expires = reader.varint()?;
-    let publisher = ClientId::new(reader.text()?);
+    let publisher = publisher(reader.text()?);
     let topic = reader.text()?;
     let forwarded = reader.blob()?;
     let payload = reader.blob()?;
     let topic = Topic::parse(topic).map_err(|_| BadRecord)?;
     let expires = if expires == 0 { None } else { timeline.instant(expires) };
     Ok(Message::new(id, topic, inner.slice_ref(payload), forwarded.into(), qos, expires, publisher))
+}
+
+/// Client id, identity and listener, with U+0000 between: no client id or identity has it.
+fn publisher_text(publisher: &Publisher) -> String {
+    let client = publisher.client.as_str();
+    match &publisher.came_as {
+        None => client.to_owned(),
+        Some((identity, listener)) => {
+            format!("{client}\0{}\0{}", identity.as_ref().map_or("", |name| name.as_str()), listener.value())
+        }
+    }
+}
+
+/// `None` for nobody; the client id alone is what earlier versions wrote.
+fn publisher(text: &str) -> Option<Arc<Publisher>> {
+    let (client, came_as) = text.split_once('\0').map_or((text, None), |(client, rest)| (client, Some(rest)));
+    let came_as = came_as.map(|rest| {
+        let (name, listener) = rest.split_once('\0').unwrap_or((rest, ""));
+        let identity = (!name.is_empty()).then(|| Identity::foreign(name));
+        (identity, ListenerId::from_value(listener.parse().unwrap_or_default()))
+    });
+    Some(Arc::new(Publisher { client: ClientId::new(client)?, came_as }))
 }
 
 fn queued_for(out: &mut Vec<u8>, to: &QueuedFor) {
@@ -444,11 +471,13 @@ impl<'a> Records<'a> {
                 let identity = reader.text()?;
                 let expiry_interval_secs = reader.u32()?;
                 let flags = reader.u8()?;
+                let listener = ListenerId::from_value(if flags & 4 == 0 { 0 } else { reader.u32()? });
                 let since = reader.varint()?;
                 let will = if flags & 2 == 0 { None } else { Some(Arc::new(reader.will()?)) };
                 Record::Session {
                     client,
                     identity: if identity.is_empty() { None } else { Some(Identity::foreign(identity)) },
+                    listener,
                     expiry_interval_secs,
                     will,
                     connected: flags & 1 != 0,

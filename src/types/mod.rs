@@ -4,9 +4,11 @@
 
 mod certificate_id;
 mod client_id;
+mod entrance;
 mod filter;
 mod histogram;
 mod identity;
+mod listener_id;
 mod packet_id;
 mod qos;
 mod reason;
@@ -14,9 +16,11 @@ mod topic;
 
 pub use certificate_id::CertificateId;
 pub use client_id::ClientId;
+pub use entrance::Entrance;
 pub use filter::{Filter, FilterError};
 pub use histogram::Histogram;
 pub use identity::{Identity, IdentityError, Level};
+pub use listener_id::ListenerId;
 pub use packet_id::PacketId;
 pub use qos::{QoS, RetainHandling};
 pub use reason::ReasonCode;

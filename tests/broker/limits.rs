@@ -1,4 +1,4 @@
-use lockgate::broker::{Closing, Command, QueuePolicy, Violation};
+use lockgate::broker::{Announcement, Closing, Command, QueuePolicy, Violation};
 use lockgate::codec::{Will, WillProperties};
 use lockgate::types::QoS;
 
@@ -180,7 +180,7 @@ fn a_payload_that_is_too_large_is_refused_and_its_connection_stays() {
 #[test]
 fn filters_that_are_granted_whatever_the_acl_says_bring_what_it_allows() {
     let acl = lockgate::auth::Acl::parse("pattern write #\npattern read open/#\n").unwrap();
-    let limits = lockgate::broker::Limits { grants_all: true, ..lockgate::broker::Limits::default() };
+    let limits = lockgate::broker::Limits { as_mosquitto: true, ..lockgate::broker::Limits::default() };
     let mut rig = Rig::with(limits, acl, false);
     let id = rig.join(client("c"));
     rig.subscribe_with(id, &[("secret/#", 1), ("#", 0)], &[]);
@@ -196,11 +196,20 @@ fn what_the_broker_says_of_itself_is_retained_and_not_written_down() {
     let live = rig.join(client("live"));
     rig.subscribe(live, "$SYS/#", 1);
     rig.take(live);
-    rig.command(Command::Announce(vec![("$SYS/broker/x".to_owned(), "1".to_owned())]));
+    let said = Announcement { topic: "$SYS/broker/x".to_owned(), text: "1".to_owned(), retained: true };
+    rig.command(Command::Announce(vec![said.clone()]));
     rig.settle();
     assert_eq!(rig.take(live), ["PUBLISH $SYS/broker/x 1"]);
+    // What happened once is not kept for who comes later.
+    rig.command(Command::Announce(vec![Announcement {
+        topic: "$SYS/broker/log/N".to_owned(),
+        retained: false,
+        ..said
+    }]));
+    rig.settle();
+    assert_eq!(rig.take(live), ["PUBLISH $SYS/broker/log/N 1"]);
     let late = rig.join(client("late"));
-    rig.subscribe_with(late, &[("$SYS/broker/+", 0)], &[]);
+    rig.subscribe_with(late, &[("$SYS/broker/#", 0)], &[]);
     assert_eq!(rig.take(late), ["SUBACK #1 0", "PUBLISH $SYS/broker/x 1 retain"]);
     let all = rig.join(client("all"));
     rig.subscribe_with(all, &[("#", 0)], &[]);

@@ -20,6 +20,7 @@ mod access;
 mod border;
 mod delivery;
 mod durability;
+mod entrance;
 mod limits;
 mod restart;
 mod retained;

@@ -246,7 +246,7 @@ fn an_identity_that_is_forgotten_loses_its_connections_and_sessions() {
     rig.subscribe(away, "t", 1);
     rig.lose(away);
     let other = rig.join(client("other").kept());
-    rig.command(Command::Forget(Identity::parse("gone").unwrap()));
+    rig.command(Command::Forget(Identity::parse("gone").unwrap(), None));
     assert_eq!(rig.take(here), ["DISCONNECT 0x98"]);
     assert_eq!(rig.closing(other), None);
     assert_eq!((rig.core.gauges().sessions, rig.core.gauges().subscriptions), (1, 0));

@@ -13,7 +13,7 @@ use lockgate::broker::{
 };
 use lockgate::codec::{self, Packet, Version};
 use lockgate::store::{Answer, MemoryStore, Store};
-use lockgate::types::{ClientId, Filter, Identity, Topic};
+use lockgate::types::{ClientId, Filter, Identity, ListenerId, Topic};
 
 const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
 
@@ -70,9 +70,9 @@ pub(crate) fn acl(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let Ok(acl) = Acl::parse(text) else { return };
     for subject in [
-        Subject { identity: None, client_id: "c" },
-        Subject { identity: Some("device1"), client_id: "a/b" },
-        Subject { identity: Some("user"), client_id: "#" },
+        Subject { identity: None, client_id: "c", listener: ListenerId::NONE },
+        Subject { identity: Some("device1"), client_id: "a/b", listener: ListenerId::NONE },
+        Subject { identity: Some("user"), client_id: "#", listener: ListenerId::NONE },
     ] {
         for topic in ["a", "a/b", "$SYS/x", "device1/x", "ä//"] {
             let topic = Topic::parse(topic).expect("a topic");
@@ -219,6 +219,7 @@ pub(crate) fn core(bytes: &[u8]) {
                     identity: Identity::parse(["a", "b"][which & 1]).ok(),
                     authentication_data: None,
                     notice: None,
+                    entrance: std::sync::Arc::default(),
                 };
                 sink.speaking = ShardId(home as u16);
                 cores[home].handle(now, Input::Connected(id, admission), &mut sink);

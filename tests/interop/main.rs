@@ -20,6 +20,7 @@ mod clients;
 mod enrol;
 mod export;
 mod mosquitto;
+mod options;
 mod paho;
 mod refusals;
 mod rotation;

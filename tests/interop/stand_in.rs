@@ -8,14 +8,14 @@ use std::time::Duration;
 use crate::clients::{free_port, python};
 use crate::site::{Broker, Site, eventually, lockgate, run_with};
 
-fn shell(site: &Site, script: &str) -> String {
+pub(crate) fn shell(site: &Site, script: &str) -> String {
     let (code, said) = run_with(Command::new("sh").args(["-ec", script]).current_dir(site.path("")), b"");
     assert_eq!(code, Some(0), "{script}: {said}");
     said
 }
 
 /// Starts it on `m.conf`, and waits until its ports take connections.
-fn serve(site: &Site, ports: &[u16]) -> Broker {
+pub(crate) fn serve(site: &Site, ports: &[u16]) -> Broker {
     let mut command = lockgate();
     command.args(["mosquitto", "-c", "m.conf"]).current_dir(site.path(""));
     let broker = Broker::start(command, site.path(""));
@@ -26,7 +26,7 @@ fn serve(site: &Site, ports: &[u16]) -> Broker {
 }
 
 /// Mosquitto's own tool, with whatever it is told; its exit code and what it said.
-fn tool(site: &Site, line: &str) -> (Option<i32>, String) {
+pub(crate) fn tool(site: &Site, line: &str) -> (Option<i32>, String) {
     run_with(Command::new("sh").args(["-c", line]).current_dir(site.path("")), b"")
 }
 

@@ -532,6 +532,7 @@ impl World {
             identity: Some(Identity::parse(&client.seen.name).unwrap()),
             authentication_data: None,
             notice: None,
+            entrance: Arc::default(),
         };
         if self.trace {
             eprintln!("client{at} connects: {connect:?}");

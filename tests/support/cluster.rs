@@ -74,10 +74,11 @@ impl Cluster {
             Input::Received(id, _) | Input::Malformed(id, _) | Input::Drained(id) | Input::Lost(id) => self.homes[id],
             Input::Committed(ticket) | Input::Failed(ticket) => (ticket.0 % u64::from(shards)) as usize,
             Input::Command(Command::Kick(id, _)) => self.homes[id],
-            Input::Command(Command::Forget(identity)) => {
-                let identity = identity.clone();
-                return (0..self.cores.len())
-                    .for_each(|at| self.turn(at, now, Input::Command(Command::Forget(identity.clone())), out));
+            Input::Command(Command::Forget(identity, listener)) => {
+                let (identity, listener) = (identity.clone(), *listener);
+                return (0..self.cores.len()).for_each(|at| {
+                    self.turn(at, now, Input::Command(Command::Forget(identity.clone(), listener)), out)
+                });
             }
             Input::Command(Command::ShutDown) => {
                 return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));
@@ -163,7 +164,7 @@ impl Cluster {
     }
 
     pub(crate) fn sessions(&self) -> Vec<SessionSnapshot> {
-        self.cores.iter().flat_map(|core| core.sessions(0, 1_000_000).0).collect()
+        self.cores.iter().flat_map(|core| core.sessions(0, 1_000_000, false).0).collect()
     }
 
     pub(crate) fn must_wait(&self, id: ConnectionId) -> bool {

@@ -11,7 +11,7 @@ use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{Admission, Closing, Command, ConnectionId, Input, Limits};
 use lockgate::codec::{self, Connect, ConnectProperties, Packet, Version, Will};
 use lockgate::store::Clocks;
-use lockgate::types::{ClientId, Identity};
+use lockgate::types::{ClientId, Entrance, Identity};
 
 use crate::cluster::Cluster;
 use crate::describe::describe_all;
@@ -23,6 +23,8 @@ pub(crate) struct Rig {
     pub(crate) now: Instant,
     /// The shards do not read their letters.
     pub(crate) deaf: bool,
+    /// What the listener lays down that clients come by from now on.
+    pub(crate) entrance: Arc<Entrance>,
     next: u32,
     versions: BTreeMap<ConnectionId, Version>,
 }
@@ -111,6 +113,7 @@ impl Rig {
             out: Recorder::default(),
             now: Instant::now(),
             deaf: false,
+            entrance: Arc::default(),
             next: 0,
             versions: BTreeMap::new(),
         }
@@ -201,6 +204,7 @@ impl Rig {
             identity: client.identity.map(|name| Identity::parse(name).unwrap()),
             authentication_data: client.authentication_data,
             notice: None,
+            entrance: self.entrance.clone(),
         };
         self.handle(Input::Connected(id, admission));
         id

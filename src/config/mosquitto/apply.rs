@@ -1,85 +1,41 @@
 //! What the options say, one after the other, and what it comes to.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use super::door::{Door, EXPLICIT, Security};
 use super::options::{Fate, fate};
 use super::value::{bounded, unlimited};
-use super::{CommandLine, Line, Read, Wrong};
-use crate::auth::{IdentityRule, ListenerRules};
+use super::{Line, Wrong};
 use crate::broker::Limits;
-use crate::config::{
-    Admission, AtExpiry, ClientCerts, ClientIds, Listener, ListenerAddress, Log, LogDestination, LogFormat, LogStyle,
-    Settings, TlsFiles, TlsVersion, Transport, WebSocket,
-};
-use crate::store::Durability;
-use crate::types::{Level, QoS};
-
-/// What a listener has, as far as it was read.
-#[derive(Clone, Debug, Default)]
-struct Door {
-    /// `None`: a default listener's that has not been given one.
-    port: Option<u16>,
-    host: Option<String>,
-    unix: Option<PathBuf>,
-    interface: Option<String>,
-    proxied: bool,
-    ipv4: Option<bool>,
-    websockets: bool,
-    origins: Vec<String>,
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-    ca: Option<PathBuf>,
-    crl: Option<PathBuf>,
-    require_certificate: bool,
-    by_identity: bool,
-    by_subject: bool,
-    tls_version: TlsVersion,
-    connections_max: Option<usize>,
-    qos_max: Option<QoS>,
-    topic_alias_max: Option<u16>,
-    topic_alias_max_broker: Option<u16>,
-    versions: Option<[bool; 3]>,
-    id_from_user_name: bool,
-    allow_anonymous: Option<bool>,
-    security: Security,
-}
-
-/// Options that hold for all, or with `per_listener_settings` for one listener.
-#[derive(Clone, PartialEq, Debug, Default)]
-struct Security {
-    allow_anonymous: Option<bool>,
-    passwords: Option<PathBuf>,
-    acl: Option<PathBuf>,
-    empty_id: Option<bool>,
-    id_prefix: Option<String>,
-}
+use crate::config::LogDestination;
 
 pub(super) struct Draft {
-    doors: Vec<Door>,
+    pub(super) doors: Vec<Door>,
     /// Which listener the next option is for; each file begins without.
-    current: Option<usize>,
-    before_include: Vec<Option<usize>>,
-    default_door: Option<usize>,
-    per_listener: bool,
-    security: Security,
-    security_said: bool,
-    limits: Limits,
-    connections_max: Option<usize>,
-    user: Option<String>,
-    pid_file: Option<PathBuf>,
-    sys_interval: Option<u64>,
-    persistence: bool,
-    location: Option<PathBuf>,
-    said: BTreeSet<String>,
-    destinations: Vec<LogDestination>,
-    types: Vec<String>,
-    timestamp: Option<bool>,
-    timestamp_format: Option<String>,
-    connection_messages: Option<bool>,
-    notices: Vec<String>,
+    pub(super) current: Option<usize>,
+    pub(super) before_include: Vec<Option<usize>>,
+    pub(super) default_door: Option<usize>,
+    pub(super) per_listener: bool,
+    pub(super) security: Security,
+    pub(super) security_said: bool,
+    pub(super) limits: Limits,
+    pub(super) connections_max: Option<usize>,
+    pub(super) user: Option<String>,
+    pub(super) pid_file: Option<PathBuf>,
+    pub(super) sys_interval: Option<u64>,
+    pub(super) persistence: bool,
+    pub(super) location: Option<PathBuf>,
+    pub(super) said: BTreeSet<String>,
+    pub(super) destinations: Vec<LogDestination>,
+    pub(super) types: Vec<String>,
+    pub(super) timestamp: Option<bool>,
+    pub(super) timestamp_format: Option<String>,
+    pub(super) facility: Option<u8>,
+    /// What every client id has to begin with.
+    pub(super) id_prefix: Option<String>,
+    pub(super) connection_messages: Option<bool>,
+    pub(super) notices: Vec<String>,
 }
 
 impl Default for Draft {
@@ -93,7 +49,7 @@ impl Default for Draft {
             retained_bytes_max: 1 << 40,
             sessions_max: 100_000_000,
             subscriptions_max: 1_000_000_000,
-            grants_all: true,
+            as_mosquitto: true,
             topic_levels_max: 201,
             ..Limits::default()
         };
@@ -117,6 +73,8 @@ impl Default for Draft {
             types: Vec::new(),
             timestamp: None,
             timestamp_format: None,
+            facility: None,
+            id_prefix: None,
             connection_messages: None,
             notices: Vec::new(),
         }
@@ -158,12 +116,8 @@ impl Draft {
             }
             Fate::Refused(instead) | Fate::Later(instead) => {
                 // What says that it is off needs nothing.
-                let boolean = [
-                    "enable_control_api",
-                    "upgrade_outgoing_qos",
-                    "disable_client_cert_date_checks",
-                    "proxy_protocol_v2_require_tls",
-                ];
+                let boolean =
+                    ["enable_control_api", "disable_client_cert_date_checks", "proxy_protocol_v2_require_tls"];
                 let off = boolean.contains(&name) && matches!(line.value, "false" | "0");
                 if off {
                     return Ok(());
@@ -205,13 +159,30 @@ impl Draft {
             "global_max_connections" => self.connections_max = Some(unlimited(line.signed()?, 10_000_000)),
             "persistent_client_expiration" => self.limits.session_expiry_secs_max = line.expiration()?,
             "retain_available" => self.limits.retain_available = line.boolean()?,
+            "queue_qos0_messages" => self.limits.queues_qos_0 = line.boolean()?,
+            "upgrade_outgoing_qos" => self.limits.upgrades_qos = line.boolean()?,
+            "check_retain_source" => self.limits.checks_retained_source = line.boolean()?,
+            "max_inflight_bytes" => {
+                self.limits.inflight_bytes_max = bounded(line.number(0..=u64::MAX >> 1)?, 1 << 40) as usize
+            }
+            "clientid_prefixes" => self.id_prefix = Some(line.text()?),
+            "log_facility" => match line.number(0..=7) {
+                Ok(local) => self.facility = Some(local as u8),
+                Err(_) => return Err(Wrong::new(format!("Invalid log_facility value ({}).", line.word()))),
+            },
             "connection_messages" => self.connection_messages = Some(line.boolean()?),
             "persistence" | "retained_persistence" => self.persistence = line.boolean()?,
             "persistence_location" => self.location = Some(line.path()?),
             "log_dest" => self.log_dest(line)?,
             "log_type" => self.log_type(value)?,
             "log_timestamp" => self.timestamp = Some(line.boolean()?),
-            "log_timestamp_format" => self.timestamp_format = Some(line.text()?),
+            "log_timestamp_format" => {
+                let format = line.text()?;
+                let some_time = jiff::Timestamp::UNIX_EPOCH.to_zoned_datetime(jiff::tz::TimeZone::UTC);
+                jiff::fmt::strtime::format(&format, &some_time)
+                    .map_err(|error| Wrong::new(format!("Invalid log_timestamp_format value ({format}): {error}.")))?;
+                self.timestamp_format = Some(format);
+            }
             "per_listener_settings" => {
                 if self.security_said {
                     return Err(Wrong::new("per_listener_settings must be set before any other security settings."));
@@ -234,91 +205,10 @@ impl Draft {
             "acl_file" => self.security(line)?.acl = Some(line.path()?),
             "allow_zero_length_clientid" => self.security(line)?.empty_id = Some(line.boolean()?),
             "auto_id_prefix" => self.security(line)?.id_prefix = Some(line.prefix()?),
-            _ => self.apply_to_door(line)?,
-        }
-        Ok(())
-    }
-
-    fn apply_to_door(&mut self, line: &Line<'_>) -> Result<(), Wrong> {
-        let explicit = [
-            "cafile",
-            "max_topic_alias",
-            "max_topic_alias_broker",
-            "tls_version",
-            "websockets_origin",
-            "listener_allow_anonymous",
-            "listener_auto_id_prefix",
-        ];
-        if explicit.contains(&line.name) && self.current.is_none() {
-            return Err(Wrong::new(format!("The '{}' option needs a listener before it.", line.name)));
-        }
-        let door = self.door();
-        match line.name {
-            "bind_interface" => door.interface = Some(line.text()?),
-            "enable_proxy_protocol" => {
-                // Either version is taken.
-                line.number(1..=2)?;
-                door.proxied = true;
+            name if EXPLICIT.contains(&name) && self.current.is_none() => {
+                return Err(Wrong::new(format!("The '{name}' option needs a listener before it.")));
             }
-            "socket_domain" => {
-                door.ipv4 = Some(match line.value {
-                    "ipv4" => true,
-                    "ipv6" => false,
-                    other => {
-                        return Err(Wrong::new(format!("Invalid socket_domain value \"{other}\" in configuration.")));
-                    }
-                });
-            }
-            "protocol" => {
-                door.websockets = match line.word() {
-                    "mqtt" => false,
-                    "websockets" => true,
-                    other => return Err(Wrong::new(format!("Invalid protocol value ({other})."))),
-                };
-            }
-            "websockets_origin" => door.origins.push(line.text()?),
-            // 0 blocks nobody there.
-            "max_connections" => door.connections_max = Some(unlimited(line.signed()?.max(0) - 1, 9_999_999) + 1),
-            "max_qos" | "maximum_qos" => {
-                door.qos_max = Some(match line.number(0..=2) {
-                    Ok(0) => QoS::AtMostOnce,
-                    Ok(1) => QoS::AtLeastOnce,
-                    Ok(_) => QoS::ExactlyOnce,
-                    Err(_) => return Err(Wrong::new("max_qos must be between 0 and 2 inclusive.")),
-                });
-            }
-            "max_topic_alias" => door.topic_alias_max = Some(line.number(0..=65_535)? as u16),
-            "max_topic_alias_broker" => door.topic_alias_max_broker = Some(line.number(0..=65_535)? as u16),
-            "accept_protocol_versions" => {
-                let mut versions = [false; 3];
-                for word in line.value.split([',', ' ']).filter(|word| !word.is_empty()) {
-                    match word {
-                        "3" => versions[0] = true,
-                        "4" => versions[1] = true,
-                        "5" => versions[2] = true,
-                        other => return Err(Wrong::new(format!("Invalid accept_protocol_versions value ({other})."))),
-                    }
-                }
-                door.versions = Some(versions);
-            }
-            "use_username_as_clientid" => door.id_from_user_name = line.boolean()?,
-            "listener_allow_anonymous" => door.allow_anonymous = Some(line.boolean()?),
-            "listener_auto_id_prefix" => door.security.id_prefix = Some(line.prefix()?),
-            "certfile" => door.certificate = Some(line.path()?),
-            "keyfile" => door.key = Some(line.path()?),
-            "cafile" => door.ca = Some(line.path()?),
-            "crlfile" => door.crl = Some(line.path()?),
-            "require_certificate" => door.require_certificate = line.boolean()?,
-            "use_identity_as_username" => door.by_identity = line.boolean()?,
-            "use_subject_as_username" => door.by_subject = line.boolean()?,
-            "tls_version" => {
-                door.tls_version = match line.value {
-                    "tlsv1.3" => TlsVersion::V13,
-                    "tlsv1.2" => TlsVersion::V12,
-                    other => return Err(Wrong::new(format!("Unsupported tls_version \"{other}\"."))),
-                };
-            }
-            other => unreachable!("{other} is among the options and nobody takes it"),
+            _ => self.door().apply(line)?,
         }
         Ok(())
     }
@@ -392,11 +282,7 @@ impl Draft {
             "syslog" => LogDestination::Syslog,
             "file" if !rest.trim().is_empty() => LogDestination::File(PathBuf::from(rest.trim())),
             "file" => return Err(Wrong::new("Empty log_dest file value in configuration.")),
-            "topic" => {
-                self.notices
-                    .push("log_dest topic has no effect here: the other destinations have the lines".to_owned());
-                return Ok(());
-            }
+            "topic" => LogDestination::Topic,
             "dlt" | "android" => {
                 self.notices.push(format!("log_dest {word} has no effect here: there is no such log"));
                 return Ok(());
@@ -430,213 +316,4 @@ impl Draft {
         self.types.push(word.to_owned());
         Ok(())
     }
-
-    /// What it comes to.
-    pub(super) fn finish(mut self, command: &CommandLine) -> Result<Read, Wrong> {
-        for port in &command.ports {
-            self.doors.push(Door { port: Some(*port), ..Door::default() });
-        }
-        let local_only = self.doors.len() == command.ports.len();
-        if local_only && self.doors.is_empty() {
-            self.doors.push(Door { port: Some(1883), ..Door::default() });
-        }
-        let file = command.file.clone().unwrap_or_else(|| PathBuf::from("mosquitto.conf"));
-        let mut listeners = Vec::new();
-        let shared = self.shared()?;
-        for door in &self.doors {
-            listeners.push(self.opened(door, local_only)?);
-        }
-        for (at, listener) in listeners.iter().enumerate() {
-            if listeners[..at].iter().any(|other: &Listener| other.address == listener.address) {
-                return Err(Wrong::new(format!("Two listeners are on {}: one is enough.", listener.address)));
-            }
-        }
-        let data = match (self.persistence, &self.location) {
-            (true, Some(location)) => location.join("lockgate"),
-            (true, None) => PathBuf::from("lockgate"),
-            (false, _) => command.scratch.clone(),
-        };
-        let settings = Settings {
-            pki: data.join("pki"),
-            file,
-            name: "mosquitto".to_owned(),
-            user: Some(self.user.clone().unwrap_or_else(|| "mosquitto".to_owned())).filter(|user| user != "root"),
-            data,
-            passwords: shared.passwords.clone(),
-            acl: shared.acl.clone(),
-            identities: None,
-            self_renew: false,
-            at_expiry: AtExpiry::Keep,
-            shards: 1,
-            durability: if self.persistence { Durability::Fsync } else { Durability::Off },
-            commit_delay: Duration::ZERO,
-            listeners,
-            admission: Admission { connections_max: self.connections_max.unwrap_or(100_000), ..Admission::default() },
-            limits: self.limits(),
-            log: self.log(command),
-            acme: None,
-            enrolment: None,
-            metrics: None,
-            sys_interval: Some(self.sys_interval.unwrap_or(10)).filter(|secs| *secs > 0).map(Duration::from_secs),
-            pid_file: self.pid_file.clone(),
-            stands_in: true,
-        };
-        Ok(Read { settings, notices: self.notices, local_only })
-    }
-
-    /// Passwords and ACL: of all listeners alike.
-    fn shared(&self) -> Result<Security, Wrong> {
-        if !self.per_listener {
-            return Ok(self.security.clone());
-        }
-        let files = |door: &Door| (door.security.passwords.clone(), door.security.acl.clone());
-        let mut said: Vec<_> = self.doors.iter().map(files).filter(|files| *files != (None, None)).collect();
-        said.dedup();
-        if said.len() > 1 {
-            return Err(Wrong::new(
-                "password_file and acl_file of listeners differ: one of each is for all listeners here; put the names of all in it.",
-            ));
-        }
-        Ok(self
-            .doors
-            .iter()
-            .find(|door| files(door) != (None, None))
-            .map(|door| door.security.clone())
-            .unwrap_or_default())
-    }
-
-    fn limits(&self) -> Limits {
-        let first = |of: fn(&Door) -> Option<u16>| self.doors.iter().find_map(of);
-        Limits {
-            topic_alias_max: first(|door| door.topic_alias_max).unwrap_or(10),
-            client_topic_alias_max: first(|door| door.topic_alias_max_broker).unwrap_or(10),
-            receive_maximum: self.limits.inflight_max,
-            qos_max: self.doors.iter().filter_map(|door| door.qos_max).min().unwrap_or(QoS::ExactlyOnce),
-            ..self.limits.clone()
-        }
-    }
-
-    fn log(&self, command: &CommandLine) -> Log {
-        let types: Vec<&str> = self.types.iter().map(String::as_str).collect();
-        let has = |word: &str| types.contains(&word) || types.contains(&"all");
-        let level = match () {
-            () if command.quiet || types.contains(&"none") => "off",
-            () if command.verbose || has("debug") => "debug",
-            () if types.is_empty() || has("notice") || has("information") => "info",
-            () if has("warning") => "warn",
-            () if has("error") => "error",
-            () => "info",
-        };
-        let destinations = match self.destinations.is_empty() {
-            true => vec![LogDestination::Stderr],
-            false => self.destinations.clone(),
-        };
-        Log {
-            level: level.to_owned(),
-            format: LogFormat::Human,
-            destinations,
-            style: LogStyle::Mosquitto {
-                timestamp: self.timestamp.unwrap_or(true),
-                format: self.timestamp_format.clone(),
-                connections: self.connection_messages.unwrap_or(true),
-            },
-        }
-    }
-
-    fn opened(&self, door: &Door, local_only: bool) -> Result<Listener, Wrong> {
-        let security = if self.per_listener { &door.security } else { &self.security };
-        let address = match (&door.unix, door.port.unwrap_or(1883)) {
-            (Some(path), _) => ListenerAddress::Unix(path.clone()),
-            (None, port) if local_only => ListenerAddress::Loopback(port),
-            (None, port) => place(door, port)?,
-        };
-        let transport = self.transport(door)?;
-        if door.websockets && door.unix.is_some() {
-            return Err(Wrong::new("protocol websockets goes with a port, not with a Unix socket."));
-        }
-        let anonymous = door.allow_anonymous.or(security.allow_anonymous).unwrap_or(local_only);
-        let rules = ListenerRules {
-            identity: match (door.by_identity, door.by_subject) {
-                (true, _) => IdentityRule::CommonName,
-                (false, true) => IdentityRule::Subject,
-                (false, false) => IdentityRule::UserName,
-            },
-            allow_anonymous: anonymous,
-            min_level: Level::Plain,
-            foreign: true,
-            unchecked: security.passwords.is_none(),
-        };
-        Ok(Listener {
-            address,
-            transport: if door.unix.is_some() { Transport::Unix } else { transport },
-            websocket: door.websockets.then(|| WebSocket {
-                origins: if door.origins.is_empty() { vec!["*".to_owned()] } else { door.origins.clone() },
-            }),
-            rules,
-            connections_max: door.connections_max.unwrap_or(10_000_000),
-            proxied: door.proxied,
-            interface: door.interface.clone(),
-            versions: door.versions.unwrap_or([true; 3]),
-            client_ids: ClientIds {
-                from_user_name: door.id_from_user_name,
-                may_be_empty: security.empty_id.unwrap_or(true),
-                prefix: door
-                    .security
-                    .id_prefix
-                    .clone()
-                    .or(security.id_prefix.clone())
-                    .unwrap_or_else(|| "auto-".to_owned()),
-            },
-        })
-    }
-
-    fn transport(&self, door: &Door) -> Result<Transport, Wrong> {
-        let (certificate, key) = match (&door.certificate, &door.key) {
-            (None, None) if door.require_certificate || door.by_identity || door.by_subject => {
-                return Err(Wrong::new("require_certificate and use_identity_as_username need certfile and keyfile."));
-            }
-            (None, None) => return Ok(Transport::Tcp),
-            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
-            _ => return Err(Wrong::new("Both certfile and keyfile must be provided to enable a TLS listener.")),
-        };
-        let by_certificate = door.by_identity || door.by_subject;
-        let client_certs = match (&door.ca, door.require_certificate) {
-            (None, true) => {
-                return Err(Wrong::new("require_certificate needs cafile: who signs the clients' certificates."));
-            }
-            (Some(_), true) => ClientCerts::Required,
-            (Some(_), false) if by_certificate => ClientCerts::Optional,
-            _ => ClientCerts::Off,
-        };
-        Ok(Transport::Tls(TlsFiles {
-            client_ca: door.ca.clone().unwrap_or_else(|| certificate.clone()),
-            certificate,
-            key,
-            client_crl: door.crl.clone(),
-            server_ca: None,
-            client_certs,
-            min_version: door.tls_version,
-        }))
-    }
-}
-
-/// Where a listener with a host, or one family alone, is bound.
-fn place(door: &Door, port: u16) -> Result<ListenerAddress, Wrong> {
-    let fits = |address: &IpAddr| door.ipv4.is_none_or(|ipv4| address.is_ipv4() == ipv4);
-    let Some(host) = &door.host else {
-        return Ok(match door.ipv4 {
-            None => ListenerAddress::All(port),
-            Some(true) => ListenerAddress::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
-            Some(false) => ListenerAddress::Ip(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
-        });
-    };
-    if host == "localhost" && door.ipv4.is_none() {
-        return Ok(ListenerAddress::Loopback(port));
-    }
-    let found = (host.as_str(), port)
-        .to_socket_addrs()
-        .map_err(|error| Wrong::new(format!("Error creating listener: {host}: {error}.")))?;
-    let address = found.map(|address| address.ip()).find(fits);
-    let address = address.ok_or_else(|| Wrong::new(format!("{host} has no address of this socket_domain.")))?;
-    Ok(ListenerAddress::Ip(address, port))
 }

@@ -1,6 +1,9 @@
 //! mosquitto.conf, read into the same [`Settings`] as our own configuration: two readers, one meaning.
 
 mod apply;
+mod ciphers;
+mod door;
+mod finish;
 mod options;
 mod value;
 
@@ -8,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub use options::{Fate, OPTIONS};
 
-use super::Settings;
+use super::{KeyLog, Settings};
 use apply::Draft;
 
 /// What Mosquitto's command line says.
@@ -24,6 +27,8 @@ pub struct CommandLine {
     pub quiet: bool,
     /// Where state lies if nothing is to be kept.
     pub scratch: PathBuf,
+    /// `--tls-keylog`: where the keys of all TLS sessions go.
+    pub key_log: Option<KeyLog>,
 }
 
 /// A configuration as read.

@@ -37,12 +37,13 @@ fn a_typical_guide_s_configuration_means_what_it_means_there() {
     assert!(settings.listeners.iter().all(|listener| !listener.rules.allow_anonymous && listener.rules.foreign));
     assert_eq!(settings.passwords, Some(PathBuf::from("/c/passwd")));
     assert_eq!(settings.log.destinations, [LogDestination::File(PathBuf::from("/l/m.log"))]);
-    assert_eq!(settings.log.level, "warn");
+    assert!(settings.log.level.starts_with("warn,"));
     assert_eq!(settings.durability, Durability::Off);
     // Mosquitto's own defaults.
     let limits = &settings.limits;
-    assert_eq!((limits.packet_size_max, limits.receive_maximum, limits.topic_alias_max), (2_000_000, 20, 10));
-    assert_eq!((limits.inflight_max, limits.queued_messages_max, limits.grants_all), (20, 1000, true));
+    assert_eq!((limits.packet_size_max, limits.receive_maximum), (2_000_000, 20));
+    assert_eq!(settings.listeners[0].entrance.topic_alias_max, 10);
+    assert_eq!((limits.inflight_max, limits.queued_messages_max, limits.as_mosquitto), (20, 1000, true));
 }
 
 #[test]
@@ -64,13 +65,15 @@ fn options_are_for_the_listener_before_them() {
          accept_protocol_versions 4,5\nallow_zero_length_clientid false\nauto_id_prefix me-\n",
     );
     assert_eq!(settings.limits.packet_size_max, 0x7CF);
-    assert_eq!((settings.limits.inflight_max, settings.limits.qos_max), (u16::MAX, QoS::AtLeastOnce));
+    assert_eq!(settings.limits.inflight_max, u16::MAX);
     let [unix, web, last] = settings.listeners.as_slice() else { panic!("three") };
     assert_eq!(unix.transport, Transport::Unix);
     assert_eq!(web.address, ListenerAddress::Ip("0.0.0.0".parse().unwrap(), 9001));
     assert_eq!(web.websocket.as_ref().unwrap().origins, ["https://a.example"]);
     assert_eq!((last.versions, last.client_ids.from_user_name), ([false, true, true], true));
     assert!(!last.client_ids.may_be_empty && last.client_ids.prefix == "me-");
+    assert_eq!((web.entrance.qos_max, last.entrance.qos_max), (QoS::ExactlyOnce, QoS::AtLeastOnce));
+    assert_eq!((last.entrance.topic_alias_max, last.entrance.client_topic_alias_max), (10, 10));
 }
 
 #[test]
@@ -79,11 +82,55 @@ fn with_per_listener_settings_each_has_its_own() {
         "per_listener_settings true\nlistener 1\nallow_anonymous true\nlistener 2\npassword_file /p\nallow_anonymous false\n",
     );
     assert!(settings.listeners[0].rules.allow_anonymous && !settings.listeners[1].rules.allow_anonymous);
-    assert_eq!(settings.passwords, Some(PathBuf::from("/p")));
     assert!(wrong("allow_anonymous true\nper_listener_settings true\n").contains("must be set before"));
     assert!(wrong("per_listener_settings true\nallow_anonymous true\n").contains("needs a listener before it"));
-    let two = "per_listener_settings true\nlistener 1\npassword_file /a\nlistener 2\npassword_file /b\n";
-    assert!(wrong(two).contains("one of each is for all listeners here"));
+    let listeners = &settings.listeners;
+    assert_eq!(listeners[0].files.as_ref().unwrap().passwords, None);
+    assert_eq!(listeners[1].files.as_ref().unwrap().passwords, Some(PathBuf::from("/p")));
+    assert_ne!(listeners[0].entrance.listener, listeners[1].entrance.listener);
+    assert!(listeners[0].rules.unchecked && !listeners[1].rules.unchecked);
+    assert_eq!(settings.password_files().collect::<Vec<_>>(), [Path::new("/p")]);
+}
+
+#[test]
+fn what_mosquitto_2_1_has_beside_is_done_too() {
+    let read = settings(
+        "queue_qos0_messages true\nupgrade_outgoing_qos true\ncheck_retain_source 1\nmax_inflight_bytes 7\nclientid_prefixes dev-\n\
+         log_facility 5\nlog_dest topic\nlog_dest syslog\nlog_type subscribe\nlog_type error\n\
+         listener 1\nmount_point a/b/\nmax_topic_alias_broker 3\ncapath /ca\ncertfile /c\nkeyfile /k\nrequire_certificate true\nciphers HIGH:!AES128\n",
+    );
+    let limits = &read.limits;
+    assert!(limits.queues_qos_0 && limits.upgrades_qos && limits.checks_retained_source);
+    assert_eq!(limits.inflight_bytes_max, 7);
+    let [listener] = read.listeners.as_slice() else { panic!("one") };
+    assert_eq!((&*listener.entrance.mount_point, listener.entrance.client_topic_alias_max), ("a/b/", 3));
+    assert_eq!(listener.client_ids.required_prefix.as_deref(), Some("dev-"));
+    let Transport::Tls(tls) = &listener.transport else { panic!("TLS") };
+    assert_eq!((tls.client_ca.to_str(), tls.cipher_suites.len()), (Some("/ca"), 3 + 4));
+    assert_eq!(read.log.destinations, [LogDestination::Topic, LogDestination::Syslog]);
+    assert_eq!(read.log.facility, Some(5));
+    assert_eq!(read.log.level, "error,lockgate::subscribe=debug,lockgate::unsubscribe=off");
+    for (text, what) in [
+        ("log_facility 8", "Invalid log_facility value (8)."),
+        ("log_timestamp_format %Y%", "Invalid log_timestamp_format value (%Y%)"),
+        ("mount_point a/", "needs a listener before it"),
+        ("listener 1\nmount_point a/#/", "Does it contain a wildcard character?"),
+        ("listener 1\ncertfile /c\nkeyfile /k\nciphers RC4\n", "none of these is offered here; there are ECDHE-ECDSA-"),
+    ] {
+        assert!(wrong(text).contains(what), "{text}: {}", wrong(text));
+    }
+    // -p is for where no listener is named, and what says what holds anyway names none.
+    let ports = |text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("m.conf");
+        std::fs::write(&file, text).unwrap();
+        load(&CommandLine { file: Some(file), ports: vec![1999], ..CommandLine::default() }).unwrap()
+    };
+    let read = ports("listener 1884\n");
+    assert_eq!(read.settings.listeners.len(), 1);
+    assert!(read.notices[0].contains("-p has no effect"));
+    let read = ports("protocol mqtt\nmax_connections -1\n");
+    assert!(read.local_only && read.settings.listeners[0].address == ListenerAddress::Loopback(1999));
 }
 
 #[test]
@@ -106,7 +153,6 @@ fn errors_say_what_and_where_in_mosquitto_s_form() {
         ("include_dir /nonexistent", "Unable to open include_dir '/nonexistent'"),
         ("cafile /a", "needs a listener before it"),
         ("connection b\naddress x", "bridges are not there yet"),
-        ("listener 1\nmount_point a/", "mount_point is not done here: give the clients"),
         ("psk_file /x", "rustls has no pre-shared keys"),
     ] {
         let error = read(&format!("# first\n{text}\n")).unwrap_err();
@@ -123,13 +169,13 @@ fn errors_say_what_and_where_in_mosquitto_s_form() {
 
 #[test]
 fn where_mosquitto_is_cruel_this_is_lenient_and_says_so() {
-    let read = read("\tport\t1884\n  # indented\nmax_inflight_bytes 7\nretry_interval 20\r\n").unwrap();
+    let read = read("\tport\t1884\n  # indented\nset_tcp_nodelay true\nretry_interval 20\r\n").unwrap();
     assert_eq!(read.settings.listeners[0].address, ListenerAddress::All(1884));
     let has =
         |what: &str| assert!(read.notices.iter().any(|notice| notice.contains(what)), "{what}: {:?}", read.notices);
     has("m.conf:1: a tab");
     has("m.conf:2: an indented comment");
-    has("max_inflight_bytes has no effect here");
+    has("set_tcp_nodelay has no effect here");
     has("retry_interval has no effect here");
 }
 

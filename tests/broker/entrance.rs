@@ -1,0 +1,278 @@
+//! What the listener that a client came in by lays down for it, and what Mosquitto's options ask of the engine.
+
+use std::sync::Arc;
+
+use lockgate::auth::{Acl, Methods};
+use lockgate::broker::{Closing, Command, Limits, Violation};
+use lockgate::codec::{Version, Will, WillProperties};
+use lockgate::types::{Entrance, Identity, ListenerId, QoS};
+
+use crate::rig::{Client, Rig, client};
+
+fn mounted(at: &str) -> Arc<Entrance> {
+    Arc::new(Entrance { mount_point: at.into(), ..Entrance::default() })
+}
+
+/// A listener of which all is remembered by its name.
+fn listener(name: &str) -> Arc<Entrance> {
+    Arc::new(Entrance { listener: ListenerId::of(&name), ..Entrance::default() })
+}
+
+#[test]
+fn a_mount_point_is_before_all_topics_of_its_clients_and_they_do_not_see_it() {
+    let mut rig = Rig::new();
+    let far = rig.join(client("far"));
+    rig.subscribe(far, "#", 1);
+    rig.take(far);
+    rig.entrance = mounted("site1/");
+    let near = rig.join(client("near"));
+    rig.subscribe_with(near, &[("t", 1), ("$share/g/s", 1), ("$SYS/#", 0)], &[]);
+    assert_eq!(rig.take(near), ["SUBACK #1 1,1,0"]);
+    for (topic, payload) in [("t", "1"), ("s", "2")] {
+        rig.publish(near, topic, payload, 1, 7);
+    }
+    assert_eq!(rig.take(near), ["PUBLISH t 1 q1 #1", "PUBACK #7", "PUBLISH s 2 q1 #2", "PUBACK #7"]);
+    assert_eq!(rig.take(far), ["PUBLISH site1/t 1 q1 #1", "PUBLISH site1/s 2 q1 #2"]);
+    // From outside, only below it.
+    rig.publish(far, "t", "3", 0, 0);
+    rig.publish(far, "site1/t", "4", 0, 0);
+    assert_eq!(rig.take(near), ["PUBLISH t 4"]);
+    rig.take(far);
+    // What is retained, and a will.
+    rig.retain(near, "kept", "5");
+    let third = rig.join(client("third"));
+    rig.subscribe_with(third, &[("+", 0)], &[]);
+    assert_eq!(rig.take(third), ["SUBACK #1 0", "PUBLISH kept 5 retain"]);
+    let will = Will {
+        qos: QoS::AtMostOnce,
+        retain: false,
+        properties: WillProperties::default(),
+        topic: "gone",
+        payload: b"6",
+    };
+    let mortal = rig.join(Client { will: Some(will), ..client("mortal") });
+    rig.lose(mortal);
+    assert_eq!(rig.take(third), ["PUBLISH gone 6"]);
+    assert_eq!(rig.take(far), ["PUBLISH site1/kept 5", "PUBLISH site1/gone 6"]);
+    rig.unsubscribe(near, "t");
+    assert_eq!(rig.take(near), ["UNSUBACK #1 0x00"]);
+    rig.publish(near, "t", "7", 0, 0);
+    assert!(rig.take(near).is_empty());
+}
+
+#[test]
+fn a_mount_point_goes_with_topic_aliases_of_both_sides() {
+    // [MQTT-3.3.2-9], [MQTT-3.3.2-11]
+    let mut rig = Rig::new();
+    rig.entrance = mounted("m/");
+    let mut takes = client("takes");
+    takes.properties.topic_alias_maximum = 5;
+    let takes = rig.join(takes);
+    rig.subscribe(takes, "long/topic", 0);
+    rig.take(takes);
+    let says = rig.join(client("says"));
+    rig.publish_with(says, "long/topic", "1", 0, 0, &[0x23, 0, 1]);
+    rig.publish_with(says, "", "2", 0, 0, &[0x23, 0, 1]);
+    rig.entrance = mounted("");
+    // The same message for one who sees all of its topic.
+    let far = rig.join(client("far"));
+    rig.subscribe(far, "m/#", 0);
+    rig.take(far);
+    rig.publish_with(says, "", "3", 0, 0, &[0x23, 0, 1]);
+    assert_eq!(rig.take(takes), ["PUBLISH long/topic 1 alias=1", "PUBLISH  2 alias=1", "PUBLISH  3 alias=1"]);
+    assert_eq!(rig.take(far), ["PUBLISH m/long/topic 3"]);
+}
+
+#[test]
+fn listeners_may_differ_in_what_they_take() {
+    // [MQTT-3.2.2-11], [MQTT-3.2.2-17], [MQTT-3.8.4-8]
+    let mut rig = Rig::new();
+    rig.entrance = Arc::new(Entrance { qos_max: QoS::AtMostOnce, topic_alias_max: 0, ..Entrance::default() });
+    let id = rig.connect(client("low"));
+    // Maximum QoS (0x24) and no Topic Alias Maximum (0x22).
+    let connack = rig.take_bytes(id);
+    assert!(connack.windows(2).any(|pair| pair == [0x24, 0]) && !connack.contains(&0x22), "{connack:02x?}");
+    rig.subscribe_with(id, &[("t", 2)], &[]);
+    assert_eq!(rig.take(id), ["SUBACK #1 0"]);
+    rig.entrance = Arc::default();
+    let other = rig.join(client("other"));
+    rig.publish(other, "t", "x", 2, 1);
+    rig.ack(other, 0x62, 1);
+    assert_eq!(rig.take(id), ["PUBLISH t x"]);
+    rig.publish(id, "t", "x", 1, 1);
+    assert_eq!(rig.closing(id), Some(Closing::Violation(Violation::QoSNotSupported(1))));
+}
+
+#[test]
+fn each_listener_may_have_an_acl_of_its_own_and_a_session_keeps_that_of_its_last() {
+    let acls = |text: &str| Acl::parse(text).unwrap();
+    let (inside, outside) = (ListenerId::of(&"inside"), ListenerId::of(&"outside"));
+    let acl = Acl::of_listeners(
+        [(inside, acls("pattern readwrite #\n")), (outside, acls("pattern readwrite open/#\n"))].into_iter().collect(),
+    );
+    let limits = Limits { as_mosquitto: true, ..Limits::default() };
+    let mut rig = Rig::on(1, limits.clone(), acl.clone(), true, Methods::default());
+    rig.set_wall(1_780_000_000, None);
+    rig.entrance = listener("outside");
+    let guest = rig.join(client("guest").kept());
+    rig.subscribe(guest, "#", 1);
+    rig.take(guest);
+    rig.publish(guest, "secret", "x", 1, 1);
+    assert_eq!(rig.take(guest), ["PUBACK #1 0x87"]);
+    rig.lose(guest);
+    rig.restart();
+    rig.core.configure(&limits, &Arc::new(acl));
+    rig.entrance = listener("inside");
+    let host = rig.join(client("host"));
+    for topic in ["open/a", "secret"] {
+        rig.publish(host, topic, "x", 1, 1);
+    }
+    rig.entrance = listener("outside");
+    let guest = rig.connect(client("guest").kept());
+    assert_eq!(rig.take(guest)[1..], ["PUBLISH open/a x q1 #1"]);
+    // By the other listener it may do what that one's clients may.
+    rig.entrance = listener("inside");
+    let guest = rig.connect(client("guest").kept());
+    rig.take(guest);
+    rig.publish(host, "secret", "y", 0, 0);
+    assert_eq!(rig.take(guest), ["PUBLISH secret y"]);
+    // Who came by a listener that is no more may do what all allow.
+    rig.entrance = listener("gone");
+    let stray = rig.join(client("stray"));
+    rig.publish(stray, "open/a", "z", 1, 1);
+    rig.publish(stray, "secret", "z", 1, 2);
+    assert_eq!(rig.take(stray), ["PUBACK #1", "PUBACK #2 0x87"]);
+}
+
+#[test]
+fn who_is_removed_from_one_listener_s_names_stays_where_another_has_them() {
+    let mut rig = Rig::new();
+    rig.entrance = listener("a");
+    let gone = rig.join(Client { identity: Some("bob"), ..client("bob-a") });
+    rig.entrance = listener("b");
+    let stays = rig.join(Client { identity: Some("bob"), ..client("bob-b") });
+    rig.command(Command::Forget(Identity::parse("bob").unwrap(), Some(ListenerId::of(&"a"))));
+    assert_eq!((rig.closing(gone), rig.closing(stays)), (Some(Closing::Revoked), None));
+}
+
+#[test]
+fn qos_0_waits_for_a_kept_session_where_that_is_asked_for() {
+    for durable in [false, true] {
+        let limits = Limits { queues_qos_0: true, ..Limits::default() };
+        let mut rig = Rig::on(1, limits, Acl::open(), durable, Methods::default());
+        rig.set_wall(1_780_000_000, None);
+        let away = rig.join(client("away").kept());
+        rig.subscribe(away, "t", 1);
+        rig.take(away);
+        rig.lose(away);
+        let fleeting = rig.join(client("fleeting"));
+        rig.subscribe(fleeting, "t", 1);
+        rig.lose(fleeting);
+        let p = rig.join(client("p").kept());
+        rig.publish(p, "t", "1", 0, 0);
+        rig.publish(p, "t", "2", 1, 1);
+        rig.publish(p, "t", "3", 0, 0);
+        if durable {
+            rig.restart();
+        }
+        let back = rig.connect(client("away").kept());
+        assert_eq!(rig.take(back)[1..], ["PUBLISH t 1", "PUBLISH t 2 q1 #1", "PUBLISH t 3"]);
+        rig.puback(back, 1);
+        rig.lose(back);
+        // Once is enough.
+        if durable {
+            rig.restart();
+        }
+        let back = rig.connect(client("away").kept());
+        assert_eq!(rig.take(back).len(), 1);
+    }
+}
+
+#[test]
+fn a_message_may_come_at_its_subscription_s_qos() {
+    let mut rig = Rig::limited(|limits| limits.upgrades_qos = true);
+    let (p, s) = (rig.join(client("p")), rig.join(client("s")));
+    rig.subscribe(s, "t", 1);
+    rig.take(s);
+    rig.publish(p, "t", "x", 0, 0);
+    assert_eq!(rig.take(s), ["PUBLISH t x q1 #1"]);
+    rig.puback(s, 1);
+    rig.retain(p, "t", "kept");
+    let late = rig.join(client("late"));
+    rig.subscribe_with(late, &[("t", 2)], &[]);
+    assert_eq!(rig.take(late), ["SUBACK #1 2", "PUBLISH t kept q2 #1 retain"]);
+    // For a session that is kept it is written down.
+    let mut rig = Rig::on(1, Limits { upgrades_qos: true, ..Limits::default() }, Acl::open(), true, Methods::default());
+    rig.set_wall(1_780_000_000, None);
+    let s = rig.join(client("s").kept());
+    rig.subscribe(s, "t", 1);
+    rig.lose(s);
+    let p = rig.join(client("p"));
+    rig.publish(p, "t", "x", 0, 0);
+    rig.restart();
+    let s = rig.connect(client("s").kept());
+    assert_eq!(rig.take(s)[1..], ["PUBLISH t x q1 #1"]);
+}
+
+#[test]
+fn what_is_retained_goes_with_its_publisher_s_right_to_write_it_where_that_is_asked_for() {
+    let before = "user p\ntopic readwrite #\nuser s\ntopic readwrite #\n";
+    let after = "user s\ntopic readwrite #\n";
+    for (checks, shown) in [(false, 1), (true, 0)] {
+        let limits = Limits { checks_retained_source: checks, ..Limits::default() };
+        let mut rig = Rig::on(1, limits.clone(), Acl::parse(before).unwrap(), true, Methods::default());
+        rig.set_wall(1_780_000_000, None);
+        let p = rig.join(client("p"));
+        rig.retain(p, "t", "x");
+        // It is remembered with the message.
+        rig.restart();
+        let s = rig.join(client("s"));
+        rig.subscribe_with(s, &[("t", 0)], &[]);
+        assert_eq!(rig.take(s).len(), 2);
+        rig.core.configure(&limits, &Arc::new(Acl::parse(after).unwrap()));
+        rig.subscribe_with(s, &[("t", 0)], &[]);
+        assert_eq!(rig.take(s).len(), 1 + shown);
+    }
+}
+
+#[test]
+fn what_is_in_flight_may_be_bounded_in_bytes() {
+    let mut rig = Rig::limited(|limits| limits.inflight_bytes_max = 5);
+    let (p, s) = (rig.join(client("p")), rig.join(client("s")));
+    rig.subscribe(s, "t", 1);
+    rig.take(s);
+    for at in 1..=4 {
+        rig.publish(p, "t", "x", 1, at);
+    }
+    assert_eq!(rig.take(s), ["PUBLISH t x q1 #1", "PUBLISH t x q1 #2", "PUBLISH t x q1 #3"]);
+    rig.puback(s, 1);
+    assert_eq!(rig.take(s), ["PUBLISH t x q1 #4"]);
+}
+
+#[test]
+fn as_mosquitto_refusals_are_not_explained_and_mqtt_3_has_no_longer_keep_alive() {
+    let keeps = |secs| Client { keep_alive: secs, ..client("a") };
+    for (as_mosquitto, version, keep_alive, answer) in [
+        (true, Version::V311, 61, "CONNACK 0x85"),
+        (true, Version::V311, 0, "CONNACK 0x85"),
+        (true, Version::V311, 60, "CONNACK"),
+        (false, Version::V311, 61, "CONNACK"),
+        (true, Version::V5, 0, "CONNACK keep-alive=60"),
+    ] {
+        let mut rig = Rig::limited(|limits| {
+            limits.as_mosquitto = as_mosquitto;
+            limits.keep_alive_secs_max = 60;
+        });
+        let id = rig.connect(Client { version, ..keeps(keep_alive) });
+        let got = rig.take(id).remove(0);
+        let refused = rig.closing(id) == Some(Closing::KeepAliveTooLong);
+        assert_eq!(refused, answer.contains("0x85"), "{got}");
+        assert!(answer != "CONNACK keep-alive=60" || got.contains("60"), "{got}");
+    }
+    for as_mosquitto in [false, true] {
+        let mut rig = Rig::limited(|limits| limits.as_mosquitto = as_mosquitto);
+        rig.join(client("a").kept());
+        let id = rig.connect(Client { identity: Some("thief"), ..client("a") });
+        assert_eq!(rig.take_reasons(id)[0].is_none(), as_mosquitto);
+    }
+}
