@@ -59,6 +59,8 @@ pub struct Site {
     pub listeners: Vec<api::ListenerStatus>,
     pub certificates: Vec<(String, CertificateInfo)>,
     pub findings: Vec<String>,
+    /// What there is to say of passwords.
+    pub weak_passwords: Option<String>,
     /// The broker renews its own certificate.
     pub self_renew: bool,
     /// Which revocation list of somebody else's was to be replaced when.
@@ -83,7 +85,14 @@ impl Site {
                 end.date()
             )
         });
-        self.findings.iter().cloned().chain(expiring).chain(lists).chain(self.own_list_warning(now)).collect()
+        self.findings
+            .iter()
+            .chain(&self.weak_passwords)
+            .cloned()
+            .chain(expiring)
+            .chain(lists)
+            .chain(self.own_list_warning(now))
+            .collect()
     }
 
     /// That other servers will soon refuse all of our clients, for want of a list that is in time.

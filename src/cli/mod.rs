@@ -25,6 +25,7 @@ mod mosquitto;
 mod mosquitto_passwd;
 mod passwd;
 mod privileges;
+mod rehash;
 mod report;
 mod running;
 mod sealed;

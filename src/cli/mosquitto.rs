@@ -106,6 +106,9 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
             say!("listener {}: {}{anybody}", listener.address, listener.transport_name());
         }
         material.findings.iter().for_each(|finding| say!("Warning: {}", finding.what));
+        if let Some(weak) = crate::gate::weak_passwords(&read.settings, &material.directory) {
+            say!("Warning: {weak}");
+        }
         say!("The configuration can be used.");
         return Ok(());
     }

@@ -203,6 +203,8 @@ impl State {
         let directory = read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let directory = Arc::new(directory);
         self.gate.replace_directory(directory.clone());
+        let weak_passwords = gate::weak_passwords(&running.settings, &directory);
+        self.site.store(Arc::new(admin::Site { weak_passwords, ..admin::Site::clone(&self.site.load()) }));
         self.admit_only(&mut running, directory).await?;
         info!("clients were read anew");
         Ok(api::Reloaded { notes: Vec::new() })
@@ -395,6 +397,7 @@ pub(super) fn site_of(settings: &Settings, material: &Material, listening: &[Lis
         listeners: listening.iter().map(|listening| listener_status(settings, listening)).collect(),
         certificates: material.certificates.clone(),
         findings: material.findings.iter().map(|finding| finding.what.clone()).collect(),
+        weak_passwords: gate::weak_passwords(settings, &material.directory),
         self_renew: settings.self_renew,
         list_ends: material.list_ends.clone(),
         pki: settings.pki.clone(),

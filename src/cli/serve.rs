@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::enroll::SiteDesk;
 use super::log;
+use super::rehash::keep_rehashed;
 use super::running::{Running, State, bind_all, load_material, notify, site_of};
 use super::watch::Snapshot;
 use super::{Failure, SiteArguments, ask, bundle, privileges, site, system};
@@ -25,7 +26,7 @@ use crate::admin::{self, Admin, Anew, Enrolment, Reload};
 use crate::auth::Methods;
 use crate::broker::Restored;
 use crate::config::Settings;
-use crate::gate::{Bound, Gate, Material, Seen, Severity};
+use crate::gate::{self, Bound, Gate, Material, Seen, Severity};
 use crate::handover::Handover;
 use crate::pki;
 use crate::shard::{self, Handle};
@@ -103,6 +104,9 @@ fn check(settings: &Settings) -> Result<(), Failure> {
     for finding in &material.findings {
         let severity = if finding.severity == Severity::Warning { "warning" } else { "note" };
         say!("  {severity}: {}", finding.what);
+    }
+    if let Some(weak) = gate::weak_passwords(settings, &material.directory) {
+        say!("  warning: {weak}");
     }
     let now = OffsetDateTime::now_utc();
     for (of, info) in &material.certificates {
@@ -267,6 +271,7 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
     {
         warn!("the server certificate will not be renewed: {}", failure.message);
     }
+    tasks.push(tokio::spawn(keep_rehashed(state.clone(), state.gate.weak_logins())));
     tasks.push(tokio::spawn(state.clone().keep_renewed()));
     tasks.push(tokio::spawn(state.clone().keep_certified()));
     tasks.push(tokio::spawn(state.clone().watch()));

@@ -29,6 +29,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
     let passwords = reader.optional_path(&mut root, "passwords", "passwd");
     let acl = reader.optional_path(&mut root, "acl", "acl");
     let identities = reader.optional_path(&mut root, "identities", "identities.yaml");
+    let rehash = reader.boolean(&mut root, "rehash").unwrap_or(false);
     let self_renew = reader.boolean(&mut root, "self-renew").unwrap_or(false);
     let at_expiries = [("disconnect", AtExpiry::Disconnect), ("keep", AtExpiry::Keep)];
     let at_expiry = reader.choice(&mut root, "at-expiry", &at_expiries).unwrap_or_default();
@@ -79,6 +80,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         passwords,
         acl,
         identities,
+        rehash,
         self_renew,
         at_expiry,
         shards,

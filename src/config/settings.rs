@@ -28,6 +28,8 @@ pub struct Settings {
     pub passwords: Option<PathBuf>,
     pub acl: Option<PathBuf>,
     pub identities: Option<PathBuf>,
+    /// Whether a weak hash in the password file is made anew when its password comes.
+    pub rehash: bool,
     /// Whether the broker may use the CA's key to renew its own certificate.
     pub self_renew: bool,
     /// What happens to a connection whose client's certificate comes to its end.

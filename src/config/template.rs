@@ -68,6 +68,7 @@ user: none                         # who the broker becomes once keys are read a
 data: {data}                      # state, and the socket that the command line uses
 pki: {pki}                        # the CA, the server's certificate, the ledger, clients' bundles
 passwords: passwd                  # none: nobody has a password
+rehash: false                      # may the broker write weak hashes anew ($6$, $7$), when their passwords come?
 acl: acl                           # none: everybody may read and write all topics but $...
 identities: identities.yaml        # minimum levels; none: there are none
 self-renew: {self_renew}                  # may the broker use the CA's key to renew its own certificate?

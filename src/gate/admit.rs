@@ -10,12 +10,13 @@ use time::OffsetDateTime;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
 
 use super::handshake::{self, Failure, Knock};
 use super::link::{Carrier, Link};
 use super::material::ListenerMaterial;
 use super::slots::Slot;
-use super::{Current, Gate, proxy, upgrade};
+use super::{Current, Gate, WeakLogin, proxy, upgrade};
 use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::config::ClientIds;
@@ -388,7 +389,7 @@ impl Arrival {
         let known = identity.as_ref().and_then(|identity| directory.password(identity));
         let hash = known.or_else(|| directory.decoy(user_name, &gate.hasher)).cloned();
         let dearest = directory.dearest().cloned();
-        let secret = zeroize::Zeroizing::new(password.to_vec());
+        let secret = Zeroizing::new(password.to_vec());
         // The permit goes along: a client that hangs up does not make room for another check.
         let checked = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -403,6 +404,13 @@ impl Arrival {
         match identity {
             Some(identity) if right && known.is_some() => {
                 throttle().succeeded(Instant::now(), address, user_name);
+                if let (true, Some(hash)) = (self.current.rehash, known.filter(|hash| hash.is_weak()))
+                    && let Some(weak) = gate.weak_logins.get()
+                {
+                    let (identity, hash) = (identity.clone(), hash.clone());
+                    // Where too many wait it is for the next login.
+                    drop(weak.try_send(WeakLogin { identity, secret: Zeroizing::new(password.to_vec()), hash }));
+                }
                 Ok(identity)
             }
             _ => {

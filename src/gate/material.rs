@@ -154,14 +154,6 @@ impl Material {
             listeners.insert(name, Arc::new(material));
         }
         let enrolment = settings.enrolment.and_then(|_| enrolment(settings, host, now, &own_cas, &mut problems));
-        let file = settings.password_files().next();
-        if let (Some(weak @ 1..), Some(path)) = (directory.as_ref().map(Directory::weak), file) {
-            let what = format!(
-                "{}: {weak} password(s) have hashes of old kinds, which are quick to guess at; set them anew, and they get argon2id",
-                path.display()
-            );
-            findings.push(Finding { severity: Severity::Warning, what });
-        }
         if let (Some(acl), Some(directory)) = (&acl, &directory) {
             note_strangers(settings, acl, directory, &mut findings);
         }
@@ -221,6 +213,19 @@ fn enrolment(
     let stands_in = settings.stands_in;
     let mut loader = TlsLoader { files, stands_in, host, now, own_cas, problems, findings, revoked, list_ends };
     loader.load().map(|(tls, _)| tls.without_alpn)
+}
+
+/// That there are passwords whose hashes are quick to guess at, and what to do.
+pub fn weak_passwords(settings: &Settings, directory: &Directory) -> Option<String> {
+    let (file, weak) = (settings.password_files().next()?, directory.weak());
+    let mend = match (settings.stands_in, settings.rehash) {
+        (true, _) => "set them anew, and they get argon2id",
+        (false, false) => "set them anew, or let `rehash: true` make better ones when their owners log in",
+        (false, true) => "each gets a better one when its owner logs in",
+    };
+    let file = file.display();
+    (weak > 0)
+        .then(|| format!("{file}: {weak} password(s) have hashes of old kinds, which are quick to guess at; {mend}"))
 }
 
 /// Names in the ACL and among the minimum levels that nobody has: most likely typing mistakes.

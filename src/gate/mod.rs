@@ -22,21 +22,26 @@ mod verifier;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use zeroize::Zeroizing;
 
 pub use listen::{Bound, ListenError, Listening, bind};
-pub use material::{Finding, Material, MaterialError, Severity, load_directory, read_identities, read_min_levels};
+pub use material::{
+    Finding, Material, MaterialError, Severity, load_directory, read_identities, read_min_levels, weak_passwords,
+};
 pub use seen::{Seen, SeenEntry};
 pub use stats::Stats;
 
-use crate::auth::{Directory, Methods};
+use crate::auth::{Directory, Methods, PasswordHash};
 use crate::config::LogStyle;
 use crate::config::{Admission, Settings};
 use crate::handover::{Handover, Words};
+use crate::types::Identity;
 use slots::Slots;
 pub use slots::network_of;
 use throttle::Throttle;
@@ -57,10 +62,22 @@ pub struct Gate {
     numbers: AtomicU64,
     hasher: ahash::RandomState,
     methods: Methods,
+    /// Where logins with weak hashes go, once somebody takes them.
+    weak_logins: OnceLock<Sender<WeakLogin>>,
     pub stats: Arc<Stats>,
     pub seen: Arc<Seen>,
     deliver: Deliver,
 }
+
+/// A password that was right, and the weak hash that it was checked by.
+pub struct WeakLogin {
+    pub identity: Identity,
+    pub secret: Zeroizing<Vec<u8>>,
+    pub hash: PasswordHash,
+}
+
+/// Of those, so many may wait.
+const WEAK_LOGINS_MAX: usize = 64;
 
 /// What the gate goes by at one time.
 #[derive(Clone)]
@@ -71,6 +88,8 @@ struct Current {
     listeners: BTreeMap<String, Arc<material::ListenerMaterial>>,
     own_issuers: std::collections::BTreeSet<String>,
     words: Words,
+    /// Weak hashes are made anew.
+    rehash: bool,
 }
 
 impl Gate {
@@ -100,6 +119,7 @@ impl Gate {
             numbers: AtomicU64::new(1),
             hasher,
             methods,
+            weak_logins: OnceLock::new(),
             stats: Arc::default(),
             seen,
             current: ArcSwap::from_pointee(Current::new(settings, material)),
@@ -127,6 +147,13 @@ impl Gate {
         self.current.store(Arc::new(Current { directory, ..Current::clone(&current) }));
     }
 
+    /// Right passwords whose hashes are weak, from now on, where the configuration wants those anew; of many at once some.
+    pub fn weak_logins(&self) -> Receiver<WeakLogin> {
+        let (sender, receiver) = channel(WEAK_LOGINS_MAX);
+        let _ = self.weak_logins.set(sender);
+        receiver
+    }
+
     fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
@@ -139,6 +166,7 @@ impl Current {
             directory: material.directory.clone(),
             listeners: material.listeners.clone(),
             own_issuers: material.own_issuers.clone(),
+            rehash: settings.rehash,
             words: match settings.log.style {
                 LogStyle::Own => Words::Own,
                 LogStyle::Mosquitto { connections: true, .. } => Words::Mosquitto,

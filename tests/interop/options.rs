@@ -255,3 +255,31 @@ while True:
         "{lines}"
     );
 }
+
+#[test]
+fn a_weak_hash_is_made_anew_at_the_next_login_where_that_is_asked_for() {
+    let site = Site::new(&["--client", "device1"]);
+    let weak = "mosquitto_passwd -H sha512 -b config/passwd alice one; mosquitto_passwd -H sha512-pbkdf2 -I 101 -b config/passwd bob two";
+    let binary = env!("CARGO_BIN_EXE_lockgate");
+    shell(&site, &format!("ln -s {binary} mosquitto_passwd; export PATH=.:$PATH; {weak}; chmod 600 config/passwd"));
+    let login = |broker: &crate::site::Broker, name: &str, secret: &str| {
+        tool(&site, &format!("mosquitto_pub -p {} -u {name} -P {secret} -t t -m m -q 1", broker.plain_port)).0
+    };
+    let broker = site.serve();
+    assert_eq!(login(&broker, "alice", "one"), Some(0));
+    assert!(site.ok(&["status"]).contains("2 password(s) have hashes of old kinds"));
+    assert!(site.text("config/passwd").contains("alice:$6$"));
+    drop(broker);
+    site.edit("config/lockgate.yaml", "rehash: false", "rehash: true");
+    let broker = site.serve();
+    assert_ne!(login(&broker, "alice", "wrong"), Some(0));
+    assert_eq!(login(&broker, "alice", "one"), Some(0));
+    broker.wait_for("the password of alice has a hash of argon2id now");
+    let text = site.text("config/passwd");
+    assert!(text.contains("alice:$argon2id$") && text.contains("bob:$7$101$"), "{text}");
+    eventually("bob alone", || site.ok(&["status"]).contains("1 password(s) have hashes of old kinds"));
+    assert_eq!((login(&broker, "alice", "one"), login(&broker, "bob", "two")), (Some(0), Some(0)));
+    broker.wait_for("the password of bob has a hash of argon2id now");
+    assert_ne!(login(&broker, "alice", "two"), Some(0));
+    eventually("nobody", || !site.ok(&["status"]).contains("old kinds"));
+}

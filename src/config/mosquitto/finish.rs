@@ -56,6 +56,7 @@ impl Draft {
             passwords: self.security.passwords.clone(),
             acl: self.security.acl.clone(),
             identities: None,
+            rehash: false,
             self_renew: false,
             at_expiry: AtExpiry::Keep,
             shards: 1,
