@@ -100,7 +100,7 @@ impl Default for Limits {
             payload_size_max: 256 * 1024 * 1024,
             qos_max: QoS::ExactlyOnce,
             retain_available: true,
-            inflight_bytes_max: usize::MAX,
+            inflight_bytes_max: 64 * 1024 * 1024,
             queues_qos_0: false,
             upgrades_qos: false,
             checks_retained_source: false,

@@ -81,17 +81,7 @@ impl Maker<'_> {
         for folder in [&self.layout.config, &self.layout.pki, &self.layout.data] {
             self.change.folder(folder, 0o700, self.owner);
         }
-        // Keys and passwords stay out of git, whatever the checkout's own rules are, now or later.
-        let secrets = "# Secrets: nothing here belongs in git.\n*\n";
-        let passwords = "# Secrets; the rest may be kept in git.\npasswd\n.lockgate-*\n";
-        for (folder, text) in
-            [(&self.layout.config, passwords), (&self.layout.pki, secrets), (&self.layout.data, secrets)]
-        {
-            let path = folder.join(".gitignore");
-            if !path.exists() {
-                self.change.write(&path, text, 0o644, self.owner);
-            }
-        }
+        keep_out_of_git(&mut self.change, &self.layout.config, [&self.layout.pki, &self.layout.data], self.owner);
         Ok(())
     }
 
@@ -527,6 +517,18 @@ impl Maker<'_> {
             self.made("ledger of certificates", &path, None);
         }
         Ok(())
+    }
+}
+
+/// Keys and passwords stay out of git, whatever the checkout's own rules are, now or later.
+pub(super) fn keep_out_of_git(change: &mut Transaction, config: &Path, secret: [&PathBuf; 2], owner: Option<Owner>) {
+    let all = "# Secrets: nothing here belongs in git.\n*\n";
+    let passwords = "# Secrets; the rest may be kept in git.\npasswd*\n.lockgate-*\n";
+    for (folder, text) in [(config, passwords), (secret[0], all), (secret[1], all)] {
+        let path = folder.join(".gitignore");
+        if !path.exists() {
+            change.write(&path, text, 0o644, owner);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod ca;
 mod client;
 mod enroll;
 mod environment;
+mod import;
 mod init;
 mod log;
 mod make;
@@ -81,6 +82,8 @@ enum Command {
     Server(server::Arguments),
     /// Edit a bare password file (a site's own: `lockgate client passwd`)
     Passwd(passwd::Arguments),
+    /// Bring another broker's installation over
+    Import(import::Arguments),
     /// Serve with a mosquitto.conf as it is (also when this program is called `mosquitto`)
     #[command(disable_help_flag = true)]
     Mosquitto(Foreign),
@@ -166,6 +169,7 @@ pub fn main() -> ExitCode {
         Command::Ca(arguments) => ca::run(arguments),
         Command::Server(arguments) => server::run(arguments),
         Command::Passwd(arguments) => passwd::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
         Command::Mosquitto(foreign) => mosquitto::run(foreign.arguments.into_iter()),
         Command::MosquittoPasswd(foreign) => mosquitto_passwd::run(foreign.arguments.into_iter()),
         Command::Acl(arguments) => acl::run(arguments),

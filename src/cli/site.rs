@@ -75,7 +75,7 @@ impl Files {
             identities: settings.identities.clone().unwrap_or_else(|| folder.join("identities.yaml")),
             ledger: settings.ledger(),
             bundles: settings.pki.join("clients"),
-            issued: settings.pki.join("issued"),
+            issued: settings.issued(),
             tls: tls_folders(settings),
             anchor: if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder },
         }
@@ -93,7 +93,7 @@ impl Files {
 
     pub(super) fn ledger_text(&self) -> Result<String, Failure> {
         // Begun anew it would know nobody, and say nothing of it.
-        if !self.ledger.exists() && self.issued.exists() {
+        if !self.ledger.exists() && pki::has_kept(&self.issued) {
             return Err(Failure::new(format!(
                 "{} is missing: `lockgate ca ledger --rebuild` makes it anew from the certificates",
                 self.ledger.display()

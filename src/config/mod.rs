@@ -4,6 +4,7 @@
 //! over it; [`read`] takes it apart by name, collects every problem there is, and what remains is a
 //! checked [`Settings`]. Every configuration format ends in the same [`Settings`].
 
+mod listeners;
 pub mod mosquitto;
 mod read;
 mod reader;

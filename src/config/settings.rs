@@ -67,6 +67,11 @@ impl Settings {
         self.pki.join("ledger.jsonl")
     }
 
+    /// Each certificate that was ever issued, in a file of its own.
+    pub fn issued(&self) -> PathBuf {
+        self.pki.join("issued")
+    }
+
     pub fn ca_certificate(&self) -> PathBuf {
         self.pki.join("ca.crt")
     }

@@ -44,7 +44,6 @@ pub fn render(template: &Template) -> String {
     allow-anonymous: false         # clients without a name
     min-level: plain               # plain | tls | mtls: refuse what is less protected
     connections-max: 100000
-    mount-point: none              # put before all topics of its clients: site1/, say; they do not see it
     proxy-protocol: false          # a proxy is before it, and says whose connections it passes on (versions 1 and 2)
 "#
         ),
@@ -95,10 +94,21 @@ listeners:
     client-crl: none               # a file with that CA's revocation lists, where somebody else keeps them
     client-certs: {client_certs}         # off | optional | required
     identity: default              # default: a certificate, or a name with its password, or both;
-                                   # cn | subject: the certificate alone says who it is
+                                   # cn | subject: the certificate alone says who it is; user-name: the name alone does
     allow-anonymous: false
     min-level: plain
     connections-max: 100000
+    # Rarely needed, and of any listener:
+    mount-point: none              # put before all topics of its clients: site1/, say; they do not see it
+    passwords: site                # site: the one above; none; or a file of this listener's own
+    acl: site                      # the same
+    interface: any                 # eth1, say: what comes by others is not taken
+    versions: all                  # some of 3.1 3.1.1 5.0
+    qos-max: 2                     # where it is lower than `limits.qos-max`
+    client-id-from-user-name: false # whatever a client calls itself
+    client-id-prefix: none         # what client ids have to begin with
+    empty-client-id: true          # replaced by one that is made up, or refused
+    assigned-id-prefix: auto-      # what such a one begins with
 
 tls:
   min-version: "1.2"               # "1.2" | "1.3"
@@ -122,6 +132,7 @@ limits:
   receive-maximum: 100             # QoS 1 and 2 under way from one client: DISCONNECT 0x93
   queued-messages-max: 10000       # waiting for one session: the queue policy decides
   queued-bytes-max: 64MiB
+  inflight-bytes-max: 64MiB        # under way to one client
   queue-policy: drop-new           # drop-new | drop-oldest; counted either way
   backlog-bytes-max: 1MiB          # not yet taken by a socket: QoS 0 is dropped, QoS 1 and 2 wait
   subscriptions-max: 10000         # of one session: SUBACK 0x97

@@ -389,7 +389,7 @@ fn read_own_cas(
     if info.not_after <= now {
         problems.push(format!("{}: the CA expired on {}", path.display(), info.not_after_date()));
     }
-    let kept = settings.pki.join("issued").exists();
+    let kept = pki::has_kept(&settings.issued());
     let ours = kept || key.exists() || info.common_name.as_deref().is_some_and(|name| name.contains(" Lockgate CA "));
     match (has_ledger, ours) {
         (true, _) => infos,
@@ -409,7 +409,7 @@ fn read_own_cas(
 /// Passwords, minimum levels and current certificates alone: what a change of clients touches.
 pub fn load_directory(settings: &Settings) -> Result<Directory, MaterialError> {
     let mut problems = Vec::new();
-    if !settings.ledger().exists() && settings.pki.join("issued").exists() {
+    if !settings.ledger().exists() && pki::has_kept(&settings.issued()) {
         let ledger = settings.ledger();
         problems.push(format!("{} is missing: `lockgate ca ledger --rebuild` makes it anew", ledger.display()));
     }

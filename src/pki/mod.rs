@@ -32,7 +32,7 @@ pub use ledger::{Entry, Event, Kind, Ledger, LedgerError, Reason, Revocation};
 pub use pkcs7::certs_only;
 pub use plan::{CA_DAYS, ISSUING_CA_DAYS, KeyType, LEAF_DAYS_MAX, Permitted, ServerName, ServerNameError};
 pub use protected::{ProtectedKeyError, is_protected, open as open_key, protect as protect_key, to_pkcs8};
-pub use rebuild::{Rebuilt, Remains, is_signed_by, kept, rebuild, same_name};
+pub use rebuild::{Rebuilt, Remains, has_kept, is_signed_by, kept, rebuild, same_name};
 pub use request::{Request, RequestError, new_request, new_server_request};
 pub use survey::{Book, FoundCertificate, FoundKey, Indexed, Survey};
 pub use tokens::{Token, TokenError, Tokens};

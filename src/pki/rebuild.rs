@@ -2,6 +2,7 @@
 //! it stand the ledger's lines about it; what they say is believed as far as the certificate bears it out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
@@ -13,6 +14,13 @@ use super::ledger::{Entry, Event, Kind, Ledger, Reason};
 use crate::types::Identity;
 
 const NOTE: &str = "# ";
+
+/// Whether any certificate is kept in this folder: beside those a ledger is missing, and not only not begun. A folder
+/// alone is what a change leaves that was killed before it was true.
+pub fn has_kept(folder: &Path) -> bool {
+    let certificates = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    certificates.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|extension| extension == "crt"))
+}
 
 /// The text of a certificate's own file: what the ledger says of it, then itself.
 pub fn kept(event: &Event, text: &str) -> String {

@@ -31,7 +31,7 @@ pub(crate) fn tool(site: &Site, line: &str) -> (Option<i32>, String) {
 }
 
 /// The lines that nearly every guide has, for the files that it makes: a v1 server certificate without a name among them.
-const GUIDE: &str = "openssl genrsa -out ca.key 2048
+pub(crate) const GUIDE: &str = "openssl genrsa -out ca.key 2048
     openssl req -new -x509 -days 1826 -key ca.key -out ca.crt -subj '/O=Home/CN=Home CA'
     openssl genrsa -out server.key 2048; openssl req -new -out server.csr -key server.key -subj '/O=Home/CN=localhost'
     openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 360

@@ -12,8 +12,8 @@ use super::super::site::{self, Files};
 use super::super::{Failure, SiteArguments, bundle};
 use crate::config::{self, Settings, Template};
 use crate::pki::{
-    self, Authority, CertificateInfo, Entry, Event, FoundCertificate, FoundKey, Indexed, Kind, Lock, Reason, Survey,
-    Transaction, certificate_pem, is_signed_by,
+    self, Authority, CertificateInfo, Entry, Event, FoundCertificate, FoundKey, Indexed, Kind, Lock, Owner, Reason,
+    Survey, Transaction, certificate_pem, is_signed_by,
 };
 use crate::types::Identity;
 
@@ -44,8 +44,12 @@ pub(super) fn import(arguments: &Arguments) -> Result<(), Failure> {
     paths.extend(arguments.ca.iter().chain(&arguments.server).cloned());
     let survey = Survey::of(&paths)?;
     let now = OffsetDateTime::now_utc();
-    let plan = Plan::of(&survey, arguments, now)?;
+    let plan = Plan::of(&survey, arguments.ca.as_deref(), arguments.server.as_deref(), now)?;
     plan.say(now);
+    if !plan.findings.is_empty() {
+        say!("To be mended:");
+        plan.findings.iter().for_each(|what| say!("  - {what}"));
+    }
     if arguments.dry_run {
         say!("Nothing was changed: this was a dry run.");
         return Ok(());
@@ -90,19 +94,19 @@ fn destination(arguments: &SiteArguments) -> Result<(Settings, bool), Failure> {
 }
 
 /// A certificate authority with what it issued.
-struct Plan<'s> {
-    ca: &'s FoundCertificate,
+pub(in crate::cli) struct Plan<'s> {
+    pub(in crate::cli) ca: &'s FoundCertificate,
     /// PKCS #8, open or under its passphrase, with the place that it is from.
-    ca_key: Option<(PathBuf, Zeroizing<String>)>,
+    pub(in crate::cli) ca_key: Option<(PathBuf, Zeroizing<String>)>,
     /// Who signed an issuing CA.
     root: Option<&'s FoundCertificate>,
-    server: Option<(&'s FoundCertificate, &'s FoundKey)>,
+    pub(in crate::cli) server: Option<(&'s FoundCertificate, &'s FoundKey)>,
     clients: Vec<Client<'s>>,
     /// Certificates of which only the books know.
     indexed: Vec<(&'s Indexed, Identity)>,
     revoked: Vec<(String, OffsetDateTime, Reason)>,
     /// What is wrong or left out, and what mends it.
-    findings: Vec<String>,
+    pub(in crate::cli) findings: Vec<String>,
 }
 
 struct Client<'s> {
@@ -112,8 +116,14 @@ struct Client<'s> {
 }
 
 impl<'s> Plan<'s> {
-    fn of(survey: &'s Survey, arguments: &Arguments, now: OffsetDateTime) -> Result<Plan<'s>, Failure> {
-        let ca = find_ca(survey, arguments.ca.as_deref())?;
+    /// `ca`, `server`: the certificates' files, where somebody says which.
+    pub(in crate::cli) fn of(
+        survey: &'s Survey,
+        ca: Option<&Path>,
+        server: Option<&Path>,
+        now: OffsetDateTime,
+    ) -> Result<Plan<'s>, Failure> {
+        let ca = find_ca(survey, ca)?;
         check_ca(survey, ca, now)?;
         let ca_key = find_ca_key(survey, ca)?;
         let mut plan = Plan {
@@ -140,7 +150,7 @@ impl<'s> Plan<'s> {
             .filter(|found| found.info.fingerprint != ca.info.fingerprint)
             .filter(|found| plan.root.is_none_or(|root| root.info.fingerprint != found.info.fingerprint))
             .collect();
-        plan.take_server(survey, &leaves, arguments.server.as_deref(), now)?;
+        plan.take_server(survey, &leaves, server, now)?;
         for found in leaves {
             if plan.server.is_none_or(|(server, _)| server.info.fingerprint != found.info.fingerprint) {
                 plan.take_client(survey, found, now);
@@ -321,7 +331,7 @@ impl<'s> Plan<'s> {
         }
     }
 
-    fn say(&self, now: OffsetDateTime) {
+    pub(in crate::cli) fn say(&self, now: OffsetDateTime) {
         let info = &self.ca.info;
         say!("CA:      {} ({}), expires {}", info.subject, self.ca.path.display(), info.not_after_date());
         match &self.ca_key {
@@ -354,10 +364,6 @@ impl<'s> Plan<'s> {
             let state = if line.revoked.is_some() { "revoked" } else { "good" };
             say!("Client:  {identity}, {state}, of which index.txt alone knows (serial {})", line.serial);
         }
-        if !self.findings.is_empty() {
-            say!("To be mended:");
-            self.findings.iter().for_each(|what| say!("  - {what}"));
-        }
         say!("Certificates of this CA that are not named above will admit nobody: import them too.");
     }
 
@@ -369,6 +375,20 @@ impl<'s> Plan<'s> {
         files.recover()?;
         let owner = files.owner();
         let mut change = Transaction::new(&files.anchor);
+        self.stage(&mut change, settings, owner, now)?;
+        change.commit()?;
+        Ok(())
+    }
+
+    /// Has `change` write the CA, the server's certificate, clients' bundles and the ledger.
+    pub(in crate::cli) fn stage(
+        &self,
+        change: &mut Transaction,
+        settings: &Settings,
+        owner: Option<Owner>,
+        now: OffsetDateTime,
+    ) -> Result<(), Failure> {
+        let files = Files::of(settings);
         change.folder(&settings.pki, 0o700, owner);
         let ca_pem = certificate_pem(&self.ca.der);
         change.write(&settings.ca_certificate(), ca_pem.as_str(), 0o644, owner);
@@ -427,8 +447,7 @@ impl<'s> Plan<'s> {
         }
         let revoked = self.revoked.iter().cloned();
         events.extend(revoked.map(|(serial, at, reason)| Event::Revoked { at, serial, reason }));
-        files.record(&mut change, &events, owner)?;
-        change.commit()?;
+        files.record(change, &events, owner)?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! `lockgate ca`: the site's certificate authority.
 
-mod import;
+pub(super) mod import;
 mod install;
 mod ledger;
 mod list;

@@ -11,6 +11,10 @@ use crate::broker::Limits;
 use crate::config::LogDestination;
 
 pub(super) struct Draft {
+    /// What is refused is left out.
+    pub(super) lenient: bool,
+    /// Why something was, so far.
+    pub(super) refused: Vec<&'static str>,
     pub(super) doors: Vec<Door>,
     /// Which listener the next option is for; each file begins without.
     pub(super) current: Option<usize>,
@@ -38,22 +42,30 @@ pub(super) struct Draft {
     pub(super) notices: Vec<String>,
 }
 
+/// What Mosquitto 2.1 limits where its configuration says nothing.
+pub fn default_limits() -> Limits {
+    Limits {
+        packet_size_max: 2_000_000,
+        inflight_max: 20,
+        queued_messages_max: 1000,
+        queued_bytes_max: 1 << 40,
+        inflight_bytes_max: 1 << 40,
+        retained_messages_max: 1_000_000_000,
+        retained_bytes_max: 1 << 40,
+        sessions_max: 100_000_000,
+        subscriptions_max: 1_000_000_000,
+        as_mosquitto: true,
+        topic_levels_max: 201,
+        ..Limits::default()
+    }
+}
+
 impl Default for Draft {
     fn default() -> Draft {
-        let limits = Limits {
-            packet_size_max: 2_000_000,
-            inflight_max: 20,
-            queued_messages_max: 1000,
-            queued_bytes_max: 1 << 40,
-            retained_messages_max: 1_000_000_000,
-            retained_bytes_max: 1 << 40,
-            sessions_max: 100_000_000,
-            subscriptions_max: 1_000_000_000,
-            as_mosquitto: true,
-            topic_levels_max: 201,
-            ..Limits::default()
-        };
+        let limits = default_limits();
         Draft {
+            lenient: false,
+            refused: Vec::new(),
             limits,
             doors: Vec::new(),
             current: None,
@@ -122,7 +134,17 @@ impl Draft {
                 if off {
                     return Ok(());
                 }
-                Err(Wrong::new(format!("{name} is not done here: {instead}.")))
+                let what = format!("{name} is not done here: {instead}.");
+                match self.lenient {
+                    false => Err(Wrong::new(what)),
+                    true if self.refused.contains(&instead) => Ok(()),
+                    true => {
+                        // Once for all options of a bridge, say.
+                        self.refused.push(instead);
+                        self.notices.push(what);
+                        Ok(())
+                    }
+                }
             }
         }
     }

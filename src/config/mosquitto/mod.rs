@@ -13,6 +13,7 @@ pub use options::{Fate, OPTIONS};
 
 use super::{KeyLog, Settings};
 use apply::Draft;
+pub use apply::default_limits;
 
 /// What Mosquitto's command line says.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,8 @@ pub struct CommandLine {
     pub quiet: bool,
     /// Where state lies if nothing is to be kept.
     pub scratch: PathBuf,
+    /// What is refused otherwise is left out, and said among the notices.
+    pub lenient: bool,
     /// `--tls-keylog`: where the keys of all TLS sessions go.
     pub key_log: Option<KeyLog>,
 }
@@ -70,7 +73,7 @@ struct Line<'a> {
 
 /// Reads what the command line names.
 pub fn load(command: &CommandLine) -> Result<Read, Wrong> {
-    let mut draft = Draft::default();
+    let mut draft = Draft { lenient: command.lenient, ..Draft::default() };
     if let Some(file) = &command.file {
         read_file(&mut draft, file, true)?;
     }
