@@ -28,41 +28,52 @@ pub enum DirectoryError {
 
 /// Reads a password file: `NAME:HASH`, a line each; empty lines and `#` comments are skipped.
 pub fn parse_passwords(text: &str) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
-    parse(text, Identity::parse)
-}
-
-/// The same of one that Mosquitto wrote, for which any name will do.
-pub fn parse_foreign_passwords(text: &str) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
-    parse(text, |name| Ok(Identity::foreign(name)))
-}
-
-fn parse(
-    text: &str,
-    identity: impl Fn(&str) -> Result<Identity, IdentityError>,
-) -> Result<Vec<PasswordLine>, Vec<DirectoryError>> {
-    let mut lines = Vec::new();
-    let mut errors = Vec::new();
-    let mut seen = BTreeSet::new();
+    let (mut lines, mut errors, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (at, content) in text.lines().enumerate() {
         let line = at as u32 + 1;
-        let content = content.trim();
-        if content.is_empty() || content.starts_with('#') {
-            continue;
-        }
-        let Some((name, hash)) = content.split_once(':') else {
-            errors.push(DirectoryError::NoColon { line });
-            continue;
-        };
-        match (identity(name), PasswordHash::parse(hash)) {
-            (Err(error), _) => errors.push(DirectoryError::Name { line, error }),
-            (Ok(name), Err(error)) => errors.push(DirectoryError::Hash { line, name, error }),
-            (Ok(identity), Ok(_)) if !seen.insert(identity.clone()) => {
-                errors.push(DirectoryError::Twice { line, name: identity });
+        match parse_line(line, content, Identity::parse) {
+            Some(Ok(read)) if !seen.insert(read.identity.clone()) => {
+                errors.push(DirectoryError::Twice { line, name: read.identity });
             }
-            (Ok(identity), Ok(hash)) => lines.push(PasswordLine { identity, hash }),
+            Some(Ok(read)) => lines.push(read),
+            Some(Err(error)) => errors.push(error),
+            None => {}
         }
     }
     if errors.is_empty() { Ok(lines) } else { Err(errors) }
+}
+
+/// The same of one that Mosquitto wrote, for which any name will do: who has a line that cannot be read does not come
+/// in, and of several lines of one name the last counts.
+pub fn parse_foreign_passwords(text: &str) -> (Vec<PasswordLine>, Vec<DirectoryError>) {
+    let mut lines: BTreeMap<Identity, PasswordLine> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for (at, content) in text.lines().enumerate() {
+        match parse_line(at as u32 + 1, content, |name| Ok(Identity::foreign(name))) {
+            Some(Ok(read)) => drop(lines.insert(read.identity.clone(), read)),
+            Some(Err(error)) => errors.push(error),
+            None => {}
+        }
+    }
+    (lines.into_values().collect(), errors)
+}
+
+/// `None` for one that says nothing.
+fn parse_line(
+    line: u32,
+    content: &str,
+    identity: impl Fn(&str) -> Result<Identity, IdentityError>,
+) -> Option<Result<PasswordLine, DirectoryError>> {
+    let content = content.trim();
+    if content.is_empty() || content.starts_with('#') {
+        return None;
+    }
+    let Some((name, hash)) = content.split_once(':') else { return Some(Err(DirectoryError::NoColon { line })) };
+    Some(match (identity(name), PasswordHash::parse(hash)) {
+        (Err(error), _) => Err(DirectoryError::Name { line, error }),
+        (Ok(name), Err(error)) => Err(DirectoryError::Hash { line, name, error }),
+        (Ok(identity), Ok(hash)) => Ok(PasswordLine { identity, hash }),
+    })
 }
 
 /// Everybody who may come in, as read from the password file, the identities and the ledger.
@@ -174,6 +185,12 @@ mod tests {
         assert!(lines[0].starts_with("line 4: expected NAME:HASH"), "{lines:?}");
         assert!(lines[1].starts_with("line 5:") && lines[2].starts_with("line 6:") && lines[3].starts_with("line 7:"));
         assert_eq!(parse_passwords(&format!("a:{hash}\n")).unwrap().len(), 1);
+        // Of somebody else's file what can be read counts, the last of a name.
+        let other = PasswordHash::new(b"y", Cost::Generated, [2; 16]);
+        let (lines, errors) = parse_foreign_passwords(&format!("bob b:{hash}\nbad\na:{hash}\na:{other}\n"));
+        let hashes: Vec<String> = lines.iter().map(|line| line.hash.to_string()).collect();
+        assert_eq!(hashes, [other.to_string(), hash.to_string()]);
+        assert!(errors[0].to_string().starts_with("line 2: "));
     }
 
     #[test]

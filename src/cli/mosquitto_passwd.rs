@@ -1,6 +1,8 @@
 //! `lockgate mosquitto_passwd`, or the binary under that name: Mosquitto's tool for password files, flag for flag.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{Failure, ask};
 use crate::auth::{Cost, PasswordHash};
-use crate::pki;
+use crate::pki::{self, FileError};
 
 const USAGE: &str = "\
 lockgate mosquitto_passwd: manage a password file.
@@ -136,7 +138,22 @@ fn write(file: &Path, lines: &[String]) -> Result<(), Failure> {
     } else {
         file.to_owned()
     };
-    pki::replace(&place, text.as_bytes(), 0o600).map_err(failed)
+    // What a link names is what is meant, and the link stays.
+    let place = place.canonicalize().unwrap_or(place);
+    match pki::replace(&place, text.as_bytes(), 0o600) {
+        // A file that is mounted by itself, as containers have it, cannot be replaced: it is written where it is.
+        Err(FileError::Io { error, .. }) if error.kind() == ErrorKind::ResourceBusy => rewrite(&place, text.as_bytes())
+            .map_err(|error| failed(format!("Unable to write password file {}: {error}.", place.display()))),
+        replaced => replaced.map_err(failed),
+    }
+}
+
+/// Not atomic: a crash in the middle may leave some of it.
+fn rewrite(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut open = OpenOptions::new().write(true).open(file)?;
+    open.write_all(bytes)?;
+    open.set_len(bytes.len() as u64)?;
+    open.sync_all()
 }
 
 fn is_of(line: &str, name: &str) -> bool {

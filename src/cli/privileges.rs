@@ -1,14 +1,14 @@
 //! From root to the user that a broker runs as: once keys are read and ports are bound, for good.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::unistd::{User, initgroups, setgid, setuid};
 use rustix::fs::{Dir, Mode, OFlags, openat};
 
 use super::{Failure, log};
-use crate::config::Settings;
+use crate::config::{ListenerAddress, Settings};
 
 /// Becomes the configured user, if this is root's process and one is configured; nothing else has been started yet.
 /// What the broker writes is that user's from now on, and so is what root has left in the data folder.
@@ -39,6 +39,12 @@ pub(super) fn drop_to(settings: &Settings, log_files: &log::Files) -> Result<Opt
     give(&settings.data, user.uid.as_raw(), user.gid.as_raw())
         .map_err(|error| failed(&format!("{}: ", settings.data.display()), &error))?;
     log_files.give(user.uid.as_raw(), user.gid.as_raw());
+    for listener in &settings.listeners {
+        if let ListenerAddress::Unix(path) = &listener.address {
+            give_socket(path, user.uid.as_raw(), user.gid.as_raw())
+                .map_err(|error| failed(&format!("{}: ", path.display()), &error))?;
+        }
+    }
     let group = std::ffi::CString::new(user.name.as_str()).map_err(|error| failed("", &error))?;
     initgroups(&group, user.gid)
         .and_then(|()| setgid(user.gid))
@@ -90,6 +96,16 @@ fn give(data: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
         return Ok(());
     }
     give_below(&folder, uid, gid, 0)
+}
+
+/// A socket that root has just bound: its user's programs connect to it, and a start that is not root's replaces it.
+fn give_socket(path: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    if metadata.uid() == 0 && metadata.file_type().is_socket() {
+        // The link itself, should somebody have put one in its place just now.
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// Below first, and the folder last: as long as it is root's nobody changes what is in it.

@@ -30,7 +30,12 @@ impl Knock {
             [0x16, 0x03, ..] | [0x16] => Knock::Tls,
             // CONNECT, in whatever length.
             [0x10, ..] => Knock::Mqtt,
-            _ if [&b"GET "[..], b"POST", b"HEAD", b"PUT ", b"OPTI"].iter().any(|verb| bytes.starts_with(verb)) => {
+            // Whole, or what came of it so far.
+            _ if !bytes.is_empty()
+                && [&b"GET "[..], b"POST", b"HEAD", b"PUT ", b"OPTI"]
+                    .iter()
+                    .any(|verb| verb.iter().zip(bytes).all(|(wanted, byte)| wanted == byte)) =>
+            {
                 Knock::Http
             }
             _ => Knock::Other,

@@ -249,7 +249,8 @@ fn arrive(gate: &Arc<Gate>, listener: &Arc<str>, local: &Arc<str>, peer: Peer, s
     // Gone with a reload: its task is about to end.
     let Some(material) = current.listeners.get(&**listener).cloned() else { return };
     let address = match peer {
-        Peer::Network(address) => Some(address.ip()),
+        // A proxy's address is that of all its clients.
+        Peer::Network(address) => Some(address.ip()).filter(|_| !material.proxied),
         Peer::Unix => None,
     };
     match gate.slots.take(listener, material.connections_max, address) {

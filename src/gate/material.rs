@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::tickets::Tickets;
 use super::tls::TlsLoader;
-use crate::auth::{self, Acl, Cost, Directory, ListenerRules, PasswordHash, PasswordLine};
+use crate::auth::{self, Acl, Cost, Directory, DirectoryError, ListenerRules, PasswordHash, PasswordLine};
 use crate::config::{ClientCerts, ClientIds, Listener, Settings, TlsFiles, Transport, WebSocket};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, Kind, Ledger, LedgerError};
 use crate::types::{CertificateId, Entrance, Identity, Level};
@@ -102,6 +102,7 @@ impl Material {
         note_permissions(settings, &mut findings);
         if settings.stands_in {
             note_loose(settings, &mut findings);
+            unreadable_passwords(settings, &mut findings);
         }
         let acl = read_acl(settings, &mut problems);
         let ledger = read_ledger(settings, &mut problems);
@@ -334,6 +335,22 @@ pub(super) fn secret(path: &Path, stands_in: bool) -> Result<Zeroizing<Vec<u8>>,
     }
 }
 
+/// Lines of Mosquitto's password files that let nobody in.
+fn unreadable_passwords(settings: &Settings, findings: &mut Vec<Finding>) {
+    for path in settings.password_files() {
+        let text = plain(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+        for error in auth::parse_foreign_passwords(&text).1 {
+            let what = match &error {
+                DirectoryError::Hash { line, name, error } => format!("line {line}: {name}: {error}"),
+                other => other.to_string(),
+            };
+            let what =
+                format!("{}: nobody comes in by this line; `mosquitto_passwd` sets it anew", placed(path, &what));
+            findings.push(Finding { severity: Severity::Warning, what });
+        }
+    }
+}
+
 /// Keys and passwords that others than their owner can read.
 fn note_loose(settings: &Settings, findings: &mut Vec<Finding>) {
     let keys = settings.tls_files().map(|tls| &tls.key);
@@ -435,12 +452,17 @@ fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut V
     Some(Directory::new(passwords, min_levels, current, fallback).with_listeners(own))
 }
 
+/// Of a file of Mosquitto's what can be read: [`unreadable_passwords`] says what cannot.
 fn read_passwords(path: Option<&Path>, foreign: bool, problems: &mut Vec<String>) -> Option<Vec<PasswordLine>> {
     let Some(path) = path else { return Some(Vec::new()) };
     let bytes = secret(path, foreign).map_err(|error| problems.push(error.to_string())).ok()?;
     let text = text_of(path, &bytes, problems)?;
-    let parsed = if foreign { auth::parse_foreign_passwords(&text) } else { auth::parse_passwords(&text) };
-    parsed.map_err(|errors| problems.extend(errors.iter().map(|error| placed(path, &error.to_string())))).ok()
+    if foreign {
+        return Some(auth::parse_foreign_passwords(&text).0);
+    }
+    auth::parse_passwords(&text)
+        .map_err(|errors| problems.extend(errors.iter().map(|error| placed(path, &error.to_string()))))
+        .ok()
 }
 
 /// The identities' minimum levels, or what is wrong with their file.

@@ -228,7 +228,12 @@ impl Transaction {
 /// Replaces one file's content, whole or not at all.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     stage_file(path, bytes, mode, None)?;
-    fs::rename(staged_path(path), path).map_err(io_error("write", path))?;
+    let staged = staged_path(path);
+    fs::rename(&staged, path).map_err(|error| {
+        // It may be a secret.
+        drop(fs::remove_file(&staged));
+        io_error("write", path)(error)
+    })?;
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 

@@ -164,7 +164,8 @@ impl Decoder {
             return Err(Breach::ReservedBit);
         }
         let mut mask = header.mask.ok_or(Breach::Unmasked)?;
-        if header.len(length) != size {
+        // The shortest form, whose topmost bit is 0.
+        if header.len(length) != size || length >> 63 != 0 {
             return Err(Breach::LongLength);
         }
         let control = match header.opcode {

@@ -147,7 +147,9 @@ fn breaches() {
     assert_eq!(breach(&frame(FIN | 1, b"x")), Breach::Text);
     assert_eq!(breach(&frame(FIN | BINARY, &[0; 100_001])[..14]), Breach::TooLarge(100_001));
     assert_eq!(breach(b"\x82\xfe\x00\x01\0\0\0\0x"), Breach::LongLength);
-    assert_eq!(breach(b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0x"), Breach::TooLarge(u64::MAX));
+    assert_eq!(breach(b"\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0x"), Breach::TooLarge(u64::MAX >> 1));
+    // The most significant bit must be 0 (section 5.2).
+    assert_eq!(breach(b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0x"), Breach::LongLength);
     for close in [&[3][..], &[3, 0xed], &[0, 0], &[3, 0xe8, 0xff]] {
         assert_eq!(breach(&frame(CLOSE, close)), Breach::Close);
     }

@@ -276,3 +276,31 @@ fn as_mosquitto_refusals_are_not_explained_and_mqtt_3_has_no_longer_keep_alive()
         assert_eq!(rig.take_reasons(id)[0].is_none(), as_mosquitto);
     }
 }
+
+#[test]
+fn as_mosquitto_a_will_that_may_not_be_written_lets_its_client_in_and_is_not_published() {
+    for as_mosquitto in [false, true] {
+        let acl = Acl::parse("pattern readwrite open/#\npattern read #\n").unwrap();
+        let limits = Limits { as_mosquitto, ..Limits::default() };
+        let mut rig = Rig::on(1, limits, acl, false, Methods::default());
+        let s = rig.join(client("s"));
+        rig.subscribe_with(s, &[("#", 0)], &[]);
+        rig.take(s);
+        for topic in ["secret", "open/x"] {
+            let will = Will {
+                qos: QoS::AtMostOnce,
+                retain: false,
+                properties: WillProperties::default(),
+                topic,
+                payload: b"gone",
+            };
+            let id = rig.connect(Client { will: Some(will), ..client("mortal") });
+            let refused = rig.closing(id) == Some(Closing::WillNotAllowed);
+            assert_eq!(refused, topic == "secret" && !as_mosquitto);
+            if !refused {
+                rig.lose(id);
+            }
+        }
+        assert_eq!(rig.take(s), ["PUBLISH open/x gone"]);
+    }
+}

@@ -283,3 +283,47 @@ fn a_weak_hash_is_made_anew_at_the_next_login_where_that_is_asked_for() {
     assert_ne!(login(&broker, "alice", "two"), Some(0));
     eventually("nobody", || !site.ok(&["status"]).contains("old kinds"));
 }
+
+#[test]
+fn a_unix_socket_belongs_to_the_user_that_the_broker_becomes_and_takes_who_it_is() {
+    if run_with(Command::new("id").arg("-u"), b"").1.trim() != "0" {
+        eprintln!("NOT RUN: this needs root, to become another user");
+        return;
+    }
+    let site = Site::empty();
+    let port = free_port();
+    shell(&site, "chmod 755 .; mosquitto_passwd -c -b passwd alice one; printf 'nonsense\\nbob:$9$x\\n' >> passwd");
+    let folder = site.path("").display().to_string();
+    site.write(
+        "m.conf",
+        &format!(
+            "user mosquitto\nallow_anonymous false\npassword_file {folder}/passwd\nlistener {port} 127.0.0.1\nlistener 0 {folder}/m.sock\n"
+        ),
+    );
+    let broker = serve(&site, &[port]);
+    eventually("the socket", || site.path("m.sock").exists());
+    assert_eq!(shell(&site, "stat -c %U m.sock").trim(), "mosquitto");
+    // Who has a line that cannot be read does not come in; the others do.
+    broker.wait_for("passwd:2: expected NAME:HASH: nobody comes in by this line; `mosquitto_passwd` sets it anew");
+    let login = |more: &str| tool(&site, &format!("mosquitto_pub {more} -t t -m m -q 1")).0 == Some(0);
+    assert!(login(&format!("-p {port} -u alice -P one")));
+    assert!(!login(&format!("-p {port} -u bob -P x")));
+}
+
+#[test]
+fn mosquitto_passwd_writes_through_links_and_into_files_that_are_mounted() {
+    let site = Site::empty();
+    let binary = env!("CARGO_BIN_EXE_lockgate");
+    shell(
+        &site,
+        &format!(
+            "ln -s {binary} mosquitto_passwd; mkdir real; ./mosquitto_passwd -c -b real/passwd alice one; ln -s real/passwd link
+             ./mosquitto_passwd -b link bob two; test -L link; grep -q '^bob:' real/passwd"
+        ),
+    );
+    let script = "touch mounted; mount --bind real/passwd mounted; ./mosquitto_passwd -b mounted carol three; ./mosquitto_passwd -D mounted alice
+        grep -q '^carol:' real/passwd; ! grep -q '^alice:' real/passwd; ls -A";
+    let (code, said) =
+        run_with(Command::new("unshare").args(["-rm", "bash", "-ec", script]).current_dir(site.path("")), b"");
+    assert!(code == Some(0) && !said.contains("staged"), "{said}");
+}

@@ -32,7 +32,9 @@ pub(super) fn sign(arguments: &Sign) -> Result<(), Failure> {
     let authority = bundle::authority(settings)?;
     let mut change = Transaction::new(&files.anchor);
     let (owner, days) = (*owner, arguments.days);
-    let signing = Signing { settings, files, authority: &authority, owner, days, renews: None, keeps_bundle: true };
+    let ledger = files.ledger()?;
+    let renews = ledger.current_of(name).last().map(|entry| entry.serial.clone());
+    let signing = Signing { settings, files, authority: &authority, owner, days, renews, keeps_bundle: true };
     let (pem, info) = signing.sign(&mut change, name, &request, OffsetDateTime::now_utc())?;
     change.commit()?;
     say!(
