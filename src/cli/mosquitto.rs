@@ -45,6 +45,7 @@ struct Wanted {
 
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Wanted, Failure> {
     let mut wanted = Wanted::default();
+    wanted.command.location = std::env::var_os("MOSQUITTO_PERSISTENCE_LOCATION").map(PathBuf::from);
     let mut arguments = arguments.peekable();
     while let Some(argument) = arguments.next() {
         match argument.to_string_lossy().as_ref() {

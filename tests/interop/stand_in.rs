@@ -297,6 +297,70 @@ const MATRIX: &[Exchange] = &[
         sends: &[V5, b"\x82\x0c\x00\x01\x00\x00\x06secret\x01", b"\x32\x0c\x00\x06secret\x00\x07\x00x"],
         differs: Some("PUBACK says in words too why"),
     },
+    Exchange {
+        name: "retained, read and cleared",
+        sends: &[
+            V4,
+            b"\x31\x05\x00\x01rhi",
+            b"\x82\x06\x00\x01\x00\x01r\x01",
+            b"\x31\x03\x00\x01r",
+            b"\x82\x06\x00\x02\x00\x01r\x01",
+        ],
+        differs: None,
+    },
+    Exchange {
+        name: "a subscription with an identifier, 5",
+        sends: &[V5, b"\x82\x09\x00\x01\x02\x0b\x07\x00\x01i\x00", b"\x30\x06\x00\x01i\x00hi"],
+        differs: None,
+    },
+    Exchange {
+        name: "a shared subscription, 5",
+        sends: &[V5, b"\x82\x10\x00\x01\x00\x00\x0a$share/g/w\x00", b"\x30\x06\x00\x01w\x00hi"],
+        differs: None,
+    },
+    Exchange {
+        name: "no local, retain as published, 5",
+        sends: &[
+            V5,
+            b"\x82\x0b\x00\x01\x00\x00\x01n\x04\x00\x01m\x08",
+            b"\x30\x06\x00\x01n\x00hi",
+            b"\x30\x06\x00\x01m\x00hi",
+        ],
+        differs: None,
+    },
+    Exchange {
+        name: "a topic alias, 5",
+        sends: &[
+            V5,
+            b"\x82\x07\x00\x01\x00\x00\x01k\x00",
+            b"\x30\x09\x00\x01k\x03\x23\x00\x01hi",
+            b"\x30\x08\x00\x00\x03\x23\x00\x01ho",
+        ],
+        differs: None,
+    },
+    Exchange {
+        name: "too high a topic alias, 5",
+        sends: &[V5, b"\x30\x09\x00\x01k\x03\x23\x00\x0bhi"],
+        differs: Some("the same DISCONNECT 0x94, with a reason in words"),
+    },
+    Exchange { name: "unsubscribed from nothing, 5", sends: &[V5, b"\xa2\x06\x00\x02\x00\x00\x01z"], differs: None },
+    Exchange {
+        name: "user properties and the rest come through, 5",
+        sends: &[
+            V5,
+            b"\x82\x07\x00\x01\x00\x00\x01u\x00",
+            b"\x30\x1b\x00\x01u\x15\x01\x01\x03\x00\x01t\x08\x00\x01r\x09\x00\x01c\x26\x00\x01a\x00\x01bhi\x00",
+        ],
+        differs: None,
+    },
+    Exchange { name: "QoS 3", sends: &[V4, b"\x36\x06\x00\x01t\x00\x07x"], differs: None },
+    Exchange {
+        name: "a filter that is none",
+        sends: &[V4, b"\x82\x08\x00\x01\x00\x03a#b\x00"],
+        differs: Some("SUBACK 0x80 for that filter; Mosquitto ends the connection"),
+    },
+    Exchange { name: "an identifier of 0", sends: &[V4, b"\x82\x06\x00\x00\x00\x01a\x00"], differs: None },
+    Exchange { name: "DISCONNECT", sends: &[V4, b"\xe0\x00"], differs: None },
     Exchange { name: "unknown PUBREL", sends: &[V4, b"\x62\x02\x00\x09"], differs: None },
     Exchange {
         name: "second CONNECT, 5",

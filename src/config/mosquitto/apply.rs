@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::door::{Door, EXPLICIT, Security};
 use super::options::{Fate, fate};
+use super::plugins::Plugin;
 use super::value::{bounded, unlimited};
 use super::{Line, Wrong};
 use crate::broker::Limits;
@@ -13,6 +14,9 @@ use crate::config::LogDestination;
 pub(super) struct Draft {
     /// What is refused is left out.
     pub(super) lenient: bool,
+    /// The plugin whose options come.
+    pub(super) plugin: Option<Plugin>,
+    pub(super) loaded_plugins: Vec<String>,
     /// Why something was, so far.
     pub(super) refused: Vec<&'static str>,
     pub(super) doors: Vec<Door>,
@@ -65,6 +69,8 @@ impl Default for Draft {
         let limits = default_limits();
         Draft {
             lenient: false,
+            plugin: None,
+            loaded_plugins: Vec::new(),
             refused: Vec::new(),
             limits,
             doors: Vec::new(),
@@ -120,13 +126,16 @@ impl Draft {
         if ONCE.contains(&name) && !self.said.insert(name.to_owned()) {
             return Err(Wrong::new(format!("Duplicate {name} value in configuration.")));
         }
+        if let Some(done) = self.plugin_line(line) {
+            return done;
+        }
         match fate {
             Fate::Same => self.apply(line),
             Fate::Idle(why) => {
                 self.notices.push(format!("{name} has no effect here: {why}"));
                 Ok(())
             }
-            Fate::Refused(instead) | Fate::Later(instead) => {
+            Fate::Refused(instead) | Fate::Partly(instead) | Fate::Later(instead) => {
                 // What says that it is off needs nothing.
                 let boolean =
                     ["enable_control_api", "disable_client_cert_date_checks", "proxy_protocol_v2_require_tls"];
@@ -280,7 +289,7 @@ impl Draft {
         }
     }
 
-    fn security(&mut self, line: &Line<'_>) -> Result<&mut Security, Wrong> {
+    pub(super) fn security(&mut self, line: &Line<'_>) -> Result<&mut Security, Wrong> {
         self.security_said = true;
         match (self.per_listener, self.current) {
             (false, _) => Ok(&mut self.security),

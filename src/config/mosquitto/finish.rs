@@ -42,7 +42,7 @@ impl Draft {
                 return Err(Wrong::new(format!("Two listeners are on {}: one is enough.", listener.address)));
             }
         }
-        let data = match (self.persistence, &self.location) {
+        let data = match (self.persistence, command.location.as_ref().or(self.location.as_ref())) {
             (true, Some(location)) => location.join("lockgate"),
             (true, None) => PathBuf::from("lockgate"),
             (false, _) => command.scratch.clone(),

@@ -5,6 +5,7 @@ mod ciphers;
 mod door;
 mod finish;
 mod options;
+mod plugins;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct CommandLine {
     pub scratch: PathBuf,
     /// What is refused otherwise is left out, and said among the notices.
     pub lenient: bool,
+    /// Where state lies, whatever the file says: the environment's MOSQUITTO_PERSISTENCE_LOCATION.
+    pub location: Option<PathBuf>,
     /// `--tls-keylog`: where the keys of all TLS sessions go.
     pub key_log: Option<KeyLog>,
 }

@@ -9,15 +9,18 @@ pub enum Fate {
     Idle(&'static str),
     /// It is refused: what to use instead.
     Refused(&'static str),
+    /// Some of what it can say is done: what.
+    Partly(&'static str),
     /// Read, and refused where a bridge or a plugin would be begun by it.
     Later(&'static str),
 }
 
-use Fate::{Idle, Later, Refused, Same};
+use Fate::{Idle, Later, Partly, Refused, Same};
 
 const BRIDGE: Fate = Later("bridges are not there yet: leave `connection` out");
-const PLUGIN: Fate =
-    Later("plugins are not loaded: password_file and acl_file are built in, `lockgate client` manages both");
+const PLUGIN: Fate = Partly(
+    "mosquitto_password_file, mosquitto_acl_file and mosquitto_persist_sqlite are built in and taken by their names; no others are loaded",
+);
 const PSK: Fate = Refused("rustls has no pre-shared keys: give each device a certificate (`lockgate client add NAME`)");
 const KEY_FILE: Fate = Refused("keys lie in files here: name keyfile");
 const DURABLE: &str = "what is acknowledged is on the disk at once";
@@ -181,7 +184,7 @@ pub const OPTIONS: &[(&str, Fate)] = &[
 /// The fate of an option of this name; those of plugins have any name behind a prefix.
 pub(super) fn fate(name: &str) -> Option<Fate> {
     if name.starts_with("plugin_opt_") || name.starts_with("auth_opt_") {
-        return Some(Later("plugins are not loaded: leave their options out too"));
+        return Some(PLUGIN);
     }
     OPTIONS.iter().find(|(known, _)| *known == name).map(|(_, fate)| *fate)
 }

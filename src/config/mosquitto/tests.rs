@@ -110,7 +110,23 @@ fn what_mosquitto_2_1_has_beside_is_done_too() {
     assert_eq!(read.log.destinations, [LogDestination::Topic, LogDestination::Syslog]);
     assert_eq!(read.log.facility, Some(5));
     assert_eq!(read.log.level, "error,lockgate::subscribe=debug,lockgate::unsubscribe=off");
+    let read = settings(
+        "plugin /usr/lib/mosquitto_password_file.so\nplugin_opt_password_file /p\nplugin_load a /x/mosquitto_acl_file.so\nplugin_opt_acl_file /a\n\
+         listener 1\nplugin_use a\nplugin /usr/lib/mosquitto_persist_sqlite.so\nplugin_opt_db_file /var/db/m.sqlite3\nplugin_opt_sync full\n",
+    );
+    assert_eq!((read.passwords, read.acl), (Some("/p".into()), Some("/a".into())));
+    assert_eq!((read.durability, read.data), (Durability::Fsync, "/var/db/lockgate".into()));
+    let location = Some("/env".into());
+    let read = load(&CommandLine { location, ..CommandLine::default() }).unwrap();
+    assert!(!read.settings.data.starts_with("/env"));
     for (text, what) in [
+        ("plugin /usr/lib/mosquitto_dynamic_security.so", "dynamic security is not there yet"),
+        ("plugin /opt/other.so", "no others are loaded"),
+        ("plugin_opt_x y", "no others are loaded"),
+        (
+            "plugin mosquitto_acl_file.so\nplugin_opt_password_file /x",
+            "Unknown configuration variable 'plugin_opt_password_file'",
+        ),
         ("log_facility 8", "Invalid log_facility value (8)."),
         ("log_timestamp_format %Y%", "Invalid log_timestamp_format value (%Y%)"),
         ("mount_point a/", "needs a listener before it"),
@@ -218,6 +234,7 @@ fn what_becomes_of_each_option_is_known_once_and_written_down() {
             Fate::Same => format!("| `{name}` | same |"),
             Fate::Idle(why) => format!("| `{name}` | no effect | {why} |"),
             Fate::Refused(instead) => format!("| `{name}` | refused | {instead} |"),
+            Fate::Partly(what) => format!("| `{name}` | some | {what} |"),
             Fate::Later(why) => format!("| `{name}` | not there | {why} |"),
         };
         assert!(page.contains(&row), "docs/mosquitto.md lacks: {row}");
