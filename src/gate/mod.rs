@@ -9,6 +9,7 @@ mod handshake;
 mod link;
 mod listen;
 mod material;
+mod openssl_like;
 mod proxy;
 mod revocation;
 mod seen;

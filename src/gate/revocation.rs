@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::pki::{CertificateInfo, RevocationList};
@@ -11,7 +11,7 @@ use crate::types::CertificateId;
 /// What a listener goes by, and what there is to say about it.
 #[derive(Default)]
 pub(super) struct Revocations {
-    pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
+    pub(super) lists: Vec<RevocationList>,
     pub(super) revoked: Vec<CertificateId>,
     pub(super) warnings: Vec<String>,
     /// Which list was to be replaced when.
@@ -54,7 +54,7 @@ impl Revocations {
                 read.ends.push((format!("{path}: the list of {}", list.issuer), next));
             }
             read.revoked.extend(list.serials.iter().map(|serial| CertificateId::new(&list.issuer, serial)));
-            read.lists.push(list.der);
+            read.lists.push(list);
         }
         Ok(read)
     }

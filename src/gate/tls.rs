@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::pki_types::CertificateDer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -12,11 +12,12 @@ use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite};
 use time::OffsetDateTime;
 
 use super::material::{Finding, Severity, TlsMaterial, plain, secret};
+use super::openssl_like::OpensslLike;
 use super::revocation::Revocations;
 use super::tickets::Tickets;
 use super::verifier::Remembering;
 use crate::config::{ClientCerts, KeyLog, TlsFiles, TlsVersion};
-use crate::pki::{self, CertificateInfo, FileError, HostNames};
+use crate::pki::{self, CertificateInfo, FileError, HostNames, RevocationList};
 use crate::types::CertificateId;
 
 /// Reads and checks what a TLS listener names, and makes of it what handshakes are done with.
@@ -32,15 +33,23 @@ pub(super) struct TlsLoader<'a> {
     pub(super) list_ends: &'a mut Vec<(String, OffsetDateTime)>,
 }
 
+/// Who signs clients' certificates, and what they have revoked.
+struct Trust {
+    roots: RootCertStore,
+    /// The same, as they were read.
+    cas: Vec<CertificateDer<'static>>,
+    lists: Vec<RevocationList>,
+}
+
 impl TlsLoader<'_> {
     pub(super) fn load(&mut self) -> Option<(TlsMaterial, CertificateInfo)> {
         let certified = self.certified();
         let trust = match self.files.client_certs {
-            ClientCerts::Off => Some((RootCertStore::empty(), Vec::new())),
+            ClientCerts::Off => Some(Trust { roots: RootCertStore::empty(), cas: Vec::new(), lists: Vec::new() }),
             _ => self.trust(),
         };
-        let ((certified, info), (roots, lists)) = certified.zip(trust)?;
-        match self.configs(certified, roots, lists) {
+        let ((certified, info), trust) = certified.zip(trust)?;
+        match self.configs(certified, trust) {
             Ok(tls) => Some((tls, info)),
             Err(error) => {
                 self.problems.push(format!("cannot set up TLS with {}: {error}", self.files.certificate.display()));
@@ -154,8 +163,7 @@ impl TlsLoader<'_> {
         }
     }
 
-    /// Who signs clients' certificates, and what they have revoked.
-    fn trust(&mut self) -> Option<(RootCertStore, Vec<CertificateRevocationListDer<'static>>)> {
+    fn trust(&mut self) -> Option<Trust> {
         let path = &self.files.client_ca.clone();
         let mut certificates = Vec::new();
         for path in std::iter::once(path.clone()).chain(self.files.client_ca_folder.clone()) {
@@ -165,7 +173,7 @@ impl TlsLoader<'_> {
             }
         }
         let lists = self.lists(&certificates)?;
-        let (mut roots, mut expired) = (RootCertStore::empty(), Vec::new());
+        let (mut roots, mut expired, mut cas) = (RootCertStore::empty(), Vec::new(), Vec::new());
         for certificate in certificates {
             let info = CertificateInfo::parse(&certificate).map_err(|error| self.content(path, error)).ok()?;
             if !info.is_ca && !info.is_v1 {
@@ -176,6 +184,7 @@ impl TlsLoader<'_> {
                 expired.push(format!("the CA {} expired on {}", info.subject, info.not_after_date()));
                 continue;
             }
+            cas.push(certificate.clone());
             roots.add(certificate).map_err(|error| self.content(path, error)).ok()?;
         }
         // One that is left over beside another keeps nobody else out.
@@ -188,7 +197,7 @@ impl TlsLoader<'_> {
                 let what = |expired| format!("{}: {expired}: nobody comes in by it", path.display());
                 let finding = |expired| Finding { severity: Severity::Warning, what: what(expired) };
                 self.findings.extend(expired.into_iter().map(finding));
-                Some((roots, lists))
+                Some(Trust { roots, cas, lists })
             }
         }
     }
@@ -220,7 +229,7 @@ impl TlsLoader<'_> {
         Some(files)
     }
 
-    fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    fn lists(&mut self, cas: &[CertificateDer<'_>]) -> Option<Vec<RevocationList>> {
         let Some(path) = &self.files.client_crl else { return Some(Vec::new()) };
         let bytes = plain(path).map_err(|error| self.problem(error)).ok()?;
         let read = Revocations::read(path, &bytes, cas).map_err(|error| self.problem(error)).ok()?;
@@ -234,8 +243,7 @@ impl TlsLoader<'_> {
     fn configs(
         &self,
         certified: CertifiedKey,
-        roots: RootCertStore,
-        lists: Vec<CertificateRevocationListDer<'static>>,
+        Trust { roots, cas, lists }: Trust,
     ) -> Result<TlsMaterial, Box<dyn std::error::Error>> {
         let mut provider = aws_lc_rs::default_provider();
         let wanted = &self.files.cipher_suites;
@@ -246,19 +254,23 @@ impl TlsLoader<'_> {
             provider.cipher_suites.sort_by_key(place);
         }
         let provider = Arc::new(provider);
-        // A CA without a list revokes nothing.
+        // A CA without a list revokes nothing. Where this stands in for Mosquitto all is asked below.
+        let given = lists.iter().filter(|_| !self.stands_in).map(|list| list.der.clone());
         let by_roots = |roots: RootCertStore| {
-            let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).with_crls(lists);
-            match self.stands_in && self.files.client_crl.is_some() {
-                // As Mosquitto: with a crlfile each CA needs one, in time.
-                true => builder.enforce_revocation_expiration(),
-                false => builder.allow_unknown_revocation_status(),
-            }
+            let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+            builder.with_crls(given).allow_unknown_revocation_status()
         };
         let verifier: Arc<dyn ClientCertVerifier> = match self.files.client_certs {
             ClientCerts::Off => Arc::new(NoClientAuth),
             ClientCerts::Required => Arc::new(Remembering::new(by_roots(roots).build()?)),
             ClientCerts::Optional => Arc::new(Remembering::new(by_roots(roots).allow_unauthenticated().build()?)),
+        };
+        let verifier = match self.stands_in && self.files.client_certs != ClientCerts::Off {
+            true => {
+                let lists = self.files.client_crl.as_ref().map(|_| lists);
+                Arc::new(OpensslLike::new(verifier, &cas, lists))
+            }
+            false => verifier,
         };
         let versions: &[&rustls::SupportedProtocolVersion] = match self.files.min_version {
             TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],

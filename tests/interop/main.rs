@@ -28,4 +28,5 @@ mod rotation;
 mod rust;
 mod stand_in;
 mod up;
+mod version_one;
 mod websocket;

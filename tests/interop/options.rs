@@ -7,7 +7,7 @@ use crate::site::{Site, eventually, run_with};
 use crate::stand_in::{serve, shell, tool};
 
 /// A CA, a server certificate for localhost and a client's, as openssl makes them.
-const FILES: &str = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 30 -subj /CN=ca 2>/dev/null
+pub(crate) const FILES: &str = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 30 -subj /CN=ca 2>/dev/null
     printf 'subjectAltName=DNS:localhost\\n' > names
     openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost 2>/dev/null
     openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile names -out server.crt -days 30 2>/dev/null
