@@ -60,7 +60,7 @@ pub struct Site {
     pub certificates: Vec<(String, CertificateInfo)>,
     pub findings: Vec<String>,
     /// What there is to say of passwords.
-    pub weak_passwords: Option<String>,
+    pub weak_passwords: Vec<String>,
     /// The broker renews its own certificate.
     pub self_renew: bool,
     /// Which revocation list of somebody else's was to be replaced when.

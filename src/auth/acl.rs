@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 
-use crate::types::{Filter, FilterError, ListenerId, Topic};
+use crate::types::{Filter, FilterError, Realm, Topic};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
@@ -51,8 +51,8 @@ pub struct Subject<'a> {
     /// `None`: anonymous.
     pub identity: Option<&'a str>,
     pub client_id: &'a str,
-    /// Where it came in, or did when it was here last.
-    pub listener: ListenerId,
+    /// Who vouches for it.
+    pub realm: Realm,
 }
 
 /// An answer and the line that gave it (`None`: no line says anything, which denies).
@@ -90,8 +90,8 @@ pub struct Acl {
     anonymous: Vec<Rule>,
     users: BTreeMap<Box<str>, Vec<Rule>>,
     patterns: Vec<Rule>,
-    /// Where each listener has its own: nothing else holds then.
-    listeners: BTreeMap<ListenerId, Acl>,
+    /// Where listeners are in several: nothing else holds then.
+    realms: BTreeMap<Realm, Acl>,
 }
 
 impl Acl {
@@ -142,23 +142,31 @@ impl Acl {
         if errors.is_empty() { Ok(acl) } else { Err(errors) }
     }
 
-    /// One for the clients of each listener. Who came in by one that is not there any more may do what all allow.
-    pub fn of_listeners(listeners: BTreeMap<ListenerId, Acl>) -> Acl {
-        Acl { listeners, ..Acl::default() }
+    /// One for the clients of each realm. Who came in by one that is not there any more may do what all allow.
+    pub fn of_realms(realms: BTreeMap<Realm, Acl>) -> Acl {
+        Acl { realms, ..Acl::default() }
     }
 
-    /// Those of listeners that `subject` is judged by; none where there is one for all.
-    fn judges(&self, subject: Subject<'_>) -> Vec<&Acl> {
-        match self.listeners.get(&subject.listener) {
-            Some(acl) => vec![acl],
-            None => self.listeners.values().collect(),
+    /// Whether any listener is in that realm.
+    pub fn knows(&self, realm: Realm) -> bool {
+        if self.realms.is_empty() { realm == Realm::SITE } else { self.realms.contains_key(&realm) }
+    }
+
+    /// Whether all that judge a client say yes; `None` where there is one ACL for everybody.
+    fn all_say(&self, realm: Realm, yes: impl Fn(&Acl) -> bool) -> Option<bool> {
+        match self.realms.get(&realm) {
+            _ if self.realms.is_empty() => None,
+            Some(acl) => Some(yes(acl)),
+            None => Some(self.realms.values().all(yes)),
         }
     }
 
     pub fn check(&self, subject: Subject<'_>, operation: Operation, topic: Topic<'_>) -> Decision {
-        if !self.listeners.is_empty() {
-            let decisions = self.judges(subject).into_iter().map(|acl| acl.check(subject, operation, topic));
-            return decisions.min_by_key(|decision| decision.allowed).expect("there is a listener");
+        if let Some(acl) = self.realms.get(&subject.realm) {
+            return acl.check(subject, operation, topic);
+        }
+        if let Some(allowed) = self.all_say(subject.realm, |acl| acl.check(subject, operation, topic).allowed) {
+            return Decision { allowed, line: None };
         }
         let own = self.own(subject);
         decide(own, subject, operation, topic)
@@ -169,8 +177,8 @@ impl Acl {
     /// Whether every topic that does not begin with `$` is allowed, so that no message has to be
     /// asked about: some line allows `#` and none denies.
     pub fn allows_all(&self, subject: Subject<'_>, operation: Operation) -> bool {
-        if !self.listeners.is_empty() {
-            return self.judges(subject).into_iter().all(|acl| acl.allows_all(subject, operation));
+        if let Some(all) = self.all_say(subject.realm, |acl| acl.allows_all(subject, operation)) {
+            return all;
         }
         let all = |rules: &[Rule]| rules.iter().any(|rule| rule.access.allows(operation) && &*rule.filter == "#");
         let denies = |rules: &[Rule]| rules.iter().any(|rule| rule.access == Access::Deny);
@@ -180,8 +188,8 @@ impl Acl {
 
     /// Whether a subscription could match anything that may be read.
     pub fn may_subscribe(&self, subject: Subject<'_>, filter: Filter<'_>) -> bool {
-        if !self.listeners.is_empty() {
-            return self.judges(subject).into_iter().all(|acl| acl.may_subscribe(subject, filter));
+        if let Some(may) = self.all_say(subject.realm, |acl| acl.may_subscribe(subject, filter)) {
+            return may;
         }
         let own = self.own(subject);
         // A topic that an own line decides never reaches the patterns.
@@ -195,7 +203,7 @@ impl Acl {
 
     /// Users that have lines of their own.
     pub fn users(&self) -> impl Iterator<Item = &str> {
-        let listed = std::iter::once(self).chain(self.listeners.values());
+        let listed = std::iter::once(self).chain(self.realms.values());
         listed.flat_map(|acl| acl.users.keys()).map(|name| &**name)
     }
 
@@ -338,8 +346,8 @@ mod tests {
 
     use super::*;
 
-    const ALICE: Subject<'_> = Subject { identity: Some("alice"), client_id: "c1", listener: ListenerId::NONE };
-    const NOBODY: Subject<'_> = Subject { identity: None, client_id: "c2", listener: ListenerId::NONE };
+    const ALICE: Subject<'_> = Subject { identity: Some("alice"), client_id: "c1", realm: Realm::SITE };
+    const NOBODY: Subject<'_> = Subject { identity: None, client_id: "c2", realm: Realm::SITE };
 
     fn may(acl: &Acl, subject: Subject<'_>, operation: Operation, topic: &str) -> (bool, Option<u32>) {
         let decision = acl.check(subject, operation, Topic::parse(topic).unwrap());

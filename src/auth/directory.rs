@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 use thiserror::Error;
 
 use super::password::{HashError, PasswordHash};
-use crate::types::{Identity, IdentityError, Level, ListenerId};
+use crate::types::{Identity, IdentityError, Level, Realm};
 
 /// One line of a password file.
 #[derive(Clone, Debug)]
@@ -51,7 +51,12 @@ pub fn parse_foreign_passwords(text: &str) -> (Vec<PasswordLine>, Vec<DirectoryE
     for (at, content) in text.lines().enumerate() {
         match parse_line(at as u32 + 1, content, |name| Ok(Identity::foreign(name))) {
             Some(Ok(read)) => drop(lines.insert(read.identity.clone(), read)),
-            Some(Err(error)) => errors.push(error),
+            Some(Err(error)) => {
+                if let DirectoryError::Hash { name, .. } = &error {
+                    lines.remove(name);
+                }
+                errors.push(error);
+            }
             None => {}
         }
     }
@@ -87,8 +92,8 @@ pub struct Directory {
     certificates: BTreeMap<Vec<u8>, Identity>,
     /// Has a hash that takes no part in any login.
     fallback: Option<PasswordHash>,
-    /// Where each listener has its own.
-    listeners: BTreeMap<ListenerId, Directory>,
+    /// Where listeners are in several.
+    realms: BTreeMap<Realm, Directory>,
 }
 
 impl Directory {
@@ -101,23 +106,23 @@ impl Directory {
     ) -> Directory {
         let names = passwords.iter().map(|line| line.identity.clone()).collect();
         let passwords = passwords.into_iter().map(|line| (line.identity, line.hash)).collect();
-        let listeners = BTreeMap::new();
-        Directory { passwords, names, min_levels, certificates, fallback: Some(fallback), listeners }
+        let realms = BTreeMap::new();
+        Directory { passwords, names, min_levels, certificates, fallback: Some(fallback), realms }
     }
 
-    /// One for each listener; `self` has what holds for all, and no passwords.
-    pub fn with_listeners(self, listeners: BTreeMap<ListenerId, Directory>) -> Directory {
-        Directory { listeners, ..self }
+    /// One for each realm that a listener is in; `self` is the site's.
+    pub fn with_realms(self, realms: BTreeMap<Realm, Directory>) -> Directory {
+        Directory { realms, ..self }
     }
 
-    /// What a listener goes by.
-    pub fn of(&self, listener: ListenerId) -> &Directory {
-        self.listeners.get(&listener).unwrap_or(self)
+    /// What the listeners of a realm go by.
+    pub fn of(&self, realm: Realm) -> &Directory {
+        self.realms.get(&realm).unwrap_or(self)
     }
 
-    /// Those of listeners that have their own.
-    pub fn listeners(&self) -> impl Iterator<Item = (ListenerId, &Directory)> {
-        self.listeners.iter().map(|(listener, directory)| (*listener, directory))
+    /// Those that listeners are in, where there are several.
+    pub fn realms(&self) -> impl Iterator<Item = (Realm, &Directory)> {
+        self.realms.iter().map(|(realm, directory)| (*realm, directory))
     }
 
     pub fn password(&self, identity: &Identity) -> Option<&PasswordHash> {
@@ -142,8 +147,7 @@ impl Directory {
 
     /// How many have a hash that is quick to guess at.
     pub fn weak(&self) -> usize {
-        let own = self.passwords.values().filter(|hash| hash.is_weak()).count();
-        own + self.listeners.values().map(Directory::weak).sum::<usize>()
+        self.passwords.values().filter(|hash| hash.is_weak()).count()
     }
 
     pub fn min_level(&self, identity: &Identity) -> Level {
@@ -163,7 +167,7 @@ impl Directory {
     /// Everybody that can come in.
     pub fn identities(&self) -> BTreeSet<&Identity> {
         let own = self.passwords.keys().chain(self.certificates.values());
-        own.chain(self.listeners.values().flat_map(Directory::identities)).collect()
+        own.chain(self.realms.values().flat_map(Directory::identities)).collect()
     }
 
     pub fn serials(&self) -> impl Iterator<Item = &[u8]> {

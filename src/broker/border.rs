@@ -343,7 +343,7 @@ impl Core {
             shard: self.border.me,
             client: session.client.clone(),
             identity: session.identity.clone(),
-            listener: session.listener,
+            realm: session.realm,
             rank,
             memberships: 0,
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::message::{Message, MessageId};
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS};
+use crate::types::{ClientId, Identity, PacketId, QoS, Realm};
 
 /// Names one unit of durability: the core holds what depends on it until `Committed`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -19,7 +19,7 @@ pub enum Change {
         client: ClientId,
         identity: Option<Identity>,
         /// Where its client came in.
-        listener: ListenerId,
+        realm: Realm,
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,
         connected: bool,
@@ -192,7 +192,7 @@ pub struct RestoredSession {
     /// Otherwise a queue alone is left of it.
     pub is_session: bool,
     pub identity: Option<Identity>,
-    pub listener: ListenerId,
+    pub realm: Realm,
     pub connected: bool,
     pub expiry_interval_secs: u32,
     /// What is left of that.

@@ -12,7 +12,7 @@ use super::commit::Waiting;
 use super::connection::{Authentication, Before, Connection, ConnectionId, HeldKind, SentAliases};
 use super::limits::keep_alive_deadline;
 use super::outbox::{Admission, Closing, Note, Outbox};
-use super::session::{Permissions, Session};
+use super::session::Session;
 use super::shared::Departure;
 use super::timers::Timer;
 use super::violation::Violation;
@@ -63,8 +63,11 @@ impl Core {
         }
         let known = self.by_client.get(&admission.client).copied();
         if let Some(known) = known {
-            // A session belongs to the identity that made it: nobody else is given it, or ends it.
-            if self.sessions[known as usize].identity != admission.identity {
+            // A session belongs to the identity that made it: nobody else is given it, or ends it, and who bears the
+            // same name in another realm is somebody else. What is of a realm that is no more is nobody's.
+            let session = &self.sessions[known as usize];
+            let is_owner = session.identity == admission.identity && session.realm == admission.entrance.realm;
+            if !is_owner && self.acl.knows(session.realm) {
                 return self.refuse(id, admission, ReasonCode::NotAuthorized, Closing::NotOwner, out);
             }
         } else if self.sessions.len() >= self.options.limits.sessions_max {
@@ -81,7 +84,7 @@ impl Core {
             let subject = crate::auth::Subject {
                 identity: admission.identity.as_ref().map(|name| name.as_str()),
                 client_id: admission.client.as_str(),
-                listener: admission.entrance.listener,
+                realm: admission.entrance.realm,
             };
             let mounted = mounted(&admission.entrance.mount_point, will.topic);
             let topic = Topic::from_parsed(&mounted);
@@ -171,7 +174,9 @@ impl Core {
                 self.say_goodbye(old, Farewell::TakenOver, out);
                 self.finish(now, old, Closing::TakenOver, out);
             }
-            if admission.connect.clean_start && self.sessions.contains(at as usize) {
+            let session = self.sessions.get(at as usize);
+            if session.is_some_and(|session| admission.connect.clean_start || session.realm != admission.entrance.realm)
+            {
                 self.end_session(now, at, out);
             }
             // A session without expiry ended with its connection.
@@ -188,17 +193,13 @@ impl Core {
                 expiry_secs: std::mem::replace(&mut session.expiry_secs, expiry_secs),
             };
             session.outgoing.rewind();
-            if session.listener != admission.entrance.listener {
-                session.listener = admission.entrance.listener;
-                session.permissions = Permissions::default();
-            }
             self.cancel_session_timers(at);
             return (at, before);
         }
         self.next_session += 1;
         let (client, identity) = (admission.client.clone(), admission.identity.clone());
-        let listener = admission.entrance.listener;
-        let mut session = Session::new(client, self.next_session, identity, listener, self.keys.clone());
+        let realm = admission.entrance.realm;
+        let mut session = Session::new(client, self.next_session, identity, realm, self.keys.clone());
         session.expiry_secs = expiry_secs;
         let at = self.sessions.insert(session) as u32;
         self.by_client.insert(admission.client.clone(), at);
@@ -303,7 +304,7 @@ impl Core {
             let change = Change::Session {
                 client: admission.client.clone(),
                 identity: admission.identity.clone(),
-                listener: admission.entrance.listener,
+                realm: admission.entrance.realm,
                 expiry_interval_secs: expiry_secs,
                 will,
                 connected: true,
@@ -557,7 +558,7 @@ impl Core {
         (self.options.durable && session.is_durable()).then(|| Change::Session {
             client: session.client.clone(),
             identity: session.identity.clone(),
-            listener: session.listener,
+            realm: session.realm,
             expiry_interval_secs: session.expiry_secs,
             will: session.will.clone(),
             connected,

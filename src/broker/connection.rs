@@ -5,7 +5,7 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::change::{StoredWill, Ticket};
-use super::frames::Alias;
+use super::frames::{Alias, HIDDEN};
 use crate::auth::Exchange;
 use crate::codec::Version;
 use crate::types::{Entrance, PacketId, QoS};
@@ -62,10 +62,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// How many bytes of a topic its client does not see.
+    /// How many bytes of a topic its client does not see; [`HIDDEN`]: all of it, since nothing is left.
     pub(super) fn cut(&self, topic: &str) -> u16 {
         let mount_point = &*self.entrance.mount_point;
-        if topic.len() > mount_point.len() && topic.starts_with(mount_point) { mount_point.len() as u16 } else { 0 }
+        match mount_point.is_empty() || (topic.len() > mount_point.len() && topic.starts_with(mount_point)) {
+            true => mount_point.len() as u16,
+            false => HIDDEN,
+        }
     }
 }
 

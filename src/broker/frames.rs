@@ -28,7 +28,7 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     /// Its topic as a client sees it that does not see so many bytes of it.
     pub(super) fn topic_from(&self, cut: u16) -> &'a str {
-        &self.topic[usize::from(cut)..]
+        self.topic.get(usize::from(cut)..).unwrap_or_default()
     }
 
     pub(super) fn of(message: &'a Message, now: Instant) -> View<'a> {
@@ -54,6 +54,9 @@ pub(super) struct Shape {
     pub(super) cut: u16,
     pub(super) identifiers: Identifiers,
 }
+
+/// Instead of how much of a topic its client does not see: it sees no message of it.
+pub(super) const HIDDEN: u16 = u16::MAX;
 
 /// How a Topic Alias is used (MQTT 5 section 3.3.2.3.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

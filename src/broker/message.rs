@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::change::Ticket;
 use crate::auth::Subject;
-use crate::types::{ClientId, Identity, ListenerId, QoS, Topic};
+use crate::types::{ClientId, Identity, QoS, Realm, Topic};
 
 /// Numbers messages in the order that they came in; never reused while a store knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -34,15 +34,15 @@ pub struct Message {
 pub struct Publisher {
     pub client: ClientId,
     /// Its identity, and where it was; `None`: that was not written down.
-    pub came_as: Option<(Option<Identity>, ListenerId)>,
+    pub came_as: Option<(Option<Identity>, Realm)>,
 }
 
 impl Publisher {
     /// Who asks the ACL, if that is known.
     pub(super) fn subject(&self) -> Option<Subject<'_>> {
-        let (identity, listener) = self.came_as.as_ref()?;
+        let (identity, realm) = self.came_as.as_ref()?;
         let identity = identity.as_ref().map(|name| name.as_str());
-        Some(Subject { identity, client_id: self.client.as_str(), listener: *listener })
+        Some(Subject { identity, client_id: self.client.as_str(), realm: *realm })
     }
 }
 

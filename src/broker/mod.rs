@@ -232,6 +232,14 @@ impl Core {
         self.acl_generation += 1;
     }
 
+    /// Connections of realms that are no more, since listeners were configured anew.
+    pub fn strangers(&self) -> Vec<ConnectionId> {
+        let connections = self.connections.iter().flatten();
+        let strange =
+            connections.filter(|connection| !self.acl.knows(self.sessions[connection.session as usize].realm));
+        strange.map(|connection| connection.id).collect()
+    }
+
     /// The shard of a broker that has a client's session.
     pub fn shard_of(seed: [u64; 4], shards: u16, client: &ClientId) -> ShardId {
         Border::home_of(seed, shards, client.as_str())
@@ -282,12 +290,12 @@ impl Core {
                     self.finish(now, id, why, out);
                 }
             }
-            Command::Forget(identity, listener) => {
+            Command::Forget(identity, realm) => {
                 let owned: Vec<u32> = self
                     .sessions
                     .iter()
                     .filter(|(_, session)| session.identity.as_ref() == Some(&identity))
-                    .filter(|(_, session)| listener.is_none_or(|listener| session.listener == listener))
+                    .filter(|(_, session)| realm.is_none_or(|realm| session.realm == realm))
                     .map(|(at, _)| at as u32)
                     .collect();
                 for at in owned {

@@ -8,7 +8,7 @@ use super::letter::{Letter, ShardId};
 use super::message::MessageId;
 use super::violation::Violation;
 use crate::codec::{DecodeError, Packet};
-use crate::types::{ClientId, Entrance, Identity, ListenerId, QoS, ReasonCode};
+use crate::types::{ClientId, Entrance, Identity, QoS, Realm, ReasonCode};
 
 /// What happens to the core. A packet borrows from the read buffer.
 #[derive(Debug)]
@@ -59,8 +59,8 @@ pub struct Admission<'a> {
 pub enum Command {
     /// Ends a connection.
     Kick(ConnectionId, Closing),
-    /// Ends all sessions of an identity that is no more; where listeners have their own, of those who came in there.
-    Forget(Identity, Option<ListenerId>),
+    /// Ends all sessions of an identity that is no more; of one realm, or of all.
+    Forget(Identity, Option<Realm>),
     /// Messages of the broker's own, at QoS 0.
     Announce(Vec<Announcement>),
     /// DISCONNECT 0x8B to all, then close.

@@ -50,7 +50,7 @@ impl Core {
     fn restore_session(&mut self, now: Instant, restored: RestoredSession, out: &mut impl Outbox) {
         self.next_session += 1;
         let (client, keys) = (restored.client.clone(), self.keys.clone());
-        let mut session = Session::new(client, self.next_session, restored.identity, restored.listener, keys);
+        let mut session = Session::new(client, self.next_session, restored.identity, restored.realm, keys);
         session.outgoing.restore_inflight(restored.inflight.into_iter().map(inflight).collect());
         session.outgoing.restore_waiting(restored.waiting, restored.shares);
         session.expiry_secs = restored.expiry_interval_secs;

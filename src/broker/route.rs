@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::change::{Change, QueuedFor, Ticket};
 use super::commit::Waiting;
 use super::connection::ConnectionId;
-use super::frames::{Alias, Frames, Shape, View};
+use super::frames::{Alias, Frames, HIDDEN, Shape, View};
 use super::index::{Matches, Subscriber};
 use super::letter::Handed;
 use super::limits::QueuePolicy;
@@ -141,10 +141,11 @@ impl Core {
     ) -> SmallVec<[Change; 1]> {
         let received =
             incoming.received.map(|packet_id| (self.sessions[incoming.publisher as usize].client.clone(), packet_id));
-        let mut changes = smallvec![Change::Message { message, received, queued, retained }];
+        let mut changes =
+            smallvec![Change::Message { message, received, queued, retained: retained && !is_own(incoming.topic) }];
         changes.extend(incoming.with.clone());
         // Cleared, or no room for it: what was retained before is not current any more.
-        if incoming.retain && !retained && self.is_home(incoming.topic.as_str()) {
+        if incoming.retain && !retained && !is_own(incoming.topic) && self.is_home(incoming.topic.as_str()) {
             changes.push(Change::RetainedCleared { topic: incoming.topic.as_str().into() });
         }
         changes
@@ -219,8 +220,15 @@ impl Core {
 
     /// Whether a message for a session is written down.
     pub(super) fn is_kept(&self, session: &Session, qos: QoS) -> bool {
-        let waits = self.options.limits.queues_qos_0 && session.connection.is_none();
-        self.options.durable && session.is_durable() && (qos != QoS::AtMostOnce || waits)
+        self.options.durable && session.is_durable() && (qos != QoS::AtMostOnce || self.queues_qos_0(session))
+    }
+
+    /// Whether QoS 0 waits for a session where that is asked for: nobody is there to take it, or others wait before it
+    /// [MQTT-4.6.0-5].
+    fn queues_qos_0(&self, session: &Session) -> bool {
+        let is_open =
+            || session.connection.and_then(|id| self.connection(id)).is_some_and(|connection| connection.open);
+        self.options.limits.queues_qos_0 && session.expiry_secs > 0 && (session.outgoing.waiting() > 0 || !is_open())
     }
 
     pub(super) fn has_room_to_retain(&self, topic: Topic<'_>, payload_len: usize) -> bool {
@@ -305,8 +313,8 @@ impl Core {
         let retain = incoming.retain && target.retain_as_published;
         // No copy of an inbound QoS 2 message leaves before its commit.
         let hold = ticket.filter(|_| incoming.qos == QoS::ExactlyOnce || (spread.deferred && qos != QoS::AtMostOnce));
-        let keeps = qos != QoS::AtMostOnce
-            || (self.options.limits.queues_qos_0 && session.connection.is_none() && session.expiry_secs > 0);
+        let session = &self.sessions[target.session as usize];
+        let keeps = qos != QoS::AtMostOnce || self.queues_qos_0(session);
         if keeps || session.connection.is_some() {
             self.retained_goes_first(now, target.session, incoming.topic, incoming.retain, out);
         }
@@ -410,7 +418,9 @@ impl Core {
                 self.send_next(now, target.session, frames, out);
             }
         } else {
-            if !self.has_queue_room(target.session, delivery.size as usize, out) {
+            // A line for each line of the log that is published would be one more.
+            let is_loud = !incoming.topic.as_str().starts_with("$SYS/broker/log/");
+            if !self.has_queue_room(target.session, delivery.size as usize, is_loud, out) {
                 return;
             }
             let goes_to_store = durable && self.leaves_to_store(target.session);
@@ -448,6 +458,11 @@ impl Core {
     /// Whether a message could not be sent to the session's client as it is.
     fn is_too_large(&self, now: Instant, session: &Session, delivery: &Delivery) -> bool {
         let Some(connection) = session.connection.and_then(|id| self.connection(id)) else { return false };
+        if let Body::Here(message) = &delivery.body
+            && connection.cut(&message.topic) == HIDDEN
+        {
+            return true;
+        }
         // Most take everything: nothing is measured for them.
         if connection.packet_size_max == u32::MAX && delivery.size < (codec::PACKET_SIZE_MAX / 2) as u32 {
             return false;
@@ -495,8 +510,8 @@ impl Core {
         session.connection.is_none() || !outgoing.stored.is_empty() || outgoing.queue.len() >= self.options.limits.slice
     }
 
-    /// Applies the session's limits to one more message; `false` if it is to be dropped.
-    pub(super) fn has_queue_room(&mut self, at: u32, size: usize, out: &mut impl Outbox) -> bool {
+    /// Applies the session's limits to one more message; `false` if it is to be dropped. `is_loud`: the log is to know.
+    pub(super) fn has_queue_room(&mut self, at: u32, size: usize, is_loud: bool, out: &mut impl Outbox) -> bool {
         let limits = &self.options.limits;
         let session = &mut self.sessions[at as usize];
         let outgoing = &mut session.outgoing;
@@ -506,7 +521,9 @@ impl Core {
         if !full(outgoing) {
             return true;
         }
-        out.note(Note::QueueFull { client: &session.client });
+        if is_loud {
+            out.note(Note::QueueFull { client: &session.client });
+        }
         if limits.queue_policy == QueuePolicy::DropOldest && size <= limits.queued_bytes_max {
             let mut changes = Vec::new();
             while full(outgoing) {

@@ -311,7 +311,7 @@ impl Core {
             return;
         }
         // Live ones may have taken the room; one alone goes to a client that has room where a queue has not.
-        if session.outgoing.waiting() > 0 && !self.has_queue_room(at, message.size(), out) {
+        if session.outgoing.waiting() > 0 && !self.has_queue_room(at, message.size(), true, out) {
             return;
         }
         let session = &mut self.sessions[at as usize];

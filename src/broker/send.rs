@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::change::{Change, Wanted};
 use super::commit::Waiting;
 use super::connection::{Connection, ConnectionId};
-use super::frames::{Alias, Frames, Shape, View};
+use super::frames::{Alias, Frames, HIDDEN, Shape, View};
 use super::message::{Body, Delivery};
 use super::outbox::Outbox;
 use super::session::{Inflight, State};
@@ -199,7 +199,7 @@ fn shape_of(connection: &Connection, delivery: &Delivery, view: &View<'_>, dup: 
     }
 }
 
-/// The message as bytes that the client takes [MQTT-3.1.2-24]; `None` if it takes none. An alias is
+/// The message as bytes that the client takes [MQTT-3.1.2-24]; `None` if it takes none, or may not see it. An alias is
 /// not set where it would be what makes the packet too large.
 fn fitting<'f>(
     frames: &'f mut Frames,
@@ -207,6 +207,9 @@ fn fitting<'f>(
     shape: &mut Shape,
     packet_size_max: u32,
 ) -> Option<&'f mut PublishFrame> {
+    if shape.cut == HIDDEN {
+        return None;
+    }
     let max = (packet_size_max as usize).min(codec::PACKET_SIZE_MAX);
     if frames.prepare(view, shape).packet_len() > max && matches!(shape.alias, Alias::Set(_)) {
         shape.alias = Alias::None;

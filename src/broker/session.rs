@@ -14,7 +14,7 @@ use super::scans::Scans;
 use super::shared::Rank;
 use crate::auth::Subject;
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS, Topic};
+use crate::types::{ClientId, Identity, PacketId, QoS, Realm, Topic};
 
 /// What outlives a connection (MQTT 5 section 4.1).
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Session {
     /// Who made it and alone may take it up; `None`: anonymous.
     pub(super) identity: Option<Identity>,
     /// Where its client is, or was when it was here last.
-    pub(super) listener: ListenerId,
+    pub(super) realm: Realm,
     pub(super) connection: Option<ConnectionId>,
     /// Seconds that it outlives its connection.
     pub(super) expiry_secs: u32,
@@ -72,18 +72,12 @@ pub(super) struct Permissions {
 
 impl Session {
     /// Without a connection, a subscription or a message.
-    pub(super) fn new(
-        client: ClientId,
-        serial: u64,
-        identity: Option<Identity>,
-        listener: ListenerId,
-        keys: Keys,
-    ) -> Session {
+    pub(super) fn new(client: ClientId, serial: u64, identity: Option<Identity>, realm: Realm, keys: Keys) -> Session {
         Session {
             client,
             serial,
             identity,
-            listener,
+            realm,
             connection: None,
             expiry_secs: 0,
             expires: None,
@@ -105,7 +99,7 @@ impl Session {
 
     /// As the messages that it has retained name it.
     pub(super) fn as_publisher(&mut self) -> Arc<Publisher> {
-        let (client, came_as) = (&self.client, Some((self.identity.clone(), self.listener)));
+        let (client, came_as) = (&self.client, Some((self.identity.clone(), self.realm)));
         let known = self.publisher.as_ref().filter(|known| known.came_as == came_as).cloned();
         known.unwrap_or_else(|| self.publisher.insert(Arc::new(Publisher { client: client.clone(), came_as })).clone())
     }
@@ -113,7 +107,7 @@ impl Session {
     /// Who asks the ACL.
     pub(super) fn subject(&self) -> Subject<'_> {
         let identity = self.identity.as_ref().map(|name| name.as_str());
-        Subject { identity, client_id: self.client.as_str(), listener: self.listener }
+        Subject { identity, client_id: self.client.as_str(), realm: self.realm }
     }
 
     /// Whether it is written down: it is to outlive its connection, or was to.
@@ -401,7 +395,7 @@ impl Outgoing {
 
     /// QoS 0 that waits is for the connection that it was published to, not for the next.
     pub(super) fn drop_qos_0(&mut self) {
-        self.remove_queued(|delivery| delivery.qos == QoS::AtMostOnce);
+        self.remove_queued(|delivery| delivery.qos == QoS::AtMostOnce && !delivery.kept);
     }
 
     /// Takes out of the queue what waited for a commit that failed.

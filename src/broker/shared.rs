@@ -17,7 +17,7 @@ use super::outbox::Outbox;
 use super::route::{Scratch, Target};
 use super::session::{Session, State};
 use crate::auth::{Acl, Operation, Subject};
-use crate::types::{ClientId, Filter, Identity, ListenerId, QoS, Topic};
+use crate::types::{ClientId, Filter, Identity, QoS, Realm, Topic};
 
 /// How well a member can take a message, best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -41,7 +41,7 @@ pub(super) struct Elsewhere {
     pub(super) shard: ShardId,
     pub(super) client: ClientId,
     pub(super) identity: Option<Identity>,
-    pub(super) listener: ListenerId,
+    pub(super) realm: Realm,
     /// As its shard said last.
     pub(super) rank: Rank,
     /// In how many of them.
@@ -440,7 +440,7 @@ impl Core {
         let qos = self.options.limits.delivered(subscriber.qos, moved.published);
         let identifiers: Identifiers =
             (subscriber.identifier != 0).then_some(subscriber.identifier).into_iter().collect();
-        let has_room = self.has_queue_room(at, moved.size as usize, out);
+        let has_room = self.has_queue_room(at, moved.size as usize, true, out);
         if let Some(client) = moved.kept_for.take_if(|_| qos == QoS::AtMostOnce || !has_room) {
             // Sent once, or dropped by a limit: the store is done with it.
             out.persist(None, &[Change::Done { client, message: moved.message, packet_id: None }]);
@@ -550,18 +550,18 @@ impl<'a> People<'a> {
     }
 
     fn rank_for(&self, member: Member, topic: Topic<'_>) -> Rank {
-        let (identity, listener, rank) = match member {
+        let (identity, realm, rank) = match member {
             Member::Here(at) => {
                 let session = &self.sessions[at as usize];
-                (&session.identity, session.listener, rank_here(session, self.connections))
+                (&session.identity, session.realm, rank_here(session, self.connections))
             }
             Member::Elsewhere(at) => {
                 let there = &self.elsewheres.known[at as usize];
-                (&there.identity, there.listener, there.rank)
+                (&there.identity, there.realm, there.rank)
             }
         };
         let identity = identity.as_ref().map(|name| name.as_str());
-        let subject = Subject { identity, client_id: self.client(member).as_str(), listener };
+        let subject = Subject { identity, client_id: self.client(member).as_str(), realm };
         match self.acl.check(subject, Operation::Read, topic).allowed {
             true => rank,
             false => Rank::Denied,

@@ -210,8 +210,9 @@ fn mounted<'a>(mount_point: &str, filter: &'a str) -> Cow<'a, str> {
     if mount_point.is_empty() {
         return Cow::Borrowed(filter);
     }
-    let share = Filter::parse(filter).ok().filter(|filter| filter.share().is_some());
-    let path = share.map_or(0, |shared| filter.len() - shared.path().len());
+    // What is none as the client says it does not become one.
+    let Ok(parsed) = Filter::parse(filter) else { return Cow::Borrowed(filter) };
+    let path = if parsed.share().is_some() { filter.len() - parsed.path().len() } else { 0 };
     Cow::Owned(format!("{}{mount_point}{}", &filter[..path], &filter[path..]))
 }
 

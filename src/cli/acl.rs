@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Failure, SiteArguments, site};
 use crate::auth::{Acl, Operation, Subject};
-use crate::types::{ListenerId, Topic};
+use crate::types::{Realm, Topic};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -54,8 +54,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     };
     let identity = (name != "-").then_some(name.as_str());
-    let subject =
-        Subject { identity, client_id: client_id.as_deref().or(identity).unwrap_or("-"), listener: ListenerId::NONE };
+    let subject = Subject { identity, client_id: client_id.as_deref().or(identity).unwrap_or("-"), realm: Realm::SITE };
     let (operation, verb) = match operation {
         Asked::Read => (Operation::Read, "read"),
         Asked::Write => (Operation::Write, "write"),
@@ -68,6 +67,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let who = identity.unwrap_or("an anonymous client");
     let note = match identity {
+        _ if settings
+            .listeners
+            .iter()
+            .any(|listener| listener.files.as_ref().is_some_and(|own| own.acl != settings.acl)) =>
+        {
+            Some("listeners with an `acl:` of their own judge by that, and not by this".to_owned())
+        }
         None if settings.listeners.iter().all(|listener| !listener.rules.allow_anonymous) => {
             Some("no listener lets anonymous clients in".to_owned())
         }

@@ -348,7 +348,7 @@ impl CaSecrets {
     }
 }
 
-fn restrict(folder: &Path, owner: Option<Owner>) -> Result<(), Failure> {
+pub(super) fn restrict(folder: &Path, owner: Option<Owner>) -> Result<(), Failure> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let failed = |error: std::io::Error| Failure::new(format!("cannot protect {}: {error}", folder.display()));
     let metadata = std::fs::metadata(folder).map_err(failed)?;

@@ -32,6 +32,8 @@ pub(super) type SetLevel = Box<dyn Fn(&Log) + Send + Sync>;
 /// Counts lines by the place in the code that writes them, and by their `kind` where they have one.
 #[derive(Clone, Default)]
 pub(super) struct Flood {
+    /// Nobody sums up what it leaves out: a window that is over is over.
+    is_silent: bool,
     kinds: Arc<Mutex<HashMap<(Identifier, String), Kind>>>,
 }
 
@@ -102,9 +104,10 @@ impl<S> Filter<S> for Flood {
             suppressed: 0,
             metadata,
         });
-        if now.duration_since(kind.since) >= WINDOW && kind.suppressed == 0 {
+        if now.duration_since(kind.since) >= WINDOW && (self.is_silent || kind.suppressed == 0) {
             kind.since = now;
             kind.lines = 0;
+            kind.suppressed = 0;
         }
         kind.lines += 1;
         let shown = kind.lines <= max;
@@ -365,7 +368,7 @@ pub(super) fn start(log: &Log) -> Started {
                 LogStyle::Mosquitto { timestamp, format, .. } => AsMosquitto::new(*timestamp, format.as_deref()),
                 LogStyle::Own => AsMosquitto::new(false, None),
             };
-            (ToTopic { sender, style }.with_filter(Flood::default()), receiver)
+            (ToTopic { sender, style }.with_filter(Flood { is_silent: true, ..Flood::default() }), receiver)
         })
         .unzip();
     drop(tracing_subscriber::registry().with(filter).with(lines.with_filter(flood.clone())).with(published).try_init());

@@ -107,7 +107,7 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
             say!("listener {}: {}{anybody}", listener.address, listener.transport_name());
         }
         material.findings.iter().for_each(|finding| say!("Warning: {}", finding.what));
-        if let Some(weak) = crate::gate::weak_passwords(&read.settings, &material.directory) {
+        for weak in crate::gate::weak_passwords(&read.settings, &material.directory) {
             say!("Warning: {weak}");
         }
         say!("The configuration can be used.");

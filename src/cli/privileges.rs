@@ -1,11 +1,11 @@
 //! From root to the user that a broker runs as: once keys are read and ports are bound, for good.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::unistd::{User, initgroups, setgid, setuid};
-use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat};
 
 use super::{Failure, log};
 use crate::config::{ListenerAddress, Settings};
@@ -100,10 +100,12 @@ fn give(data: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
 
 /// A socket that root has just bound: its user's programs connect to it, and a start that is not root's replaces it.
 fn give_socket(path: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    if metadata.uid() == 0 && metadata.file_type().is_socket() {
-        // The link itself, should somebody have put one in its place just now.
-        std::os::unix::fs::lchown(path, Some(uid), Some(gid))?;
+    // Looked at and given by one handle: by its name somebody could put another thing there in between.
+    let socket = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&socket)?;
+    if stat.st_uid == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        rustix::fs::chownat(&socket, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }
     Ok(())
 }

@@ -39,7 +39,9 @@ fn rehash(settings: &Settings, login: &WeakLogin) -> Result<bool, Failure> {
     let files = site::Files::of(settings);
     let _lock = Lock::acquire(&files.anchor)?;
     files.recover()?;
-    let text = site::read_or_empty(&files.passwords)?;
+    let listener = settings.listeners.iter().find(|listener| listener.entrance.realm == login.realm);
+    let Some(file) = listener.and_then(|listener| settings.files_of(listener).0) else { return Ok(false) };
+    let text = site::read_or_empty(file)?;
     let line = format!("{}:{}", login.identity, login.hash);
     if !text.lines().any(|known| known.trim() == line) {
         return Ok(false);
@@ -48,7 +50,7 @@ fn rehash(settings: &Settings, login: &WeakLogin) -> Result<bool, Failure> {
     getrandom::fill(&mut salt).map_err(Failure::new)?;
     let hash = PasswordHash::new(&login.secret, Cost::Human, salt);
     let mut change = Transaction::new(&files.anchor);
-    change.write(&files.passwords, site::edit_passwords(&text, &login.identity, Some(&hash)), 0o600, files.owner());
+    change.write(file, site::edit_passwords(&text, &login.identity, Some(&hash)), 0o600, files.owner());
     change.commit()?;
     Ok(true)
 }

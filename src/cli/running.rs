@@ -22,7 +22,7 @@ use crate::gate::{self, Bound, Gate, Listening, Material};
 use crate::pki;
 use crate::shard::Handle;
 use crate::store::StoreHandle;
-use crate::types::{CertificateId, Identity, ListenerId};
+use crate::types::{CertificateId, Identity, Realm};
 
 /// How often files are looked at; what has changed is read at the look after.
 const WATCH_LOOKS: Duration = Duration::from_secs(1);
@@ -364,19 +364,19 @@ fn addresses(listening: &[Listening]) -> BTreeSet<String> {
     listening.iter().flat_map(|listening| listening.addresses.iter().cloned()).collect()
 }
 
-/// Who is gone, and from which listener where those have their own.
-type Gone = Vec<(Identity, Option<ListenerId>)>;
+/// Who is gone, and from which realm where there are several.
+type Gone = Vec<(Identity, Option<Realm>)>;
 
 /// Who can come in no more, and which certificates admit no more.
 fn difference(old: &Directory, new: &Directory) -> (Gone, Vec<Vec<u8>>) {
-    let gone_from = |old: &Directory, new: &Directory, listener: Option<ListenerId>| {
+    let gone_from = |old: &Directory, new: &Directory, realm: Option<Realm>| {
         let known = new.identities();
         let gone = old.identities().into_iter().filter(|identity| !known.contains(identity));
-        gone.map(|identity| (identity.clone(), listener)).collect::<Vec<_>>()
+        gone.map(|identity| (identity.clone(), realm)).collect::<Vec<_>>()
     };
     let mut gone = gone_from(old, new, None);
-    for (listener, own) in old.listeners() {
-        gone.extend(gone_from(own, new.of(listener), Some(listener)));
+    for (realm, own) in old.realms() {
+        gone.extend(gone_from(own, new.of(realm), Some(realm)));
     }
     let revoked = old.serials().filter(|serial| new.certificate_owner(serial).is_none()).map(<[u8]>::to_vec).collect();
     (gone, revoked)

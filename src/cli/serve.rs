@@ -105,7 +105,7 @@ fn check(settings: &Settings) -> Result<(), Failure> {
         let severity = if finding.severity == Severity::Warning { "warning" } else { "note" };
         say!("  {severity}: {}", finding.what);
     }
-    if let Some(weak) = gate::weak_passwords(settings, &material.directory) {
+    for weak in gate::weak_passwords(settings, &material.directory) {
         say!("  warning: {weak}");
     }
     let now = OffsetDateTime::now_utc();

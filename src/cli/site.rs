@@ -61,8 +61,8 @@ pub(super) struct Files {
     pub(super) bundles: PathBuf,
     /// Each certificate that was ever issued, in a file of its own.
     pub(super) issued: PathBuf,
-    /// Folders of the listeners' certificates and keys.
-    tls: Vec<PathBuf>,
+    /// Folders of the listeners' certificates, keys and passwords, and of what is kept.
+    others: Vec<PathBuf>,
     /// Where the journal and the lock stand.
     pub(super) anchor: PathBuf,
 }
@@ -76,7 +76,10 @@ impl Files {
             ledger: settings.ledger(),
             bundles: settings.pki.join("clients"),
             issued: settings.issued(),
-            tls: tls_folders(settings),
+            others: {
+                let passwords = settings.password_files().filter_map(|path| path.parent()).map(Path::to_path_buf);
+                tls_folders(settings).into_iter().chain(passwords).chain([settings.data.clone()]).collect()
+            },
             anchor: if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder },
         }
     }
@@ -87,7 +90,7 @@ impl Files {
         let parent = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
         let (passwords, identities) = (parent(&self.passwords), parent(&self.identities));
         let mut folders = vec![&*self.anchor, pki, &passwords, &identities];
-        folders.extend(self.tls.iter().map(PathBuf::as_path));
+        folders.extend(self.others.iter().map(PathBuf::as_path));
         pki::recover(&self.anchor, &folders)
     }
 

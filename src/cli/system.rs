@@ -161,12 +161,12 @@ pub(super) fn subscription_tree(clients: &[ClientRow]) -> String {
             for level in filter.split('/') {
                 node = node.below.entry(level.to_owned()).or_default();
             }
-            node.here.push(format!(" ({}, {})", client.client, qos.bits()));
+            node.here.push(format!(" ({}, {})", client.client.escape_debug(), qos.bits()));
         }
     }
     fn write(node: &Node, depth: usize, text: &mut String) {
         for (level, below) in &node.below {
-            text.push_str(&format!("\n{}{level}{}", " ".repeat(2 * depth + 2), below.here.concat()));
+            text.push_str(&format!("\n{}{}{}", " ".repeat(2 * depth + 2), level.escape_debug(), below.here.concat()));
             write(below, depth + 1, text);
         }
     }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::reader::{Reader, Section};
 use super::settings::{
     ClientCerts, ClientIds, Listener, ListenerAddress, ListenerFiles, TlsFiles, TlsVersion, Transport, WebSocket,
+    set_realms,
 };
 use super::tree::Node;
 use crate::auth::{IdentityRule, ListenerRules};
-use crate::types::{Entrance, Level, ListenerId, QoS, Topic};
+use crate::types::{Entrance, Level, QoS, Topic};
 
 /// What listeners have that do not say otherwise.
 pub(super) struct ListenerDefaults {
@@ -52,15 +53,7 @@ pub(super) fn listeners(
         }
         listeners.push(read);
     }
-    if listeners.iter().any(|listener| listener.files.is_some()) {
-        // Who is judged by listener is so at each, and remembered by it.
-        for listener in &mut listeners {
-            let (passwords, acl) = (files.0.clone(), files.1.clone());
-            listener.files.get_or_insert(ListenerFiles { passwords, acl });
-            let entrance = Entrance::clone(&listener.entrance);
-            listener.entrance = Arc::new(Entrance { listener: ListenerId::of(&listener.address), ..entrance });
-        }
-    }
+    set_realms(&mut listeners, files);
     listeners
 }
 

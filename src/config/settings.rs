@@ -1,16 +1,16 @@
 use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::ListenerRules;
+use crate::auth::{IdentityRule, ListenerRules};
 use crate::broker::Limits;
 use crate::pki::ServerName;
 use crate::store::Durability;
-use crate::types::Entrance;
+use crate::types::{Entrance, Realm};
 
 /// A checked configuration: what `serve` runs on, whatever format it was written in.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,6 +119,18 @@ impl Settings {
         self.passwords.iter().chain(own)
     }
 
+    /// Passwords and ACL that a listener goes by.
+    pub fn files_of<'s>(&'s self, listener: &'s Listener) -> (Option<&'s Path>, Option<&'s Path>) {
+        let own = listener.files.as_ref().map(|files| (&files.passwords, &files.acl));
+        let (passwords, acl) = own.unwrap_or((&self.passwords, &self.acl));
+        (passwords.as_deref(), acl.as_deref())
+    }
+
+    /// Whether all listeners go by the same, and no topic of theirs is mounted.
+    pub fn is_one_realm(&self) -> bool {
+        self.listeners.iter().all(|listener| listener.entrance.realm == Realm::SITE)
+    }
+
     /// ACL files, likewise.
     pub fn acl_files(&self) -> impl Iterator<Item = &PathBuf> {
         let own = self.listeners.iter().filter_map(|listener| listener.files.as_ref()?.acl.as_ref());
@@ -205,6 +217,30 @@ pub struct Listener {
 pub struct ListenerFiles {
     pub passwords: Option<PathBuf>,
     pub acl: Option<PathBuf>,
+}
+
+/// Says of each listener in which realm its clients are; `site`: passwords and ACL of those without their own.
+pub(super) fn set_realms(listeners: &mut [Listener], site: (&Option<PathBuf>, &Option<PathBuf>)) {
+    // Whose name nobody checks is not whoever proves to have it elsewhere.
+    let believes = |listener: &Listener| {
+        let rules = &listener.rules;
+        rules.unchecked && rules.allow_anonymous && rules.identity == IdentityRule::UserName
+    };
+    let believed = listeners.iter().any(|listener| !believes(listener));
+    for listener in listeners {
+        let own = listener.files.as_ref().map_or(site, |files| (&files.passwords, &files.acl));
+        let believed = believed && believes(listener);
+        let text =
+            |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let realm = match own == site && listener.entrance.mount_point.is_empty() && !believed {
+            true => Realm::SITE,
+            false => {
+                let (passwords, acl) = (text(own.0), text(own.1));
+                Realm::of(&[&passwords, &acl, &listener.entrance.mount_point, if believed { "believed" } else { "" }])
+            }
+        };
+        listener.entrance = Arc::new(Entrance { realm, ..Entrance::clone(&listener.entrance) });
+    }
 }
 
 /// What a listener does about client ids.
@@ -314,8 +350,16 @@ impl KeyLog {
     pub fn open(path: &Path) -> std::io::Result<KeyLog> {
         let mut options = std::fs::OpenOptions::new();
         options.create(true).append(true).mode(0o600);
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-        options.open(path).map(|file| KeyLog(Arc::new(file)))
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let file = options.custom_flags(flags.bits() as i32).open(path)?;
+        let metadata = file.metadata()?;
+        let is_own = metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw();
+        match is_own && metadata.mode() & 0o077 == 0 {
+            true => Ok(KeyLog(Arc::new(file))),
+            false => {
+                Err(std::io::Error::other("it has to be a file of this user's that nobody else may read (chmod 600)"))
+            }
+        }
     }
 
     pub fn write(&self, line: &str) {

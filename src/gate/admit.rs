@@ -1,5 +1,6 @@
 //! One connection's way from accept to the shard, or to a refusal.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -17,12 +18,12 @@ use super::link::{Carrier, Link};
 use super::material::ListenerMaterial;
 use super::slots::Slot;
 use super::{Current, Gate, WeakLogin, proxy, upgrade};
-use crate::auth::{self, Certificate, Credentials, Directory, Identification, ListenerRules, PasswordHash, Refusal};
+use crate::auth::{self, Certificate, Credentials, Directory, Identification, PasswordHash, Refusal};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::config::ClientIds;
 use crate::handover::{About, Handover, Peer, PeerCertificate, Socket, Words};
 use crate::pki::CertificateInfo;
-use crate::types::{CertificateId, ClientId, Identity, Level, ReasonCode};
+use crate::types::{CertificateId, ClientId, Entrance, Identity, Level, Realm, ReasonCode};
 
 /// From so many days before its end on, a client's certificate is spoken of when it comes in.
 const EXPIRY_ANNOUNCED_DAYS: i64 = 30;
@@ -200,10 +201,10 @@ impl Arrival {
         };
         loop {
             let current = self.gate.current.load_full();
-            let rules = self.rules(&current, certificate.as_ref())?;
+            let material = self.material_now(&current, certificate.as_ref())?;
             let proved = proof.as_ref().map(|proof| &proof.identity);
             let (identity, level) =
-                self.identify(&connect, certificate.as_ref(), proved, rules, self.directory(&current)).await?;
+                self.identify(&connect, certificate.as_ref(), proved, &material, &current.directory).await?;
             // Who it was proved to be, and not who it says: certificates and their subjects count too.
             let (client, assigned) = match (&chosen, identity.as_ref().and_then(|name| ClientId::new(name.as_str()))) {
                 (Some(chosen), _) => chosen.clone(),
@@ -237,6 +238,7 @@ impl Arrival {
                 bytes.append(&mut rest);
                 let authentication_data = proof.and_then(|proof| proof.data);
                 let ready = Ready {
+                    entrance: material.entrance.clone(),
                     bytes,
                     client,
                     assigned,
@@ -255,13 +257,12 @@ impl Arrival {
         }
     }
 
-    /// Whom this listener knows.
-    fn directory<'c>(&self, current: &'c Current) -> &'c Directory {
-        current.directory.of(self.material.entrance.listener)
-    }
-
     /// What the listener demands now; it may have been reloaded since this connection came.
-    fn rules(&self, current: &Current, certificate: Option<&Certificate>) -> Result<ListenerRules, Stop> {
+    fn material_now(
+        &self,
+        current: &Current,
+        certificate: Option<&Certificate>,
+    ) -> Result<Arc<ListenerMaterial>, Stop> {
         let Some(material) = current.listeners.get(&*self.name) else {
             return Err(Stop::Quiet("its listener is gone"));
         };
@@ -269,7 +270,7 @@ impl Arrival {
             // Verified by what was trusted then.
             return Err(Stop::Quiet("its certificate was verified before a reload: it has to come again"));
         }
-        Ok(material.rules)
+        Ok(material.clone())
     }
 
     fn certificate(&self, link: &Link) -> Result<Option<(Certificate, PeerCertificate)>, Stop> {
@@ -330,9 +331,11 @@ impl Arrival {
         connect: &Connect<'_>,
         certificate: Option<&Certificate>,
         proved: Option<&Identity>,
-        rules: ListenerRules,
+        material: &ListenerMaterial,
         directory: &Directory,
     ) -> Result<(Option<Identity>, Level), Stop> {
+        let (rules, realm) = (material.rules, material.entrance.realm);
+        let directory = directory.of(realm);
         let refused = |refusal: Refusal| Stop::Refused {
             version: Some(connect.version),
             reason: refusal.reason(),
@@ -352,7 +355,7 @@ impl Arrival {
             Identification::Refused(refusal) => Err(refused(refusal)),
             Identification::Password { user_name, level } => {
                 let identity = self
-                    .check_password(directory, &user_name, connect.password.unwrap_or_default(), rules.foreign)
+                    .check_password(directory, realm, &user_name, connect.password.unwrap_or_default(), rules.foreign)
                     .await
                     .map_err(refused)?;
                 auth::check_level(directory, Some(&identity), level).map_err(refused)?;
@@ -365,15 +368,21 @@ impl Arrival {
     async fn check_password(
         &self,
         directory: &Directory,
+        realm: Realm,
         user_name: &str,
         password: &[u8],
         foreign: bool,
     ) -> Result<Identity, Refusal> {
         let gate = &self.gate;
         let address = self.address();
+        // A namesake in another realm pays for nothing, and vouches for nothing.
+        let throttled: Cow<'_, str> = match realm {
+            Realm::SITE => user_name.into(),
+            realm => format!("{}\0{user_name}", realm.value()).into(),
+        };
         let throttle = || gate.throttle.lock().unwrap_or_else(PoisonError::into_inner);
         let check = || {
-            throttle().check(Instant::now(), address, user_name).map_err(|(left, by)| Refusal::Throttled {
+            throttle().check(Instant::now(), address, &throttled).map_err(|(left, by)| Refusal::Throttled {
                 seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
                 by,
             })
@@ -403,18 +412,18 @@ impl Arrival {
         let right = checked.await.unwrap_or(false);
         match identity {
             Some(identity) if right && known.is_some() => {
-                throttle().succeeded(Instant::now(), address, user_name);
+                throttle().succeeded(Instant::now(), address, &throttled);
                 if let (true, Some(hash)) = (self.current.rehash, known.filter(|hash| hash.is_weak()))
                     && let Some(weak) = gate.weak_logins.get()
                 {
                     let (identity, hash) = (identity.clone(), hash.clone());
                     // Where too many wait it is for the next login.
-                    drop(weak.try_send(WeakLogin { identity, secret: Zeroizing::new(password.to_vec()), hash }));
+                    drop(weak.try_send(WeakLogin { identity, realm, secret: Zeroizing::new(password.to_vec()), hash }));
                 }
                 Ok(identity)
             }
             _ => {
-                throttle().failed(Instant::now(), address, user_name);
+                throttle().failed(Instant::now(), address, &throttled);
                 Err(Refusal::WrongPassword { user_name: user_name.to_owned(), exists: known.is_some() })
             }
         }
@@ -479,7 +488,7 @@ impl Arrival {
             identity: ready.identity,
             authentication_data: ready.authentication_data,
             notice,
-            entrance: self.material.entrance.clone(),
+            entrance: ready.entrance,
             about: About {
                 number: self.number,
                 peer: self.peer,
@@ -548,6 +557,7 @@ impl Arrival {
 
 /// What admission found out.
 struct Ready {
+    entrance: Arc<Entrance>,
     bytes: Vec<u8>,
     client: ClientId,
     assigned: bool,

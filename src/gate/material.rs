@@ -216,22 +216,30 @@ fn enrolment(
     loader.load().map(|(tls, _)| tls.without_alpn)
 }
 
-/// That there are passwords whose hashes are quick to guess at, and what to do.
-pub fn weak_passwords(settings: &Settings, directory: &Directory) -> Option<String> {
-    let (file, weak) = (settings.password_files().next()?, directory.weak());
+/// That there are passwords whose hashes are quick to guess at, and what to do: a line for each file.
+pub fn weak_passwords(settings: &Settings, directory: &Directory) -> Vec<String> {
     let mend = match (settings.stands_in, settings.rehash) {
         (true, _) => "set them anew, and they get argon2id",
         (false, false) => "set them anew, or let `rehash: true` make better ones when their owners log in",
         (false, true) => "each gets a better one when its owner logs in",
     };
-    let file = file.display();
-    (weak > 0)
-        .then(|| format!("{file}: {weak} password(s) have hashes of old kinds, which are quick to guess at; {mend}"))
+    let files = settings.listeners.iter().filter_map(|listener| Some((settings.files_of(listener).0?, listener)));
+    let weak: BTreeMap<&Path, usize> =
+        files.map(|(file, listener)| (file, directory.of(listener.entrance.realm).weak())).collect();
+    let told = weak.into_iter().filter(|(_, weak)| *weak > 0).map(|(file, weak)| {
+        let file = file.display();
+        format!("{file}: {weak} password(s) have hashes of old kinds, which are quick to guess at; {mend}")
+    });
+    told.collect()
 }
 
 /// Names in the ACL and among the minimum levels that nobody has: most likely typing mistakes.
 fn note_strangers(settings: &Settings, acl: &Acl, directory: &Directory, findings: &mut Vec<Finding>) {
     let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
+    // Where listeners have their own it would be the wrong file's name.
+    if !settings.is_one_realm() {
+        return;
+    }
     let mut note = |file: &Option<PathBuf>, name: &str| {
         if let (Some(file), false) = (file, known.contains(name)) {
             let what = format!("{}: there is no {name}: what it says of it has no effect", file.display());
@@ -291,12 +299,12 @@ pub(super) fn plain(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn read_acl(settings: &Settings, problems: &mut Vec<String>) -> Option<Acl> {
-    if settings.listeners.iter().any(|listener| listener.files.is_some()) {
-        let files = |listener: &Listener| listener.files.as_ref().and_then(|files| files.acl.clone());
-        let mut read = |listener: &Listener| {
-            Some((listener.entrance.listener, read_acl_file(files(listener).as_deref(), problems)?))
-        };
-        return settings.listeners.iter().map(&mut read).collect::<Option<_>>().map(Acl::of_listeners);
+    if !settings.is_one_realm() {
+        let mut realms = BTreeMap::new();
+        for listener in &settings.listeners {
+            realms.insert(listener.entrance.realm, read_acl_file(settings.files_of(listener).1, problems)?);
+        }
+        return Some(Acl::of_realms(realms));
     }
     read_acl_file(settings.acl.as_deref(), problems)
 }
@@ -443,13 +451,12 @@ fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut V
     let current = ledger.map(Ledger::current).unwrap_or_default();
     let fallback = PasswordHash::of_nobody(Cost::Human);
     let mut own = BTreeMap::new();
-    for listener in &settings.listeners {
-        let Some(files) = &listener.files else { continue };
-        let passwords = read_passwords(files.passwords.as_deref(), settings.stands_in, problems)?;
+    for listener in settings.listeners.iter().filter(|_| !settings.is_one_realm()) {
+        let passwords = read_passwords(settings.files_of(listener).0, settings.stands_in, problems)?;
         let directory = Directory::new(passwords, min_levels.clone(), current.clone(), fallback.clone());
-        own.insert(listener.entrance.listener, directory);
+        own.insert(listener.entrance.realm, directory);
     }
-    Some(Directory::new(passwords, min_levels, current, fallback).with_listeners(own))
+    Some(Directory::new(passwords, min_levels, current, fallback).with_realms(own))
 }
 
 /// Of a file of Mosquitto's what can be read: [`unreadable_passwords`] says what cannot.

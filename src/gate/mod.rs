@@ -42,7 +42,7 @@ use crate::auth::{Directory, Methods, PasswordHash};
 use crate::config::LogStyle;
 use crate::config::{Admission, Settings};
 use crate::handover::{Handover, Words};
-use crate::types::Identity;
+use crate::types::{Identity, Realm};
 use slots::Slots;
 pub use slots::network_of;
 use throttle::Throttle;
@@ -73,6 +73,8 @@ pub struct Gate {
 /// A password that was right, and the weak hash that it was checked by.
 pub struct WeakLogin {
     pub identity: Identity,
+    /// Whose password file it was.
+    pub realm: Realm,
     pub secret: Zeroizing<Vec<u8>>,
     pub hash: PasswordHash,
 }

@@ -167,7 +167,7 @@ impl TlsLoader<'_> {
         let path = &self.files.client_ca.clone();
         let mut certificates = Vec::new();
         for path in std::iter::once(path.clone()).chain(self.files.client_ca_folder.clone()) {
-            for file in self.ca_files(&path)? {
+            for file in self.ca_files(&path, path == self.files.client_ca)? {
                 let pem = plain(&file).map_err(|error| self.problem(error)).ok()?;
                 certificates.extend(pki::load_certificates(&pem).map_err(|error| self.content(&file, error)).ok()?);
             }
@@ -203,7 +203,7 @@ impl TlsLoader<'_> {
     }
 
     /// A file, or of a folder those that OpenSSL would find: they are named by a hash and a number.
-    fn ca_files(&mut self, path: &Path) -> Option<Vec<PathBuf>> {
+    fn ca_files(&mut self, path: &Path, is_all: bool) -> Option<Vec<PathBuf>> {
         if !path.is_dir() {
             return Some(vec![path.to_owned()]);
         }
@@ -221,7 +221,7 @@ impl TlsLoader<'_> {
             .map(|entry| entry.path())
             .collect();
         files.sort();
-        if files.is_empty() {
+        if files.is_empty() && is_all {
             let what = format!("no certificate in it is named by its hash: run `openssl rehash {}`", path.display());
             self.content(path, what);
             return None;
@@ -281,12 +281,12 @@ impl TlsLoader<'_> {
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(resolver));
-        // However many devices come back at once, each resumes: what a session needs lies with its client. The
-        // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
         config.ignore_client_order = !wanted.is_empty();
         if let Some(key_log) = &self.files.key_log {
             config.key_log = Arc::new(key_log.clone());
         }
+        // However many devices come back at once, each resumes: what a session needs lies with its client. The
+        // keys go with this configuration, so that a reload, which may trust others, resumes nobody.
         let tickets = Tickets::new()?;
         config.ticketer = tickets.clone();
         // A client comes back once for each connection that it had.

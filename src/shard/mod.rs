@@ -27,7 +27,7 @@ use crate::auth::{Acl, Methods};
 use crate::broker::{Announcement, Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
-use crate::types::{CertificateId, Identity, ListenerId};
+use crate::types::{CertificateId, Identity, Realm};
 
 /// What a shard is told from outside.
 pub(crate) enum Message {
@@ -41,7 +41,7 @@ pub(crate) enum Message {
     /// DISCONNECT 0x98 for all connections of an identity or client id; answers how many.
     Kick(String, oneshot::Sender<usize>),
     /// These can no longer come in: their sessions end.
-    Forget(Vec<(Identity, Option<ListenerId>)>),
+    Forget(Vec<(Identity, Option<Realm>)>),
     /// Connections that came in by these certificates end.
     Revoke(Arc<[CertificateId]>),
     /// Connections whose certificate is past its time by now end.
@@ -144,7 +144,7 @@ impl Handle {
         Ok(self.ask_all(|answer| Message::Kick(name.clone(), answer)).await?.into_iter().sum())
     }
 
-    pub fn forget(&self, identities: &[(Identity, Option<ListenerId>)]) -> Result<(), Stopped> {
+    pub fn forget(&self, identities: &[(Identity, Option<Realm>)]) -> Result<(), Stopped> {
         self.send_all(|| Message::Forget(identities.to_vec()))
     }
 

@@ -45,7 +45,12 @@ impl Shard {
         match message {
             Message::Adopt(handover) => self.adopt(now, *handover),
             Message::Letter(from, letter) => self.core.handle(now, Input::Heard(from, letter), &mut self.wire),
-            Message::Configure { limits, acl } => self.core.configure(limits, acl),
+            Message::Configure { limits, acl } => {
+                self.core.configure(limits, acl);
+                for id in self.core.strangers() {
+                    self.core.handle(now, Input::Command(Command::Kick(id, Closing::Revoked)), &mut self.wire);
+                }
+            }
             Message::Kick(name, answer) => {
                 let kicked = self.kick(now, Closing::Kicked, |connection| {
                     connection.client.as_str() == name

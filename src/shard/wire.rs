@@ -227,11 +227,11 @@ impl Outbox for Wire {
             }
             Note::Subscribed { connection, filter, qos } => {
                 let Some(connection) = self.connection(connection) else { return };
-                tracing::debug!(target: SUBSCRIBE_LINES, "{} {} {filter}", connection.client, qos.bits());
+                tracing::debug!(target: SUBSCRIBE_LINES, "{} {} {}", connection.client, qos.bits(), filter.escape_debug());
             }
             Note::Unsubscribed { connection, filter } => {
                 let Some(connection) = self.connection(connection) else { return };
-                tracing::debug!(target: UNSUBSCRIBE_LINES, "{} {filter}", connection.client);
+                tracing::debug!(target: UNSUBSCRIBE_LINES, "{} {}", connection.client, filter.escape_debug());
             }
             Note::SubscribeDenied { connection, filter, reason } => {
                 if !self.first_denial(connection) {

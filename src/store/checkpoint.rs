@@ -36,7 +36,7 @@ pub(super) fn write(image: &Image, mut write: impl FnMut(&[u8], Counts) -> io::R
         if let Some(facts) = &kept.facts {
             counts.sessions = counts.sessions.saturating_add(1);
             let will = facts.will.as_deref();
-            let who = (client, facts.identity.as_ref(), facts.listener);
+            let who = (client, facts.identity.as_ref(), facts.realm);
             let (expiry, since) = (facts.expiry_interval_secs, facts.since.max(1));
             record::session(&mut out, who, expiry, will, facts.connected, Some(since));
         }

@@ -7,7 +7,7 @@ use super::record::{Body, Record, To};
 use super::time::Moment;
 use crate::broker::{MessageId, QueuedFor, StoredWill};
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS};
+use crate::types::{ClientId, Identity, PacketId, QoS, Realm};
 
 /// Where a body lies.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -108,7 +108,7 @@ impl Extras {
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) identity: Option<Identity>,
-    pub(super) listener: ListenerId,
+    pub(super) realm: Realm,
     pub(super) expiry_interval_secs: u32,
     pub(super) will: Option<Arc<StoredWill>>,
     pub(super) connected: bool,
@@ -273,9 +273,9 @@ impl Image {
     /// Makes one record's change. `at` says where its frame's payload lies.
     pub(super) fn apply(&mut self, record: Record<'_>, at: At) {
         match record {
-            Record::Session { client, identity, listener, expiry_interval_secs, will, connected, since } => {
+            Record::Session { client, identity, realm, expiry_interval_secs, will, connected, since } => {
                 let since = since.unwrap_or(at.moment);
-                let facts = Facts { identity, listener, expiry_interval_secs, will, connected, since };
+                let facts = Facts { identity, realm, expiry_interval_secs, will, connected, since };
                 self.kept(client).facts = Some(facts);
             }
             Record::SessionEnded(client) => self.end(client),

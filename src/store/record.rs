@@ -13,7 +13,7 @@ use super::reader::Reader;
 use super::time::{Moment, Timeline};
 use crate::broker::{Change, Message, MessageId, Publisher, QueuedFor, StoredWill};
 use crate::codec::SubscriptionOptions;
-use crate::types::{ClientId, Identity, ListenerId, PacketId, QoS, RetainHandling, Topic};
+use crate::types::{ClientId, Identity, PacketId, QoS, Realm, RetainHandling, Topic};
 
 /// A record as it was read.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) enum Record<'a> {
     Session {
         client: &'a str,
         identity: Option<Identity>,
-        listener: ListenerId,
+        realm: Realm,
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,
         connected: bool,
@@ -161,8 +161,8 @@ pub(super) fn encode(change: &Change, timeline: &Timeline, out: &mut Vec<u8>, co
     };
     *count = count.saturating_add(1);
     match change {
-        Change::Session { client, identity, listener, expiry_interval_secs, will, connected, is_new: _ } => {
-            let who = (client, identity.as_ref(), *listener);
+        Change::Session { client, identity, realm, expiry_interval_secs, will, connected, is_new: _ } => {
+            let who = (client, identity.as_ref(), *realm);
             session(out, who, *expiry_interval_secs, will.as_deref(), *connected, None);
         }
         Change::SessionEnded { client } => {
@@ -244,7 +244,7 @@ fn numbered(out: &mut Vec<u8>, kind: u8, client: &ClientId, packet_id: PacketId)
 
 pub(super) fn session(
     out: &mut Vec<u8>,
-    (client, identity, listener): (&ClientId, Option<&Identity>, ListenerId),
+    (client, identity, realm): (&ClientId, Option<&Identity>, Realm),
     expiry_interval_secs: u32,
     will: Option<&StoredWill>,
     connected: bool,
@@ -254,10 +254,10 @@ pub(super) fn session(
     text(out, client.as_str());
     text(out, identity.map_or("", |name| name.as_str()));
     out.put_u32_le(expiry_interval_secs);
-    let has_listener = listener != ListenerId::NONE;
-    out.put_u8(u8::from(connected) | (u8::from(will.is_some()) << 1) | (u8::from(has_listener) << 2));
-    if has_listener {
-        out.put_u32_le(listener.value());
+    let has_realm = realm != Realm::SITE;
+    out.put_u8(u8::from(connected) | (u8::from(will.is_some()) << 1) | (u8::from(has_realm) << 2));
+    if has_realm {
+        out.put_u32_le(realm.value());
     }
     varint(out, since.unwrap_or(0));
     if let Some(will) = will {
@@ -345,8 +345,8 @@ fn publisher_text(publisher: &Publisher) -> String {
     let client = publisher.client.as_str();
     match &publisher.came_as {
         None => client.to_owned(),
-        Some((identity, listener)) => {
-            format!("{client}\0{}\0{}", identity.as_ref().map_or("", |name| name.as_str()), listener.value())
+        Some((identity, realm)) => {
+            format!("{client}\0{}\0{}", identity.as_ref().map_or("", |name| name.as_str()), realm.value())
         }
     }
 }
@@ -355,9 +355,9 @@ fn publisher_text(publisher: &Publisher) -> String {
 fn publisher(text: &str) -> Option<Arc<Publisher>> {
     let (client, came_as) = text.split_once('\0').map_or((text, None), |(client, rest)| (client, Some(rest)));
     let came_as = came_as.map(|rest| {
-        let (name, listener) = rest.split_once('\0').unwrap_or((rest, ""));
+        let (name, realm) = rest.split_once('\0').unwrap_or((rest, ""));
         let identity = (!name.is_empty()).then(|| Identity::foreign(name));
-        (identity, ListenerId::from_value(listener.parse().unwrap_or_default()))
+        (identity, Realm::from_value(realm.parse().unwrap_or_default()))
     });
     Some(Arc::new(Publisher { client: ClientId::new(client)?, came_as }))
 }
@@ -471,13 +471,13 @@ impl<'a> Records<'a> {
                 let identity = reader.text()?;
                 let expiry_interval_secs = reader.u32()?;
                 let flags = reader.u8()?;
-                let listener = ListenerId::from_value(if flags & 4 == 0 { 0 } else { reader.u32()? });
+                let realm = Realm::from_value(if flags & 4 == 0 { 0 } else { reader.u32()? });
                 let since = reader.varint()?;
                 let will = if flags & 2 == 0 { None } else { Some(Arc::new(reader.will()?)) };
                 Record::Session {
                     client,
                     identity: if identity.is_empty() { None } else { Some(Identity::foreign(identity)) },
-                    listener,
+                    realm,
                     expiry_interval_secs,
                     will,
                     connected: flags & 1 != 0,

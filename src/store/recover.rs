@@ -18,7 +18,7 @@ use crate::broker::{
     Message, MessageId, Restored, RestoredInflight, RestoredPosition, RestoredSession, RestoredSubscription,
     StoredPosition,
 };
-use crate::types::{ClientId, ListenerId, PacketId};
+use crate::types::{ClientId, PacketId, Realm};
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -384,7 +384,7 @@ impl<D: Disk> Engine<D> {
             is_session: facts.is_some(),
             connected: facts.is_some_and(|facts| facts.connected),
             identity: facts.and_then(|facts| facts.identity.clone()),
-            listener: facts.map_or(ListenerId::NONE, |facts| facts.listener),
+            realm: facts.map_or(Realm::SITE, |facts| facts.realm),
             expiry_interval_secs: facts.map_or(0, |facts| facts.expiry_interval_secs),
             expires_in: facts.map_or(Duration::ZERO, |facts| left(facts.expiry_interval_secs)),
             will: facts.and_then(|facts| facts.will.clone()),

@@ -1,9 +1,9 @@
-use super::{ListenerId, QoS};
+use super::{QoS, Realm};
 
 /// What the listener that a client came in by lays down for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entrance {
-    pub listener: ListenerId,
+    pub realm: Realm,
     /// Put before each topic and filter of its clients, and taken off the topics that they are sent; empty: nothing is.
     pub mount_point: Box<str>,
     /// Maximum QoS (MQTT 5 section 3.2.2.3.4), where it is lower than everybody's.
@@ -16,7 +16,7 @@ pub struct Entrance {
 impl Default for Entrance {
     fn default() -> Entrance {
         Entrance {
-            listener: ListenerId::NONE,
+            realm: Realm::SITE,
             mount_point: Box::default(),
             qos_max: QoS::ExactlyOnce,
             topic_alias_max: u16::MAX,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lockgate::auth::{Acl, Methods};
 use lockgate::broker::{Closing, Command, Limits, Violation};
 use lockgate::codec::{Version, Will, WillProperties};
-use lockgate::types::{Entrance, Identity, ListenerId, QoS};
+use lockgate::types::{Entrance, Identity, QoS, Realm};
 
 use crate::rig::{Client, Rig, client};
 
@@ -13,9 +13,9 @@ fn mounted(at: &str) -> Arc<Entrance> {
     Arc::new(Entrance { mount_point: at.into(), ..Entrance::default() })
 }
 
-/// A listener of which all is remembered by its name.
+/// A listener that is a realm of its own.
 fn listener(name: &str) -> Arc<Entrance> {
-    Arc::new(Entrance { listener: ListenerId::of(&name), ..Entrance::default() })
+    Arc::new(Entrance { realm: Realm::of(&[name]), ..Entrance::default() })
 }
 
 #[test]
@@ -104,10 +104,10 @@ fn listeners_may_differ_in_what_they_take() {
 }
 
 #[test]
-fn each_listener_may_have_an_acl_of_its_own_and_a_session_keeps_that_of_its_last() {
+fn each_realm_has_its_acl_and_a_namesake_of_another_is_somebody_else() {
     let acls = |text: &str| Acl::parse(text).unwrap();
-    let (inside, outside) = (ListenerId::of(&"inside"), ListenerId::of(&"outside"));
-    let acl = Acl::of_listeners(
+    let (inside, outside) = (Realm::of(&["inside"]), Realm::of(&["outside"]));
+    let acl = Acl::of_realms(
         [(inside, acls("pattern readwrite #\n")), (outside, acls("pattern readwrite open/#\n"))].into_iter().collect(),
     );
     let limits = Limits { as_mosquitto: true, ..Limits::default() };
@@ -127,21 +127,42 @@ fn each_listener_may_have_an_acl_of_its_own_and_a_session_keeps_that_of_its_last
     for topic in ["open/a", "secret"] {
         rig.publish(host, topic, "x", 1, 1);
     }
+    // The same name in another realm takes nothing over and ends nothing, be its start clean or not.
+    for client in [client("guest"), client("guest").kept()] {
+        let thief = rig.connect(client);
+        assert_eq!(rig.closing(thief), Some(Closing::NotOwner));
+    }
     rig.entrance = listener("outside");
     let guest = rig.connect(client("guest").kept());
     assert_eq!(rig.take(guest)[1..], ["PUBLISH open/a x q1 #1"]);
-    // By the other listener it may do what that one's clients may.
+    // What is left of a realm that is no more is nobody's: it ends with who comes, and brings nothing.
+    let fewer = Acl::of_realms([(inside, acls("pattern readwrite #\n"))].into_iter().collect());
+    rig.core.configure(&limits, &Arc::new(fewer));
+    rig.lose(guest);
     rig.entrance = listener("inside");
+    rig.publish(host, "secret", "y", 1, 2);
     let guest = rig.connect(client("guest").kept());
-    rig.take(guest);
-    rig.publish(host, "secret", "y", 0, 0);
-    assert_eq!(rig.take(guest), ["PUBLISH secret y"]);
-    // Who came by a listener that is no more may do what all allow.
+    assert_eq!(rig.take(guest), ["CONNACK"]);
+    // Who came by a realm that is gone may do what all allow.
     rig.entrance = listener("gone");
     let stray = rig.join(client("stray"));
     rig.publish(stray, "open/a", "z", 1, 1);
-    rig.publish(stray, "secret", "z", 1, 2);
-    assert_eq!(rig.take(stray), ["PUBACK #1", "PUBACK #2 0x87"]);
+    assert_eq!(rig.take(stray), ["PUBACK #1 0x10"]);
+}
+
+#[test]
+fn what_is_not_below_the_mount_point_is_not_seen_and_no_bad_filter_becomes_a_good_one() {
+    // [MQTT-4.7.3-1], [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+    let mut rig = Rig::new();
+    let far = rig.join(client("far"));
+    rig.entrance = mounted("m/");
+    let near = rig.join(client("near"));
+    rig.subscribe_with(near, &[("#", 1), ("", 0), ("$share/g", 0), ("$share//x", 0), ("$share/+/x", 0)], &[]);
+    assert_eq!(rig.take(near), ["SUBACK #1 1,0x8f,0x8f,0x8f,0x8f"]);
+    for (qos, topic) in [(0, "m"), (1, "m"), (1, "m/"), (1, "m/x"), (0, "m/y")] {
+        rig.publish(far, topic, "1", qos, 1);
+    }
+    assert_eq!(rig.take(near), ["PUBLISH x 1 q1 #1", "PUBLISH y 1"]);
 }
 
 #[test]
@@ -151,7 +172,7 @@ fn who_is_removed_from_one_listener_s_names_stays_where_another_has_them() {
     let gone = rig.join(Client { identity: Some("bob"), ..client("bob-a") });
     rig.entrance = listener("b");
     let stays = rig.join(Client { identity: Some("bob"), ..client("bob-b") });
-    rig.command(Command::Forget(Identity::parse("bob").unwrap(), Some(ListenerId::of(&"a"))));
+    rig.command(Command::Forget(Identity::parse("bob").unwrap(), Some(Realm::of(&["a"]))));
     assert_eq!((rig.closing(gone), rig.closing(stays)), (Some(Closing::Revoked), None));
 }
 
@@ -302,5 +323,30 @@ fn as_mosquitto_a_will_that_may_not_be_written_lets_its_client_in_and_is_not_pub
             }
         }
         assert_eq!(rig.take(s), ["PUBLISH open/x gone"]);
+    }
+}
+
+#[test]
+fn live_qos_0_does_not_overtake_what_waits_of_it() {
+    // [MQTT-4.6.0-5]
+    for durable in [false, true] {
+        let limits = Limits { queues_qos_0: true, inflight_max: 1, ..Limits::default() };
+        let mut rig = Rig::on(1, limits, Acl::open(), durable, Methods::default());
+        rig.set_wall(1_780_000_000, None);
+        let away = rig.join(client("away").kept());
+        rig.subscribe(away, "t", 1);
+        rig.lose(away);
+        let p = rig.join(client("p"));
+        rig.publish(p, "t", "1", 1, 1);
+        rig.publish(p, "t", "2", 1, 2);
+        rig.publish(p, "t", "3", 0, 0);
+        let back = rig.connect(client("away").kept());
+        rig.publish(p, "t", "4", 0, 0);
+        assert_eq!(rig.take(back)[1..], ["PUBLISH t 1 q1 #1"]);
+        rig.puback(back, 1);
+        assert_eq!(rig.take(back), ["PUBLISH t 2 q1 #2", "PUBLISH t 3", "PUBLISH t 4"]);
+        rig.puback(back, 2);
+        rig.publish(p, "t", "5", 0, 0);
+        assert_eq!(rig.take(back), ["PUBLISH t 5"]);
     }
 }

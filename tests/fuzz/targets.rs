@@ -13,7 +13,7 @@ use lockgate::broker::{
 };
 use lockgate::codec::{self, Packet, Version};
 use lockgate::store::{Answer, MemoryStore, Store};
-use lockgate::types::{ClientId, Filter, Identity, ListenerId, Topic};
+use lockgate::types::{ClientId, Filter, Identity, Realm, Topic};
 
 const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
 
@@ -70,9 +70,9 @@ pub(crate) fn acl(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let Ok(acl) = Acl::parse(text) else { return };
     for subject in [
-        Subject { identity: None, client_id: "c", listener: ListenerId::NONE },
-        Subject { identity: Some("device1"), client_id: "a/b", listener: ListenerId::NONE },
-        Subject { identity: Some("user"), client_id: "#", listener: ListenerId::NONE },
+        Subject { identity: None, client_id: "c", realm: Realm::SITE },
+        Subject { identity: Some("device1"), client_id: "a/b", realm: Realm::SITE },
+        Subject { identity: Some("user"), client_id: "#", realm: Realm::SITE },
     ] {
         for topic in ["a", "a/b", "$SYS/x", "device1/x", "ä//"] {
             let topic = Topic::parse(topic).expect("a topic");

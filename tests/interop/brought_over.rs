@@ -209,9 +209,49 @@ fn what_cannot_be_taken_over_whole_is_not_begun() {
     assert!(!site.path("new").exists());
     let (code, said) = tool(&site, &format!("{binary} import mosquitto nowhere"));
     assert!(code == Some(1) && said.contains("name mosquitto.conf, or the folder with it"), "{said}");
+    // What is left out must not open a door.
+    for line in ["psk_file x", "plugin /opt/auth.so", "proxy_protocol_v2_require_tls true"] {
+        site.write("etc/mosquitto.conf", &format!("listener 1883\nallow_anonymous true\n{line}\n"));
+        let (code, said) = tool(&site, &import);
+        assert!(code == Some(2) && said.contains("is not done here") && !site.path("new").exists(), "{said}");
+    }
     site.write("etc/mosquitto.conf", "listener 1883\nfoo bar\n");
     let (code, said) = tool(&site, &import);
     assert!(code == Some(2) && said.contains("Error found at etc/mosquitto.conf:2."), "{said}");
+}
+
+#[test]
+fn nothing_that_is_there_is_lost_and_no_ca_is_trusted_where_it_was_not() {
+    let (site, ..) = installation("");
+    let binary = env!("CARGO_BIN_EXE_lockgate");
+    shell(
+        &site,
+        &format!(
+            "mkdir mine; openssl req -x509 -newkey rsa:2048 -nodes -keyout mine/ca.key -out mine/ca.crt -days 30 -subj /CN=mine 2>/dev/null; {binary} ca import mine --dir taken"
+        ),
+    );
+    let before = site.text("taken/pki/ca.key");
+    let (code, said) = tool(&site, &format!("{binary} import mosquitto etc --dir taken"));
+    assert!(code == Some(1) && said.contains("taken/pki/ca.crt exists, and would be lost"), "{said}");
+    assert!(site.text("taken/pki/ca.key") == before && !site.path("taken/config/lockgate.yaml").exists());
+    // Two listeners, two CAs: each keeps its own.
+    let folder = site.path("").display().to_string();
+    site.write(
+        "etc/mosquitto.conf",
+        &format!(
+            "listener 1111 127.0.0.1\ncafile {folder}/etc/ca.crt\ncertfile {folder}/etc/server.crt\nkeyfile {folder}/etc/server.key\nrequire_certificate true\n\
+             listener 2222 127.0.0.1\ncafile {folder}/mine/ca.crt\ncertfile {folder}/etc/server.crt\nkeyfile {folder}/etc/server.key\nrequire_certificate true\nciphers HIGH\n"
+        ),
+    );
+    let said = shell(&site, &format!("{binary} import mosquitto etc --dir new"));
+    assert!(said.contains("listener 127.0.0.1:2222: ciphers: "), "{said}");
+    let yaml = site.text("new/config/lockgate.yaml");
+    let second = &yaml[yaml.find("port: 2222").unwrap()..];
+    assert!(
+        yaml.contains("client-ca: ../pki/ca.crt") && second.contains(&format!("client-ca: \"{folder}/mine/ca.crt\"")),
+        "{yaml}"
+    );
+    assert_eq!(shell(&site, "stat -c %a new/config").trim(), "700");
 }
 
 #[test]

@@ -10,10 +10,10 @@ use time::OffsetDateTime;
 
 use super::ca::import::Plan;
 use super::site::{self, Files};
-use super::{Failure, make, report};
+use super::{Failure, init, make, report};
 use crate::auth::{self, Acl, DirectoryError};
 use crate::config::mosquitto::{self, CommandLine};
-use crate::config::{self, ClientCerts, Listener, ListenerAddress, Settings, TlsFiles, Transport};
+use crate::config::{self, ClientCerts, Listener, ListenerAddress, Settings, TlsFiles, TlsVersion, Transport};
 use crate::pki::{self, CertificateInfo, FileError, Lock, Survey, Transaction, is_signed_by};
 use crate::types::Identity;
 
@@ -57,7 +57,9 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     let read = mosquitto::load(&command).map_err(|wrong| Failure::configuration(&wrong))?;
     let theirs = read.settings;
     let destination = arguments.dir.join("config/lockgate.yaml");
-    finish_interrupted(&destination)?;
+    if !arguments.dry_run {
+        finish_interrupted(&destination)?;
+    }
     if destination.exists() {
         return Err(Failure::new(format!(
             "{} exists: this site has a configuration; import into a new folder with --dir",
@@ -80,7 +82,7 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     let places = Places {
         passwords: passwords.0,
         acls: acls.0,
-        has_ca: import.plan.is_some(),
+        ca: import.plan.map(|plan| plan.ca.der.to_vec()),
         own: own_certificate(&survey, &theirs, import.plan).map(Path::to_owned),
     };
     let text = yaml::render(&theirs, &file, &places, read.local_only);
@@ -106,8 +108,18 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     let site = Files::of(&settings);
     std::fs::create_dir_all(&site.anchor)
         .map_err(|error| Failure::new(format!("cannot make {}: {error}", site.anchor.display())))?;
+    init::restrict(&site.anchor, None)?;
     let _lock = Lock::acquire(&site.anchor)?;
     site.recover()?;
+    let named = [&settings.passwords, &settings.acl, &settings.identities].into_iter().flatten().cloned();
+    let ours = [destination.clone(), settings.ca_certificate(), settings.ca_key(), settings.ledger()];
+    let copied = files.iter().map(|(name, _, _)| site.anchor.join(name));
+    if let Some(known) = ours.into_iter().chain(named).chain(copied).find(|path| path.exists()) {
+        return Err(Failure::new(format!(
+            "{} exists, and would be lost: import into a new folder with --dir; nothing was changed",
+            known.display()
+        )));
+    }
     let owner = site.owner();
     let mut change = Transaction::new(&site.anchor);
     for folder in [&site.anchor, &settings.pki, &settings.data] {
@@ -192,15 +204,24 @@ fn plan<'s>(
 ) -> Result<Option<Plan<'s>>, Failure> {
     let mut tls = theirs.tls_files();
     let Some(first) = tls.next() else { return Ok(None) };
-    let of_file = |path: &Path| survey.certificates.iter().find(|found| same_file(&found.path, path));
+    // By what is in it: of copies the survey has the first.
+    let of_file = |path: &Path| match certificates_in(path).as_slice() {
+        [der, ..] => survey.certificates.iter().find(|found| found.der == *der),
+        [] => None,
+    };
     let trusts = |tls: &&TlsFiles| tls.client_certs != ClientCerts::Off;
     let named = theirs.tls_files().find(trusts).unwrap_or(first);
     let server = of_file(&first.certificate);
     // The CA that signs clients; without those, whoever signed the server's certificate.
-    let ca = of_file(&named.client_ca).filter(|_| named.client_certs != ClientCerts::Off).or_else(|| {
-        let signs = |found: &&pki::FoundCertificate| server.is_some_and(|server| is_signed_by(&server.der, &found.der));
-        survey.certificates.iter().find(|found| found.info.is_ca && signs(found))
-    });
+    let ca = match named.client_certs {
+        ClientCerts::Off => {
+            let signs =
+                |found: &&pki::FoundCertificate| server.is_some_and(|server| is_signed_by(&server.der, &found.der));
+            survey.certificates.iter().find(|found| found.info.is_ca && signs(found))
+        }
+        // Several stay as they are.
+        _ => of_file(&named.client_ca).filter(|found| trusts_alone(named, &found.der)),
+    };
     let Some(ca) = ca else { return Ok(None) };
     let sealed = survey.keys.iter().any(|key| key.public_key.is_none());
     if survey.key_of(&ca.info).is_none() && !sealed {
@@ -228,6 +249,18 @@ fn own_certificate<'t>(survey: &Survey, theirs: &'t Settings, plan: Option<&Plan
     is_signed_by(&found.der, &plan?.ca.der).then_some(path)
 }
 
+/// The certificates in a file; none where it is none.
+fn certificates_in(path: &Path) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    pki::load_certificates(&bytes).unwrap_or_default()
+}
+
+/// Whether a listener takes the clients of that CA, and of no other.
+fn trusts_alone(tls: &TlsFiles, ca: &[u8]) -> bool {
+    let trusted = certificates_in(&tls.client_ca);
+    tls.client_ca_folder.is_none() && trusted.len() == 1 && *trusted[0] == *ca
+}
+
 /// Whether both name one file, each in its way.
 fn same_file(one: &Path, other: &Path) -> bool {
     one == other || one.canonicalize().ok().zip(other.canonicalize().ok()).is_some_and(|(one, other)| one == other)
@@ -238,13 +271,18 @@ struct Places {
     /// The password files of before, and their names now.
     passwords: Vec<(PathBuf, String)>,
     acls: Vec<(PathBuf, String)>,
-    /// This site takes the CA over.
-    has_ca: bool,
+    /// The CA that this site takes over, DER.
+    ca: Option<Vec<u8>>,
     /// The server's certificate that is in the site's own folder from now on.
     own: Option<PathBuf>,
 }
 
 impl Places {
+    /// Whether a listener's clients are those of the CA that is taken over.
+    fn takes_own(&self, tls: &TlsFiles) -> bool {
+        self.ca.as_ref().is_some_and(|ca| trusts_alone(tls, ca))
+    }
+
     fn name<'n>(names: &'n [(PathBuf, String)], path: Option<&PathBuf>) -> &'n str {
         let known = path.and_then(|path| names.iter().find(|(known, _)| known == path));
         known.map_or("none", |(_, name)| name)
@@ -355,6 +393,7 @@ impl Import<'_> {
                 findings.weak(error.to_string());
             }
         }
+        left_out(theirs, findings);
         let ours = self.plan.map(|plan| plan.findings.clone()).unwrap_or_default();
         ours.into_iter().for_each(|what| findings.weak(what));
         if self.plan.is_none() {
@@ -368,6 +407,47 @@ impl Import<'_> {
                 kept.display()
             ));
         }
+    }
+}
+
+/// What the configuration says and the new one cannot.
+fn left_out(theirs: &Settings, findings: &mut Findings) {
+    for listener in &theirs.listeners {
+        let address = &listener.address;
+        if listener.rules.unchecked && listener.rules.allow_anonymous {
+            findings.left(format!(
+                "listener {address}: without a password_file Mosquitto believes user names; here a client that sends one needs its password: `lockgate client add NAME`, or take the name off it"
+            ));
+        }
+        let usual = (listener.entrance.topic_alias_max, listener.entrance.client_topic_alias_max) == (10, 10);
+        if !usual {
+            findings
+                .left(format!("listener {address}: max_topic_alias: `limits.topic-alias-max` is for all listeners"));
+        }
+        let Transport::Tls(tls) = &listener.transport else { continue };
+        if !tls.cipher_suites.is_empty() {
+            findings.left(format!("listener {address}: ciphers: all that are offered have forward secrecy and AEAD"));
+        }
+        if tls.client_ca_folder.is_some() {
+            findings.left(format!(
+                "listener {address}: capath beside cafile: put all CAs into one file, and name it as `client-ca`"
+            ));
+        }
+        if tls.client_crl.is_some() {
+            findings.note(format!(
+                "listener {address}: a revocation list that is out of date, or missing for a CA, is obeyed and spoken of here; Mosquitto lets nobody in then"
+            ));
+        }
+    }
+    let newer = |tls: &TlsFiles| tls.min_version == TlsVersion::V13;
+    if theirs.tls_files().any(newer) && !theirs.tls_files().all(newer) {
+        findings.note(
+            "tls_version tlsv1.3 of one listener is the least for all: clients of the others need TLS 1.3 too"
+                .to_owned(),
+        );
+    }
+    if let Some(path) = &theirs.pid_file {
+        findings.left(format!("pid_file {}: `lockgate status` and systemd know the pid", path.display()));
     }
 }
 

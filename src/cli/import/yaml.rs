@@ -181,14 +181,14 @@ fn tls(out: &mut String, files: &TlsFiles, places: &Places) {
     }
     let certs = files.client_certs;
     if certs != ClientCerts::Off {
-        match places.has_ca {
+        match places.takes_own(files) {
             true => put(
                 out,
                 "    client-ca: ../pki/ca.crt\n    # Better: what a certificate may do ends with `lockgate client revoke NAME`, at once and without a list.",
             ),
             false => put(out, &format!("    client-ca: {}", absolute(&files.client_ca))),
         }
-        if let Some(list) = files.client_crl.as_ref().filter(|_| !places.has_ca) {
+        if let Some(list) = files.client_crl.as_ref().filter(|_| !places.takes_own(files)) {
             put(out, &format!("    client-crl: {}", absolute(list)));
         }
     }

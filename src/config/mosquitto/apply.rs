@@ -16,7 +16,7 @@ pub(super) struct Draft {
     pub(super) lenient: bool,
     /// The plugin whose options come.
     pub(super) plugin: Option<Plugin>,
-    pub(super) loaded_plugins: Vec<String>,
+    pub(super) plugins: Vec<Plugin>,
     /// Why something was, so far.
     pub(super) refused: Vec<&'static str>,
     pub(super) doors: Vec<Door>,
@@ -70,7 +70,7 @@ impl Default for Draft {
         Draft {
             lenient: false,
             plugin: None,
-            loaded_plugins: Vec::new(),
+            plugins: Vec::new(),
             refused: Vec::new(),
             limits,
             doors: Vec::new(),
@@ -144,7 +144,10 @@ impl Draft {
                     return Ok(());
                 }
                 let what = format!("{name} is not done here: {instead}.");
-                match self.lenient {
+                // Without what keeps somebody out, a door would stand open.
+                let guards = ["psk_hint", "psk_file", "proxy_protocol_v2_require_tls"].contains(&name)
+                    || matches!(fate, Fate::Partly(_));
+                match self.lenient && !guards {
                     false => Err(Wrong::new(what)),
                     true if self.refused.contains(&instead) => Ok(()),
                     true => {

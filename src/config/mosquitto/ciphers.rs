@@ -33,8 +33,7 @@ const TLS12: [(&str, &str, &[&str]); 6] = [
 ];
 
 /// Words that all six have.
-const ALL: [&str; 9] =
-    ["ALL", "HIGH", "DEFAULT", "COMPLEMENTOFDEFAULT", "ECDHE", "EECDH", "kECDHE", "kEECDH", "TLSv1.2"];
+const ALL: [&str; 8] = ["ALL", "HIGH", "DEFAULT", "ECDHE", "EECDH", "kECDHE", "kEECDH", "TLSv1.2"];
 
 /// Those of TLS 1.3, in rustls' order.
 const TLS13: [(&str, &str); 3] = [

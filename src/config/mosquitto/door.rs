@@ -10,7 +10,7 @@ use crate::config::{
     ClientCerts, ClientIds, KeyLog, Listener, ListenerAddress, ListenerFiles, TlsFiles, TlsVersion, Transport,
     WebSocket,
 };
-use crate::types::{Entrance, Level, ListenerId, QoS};
+use crate::types::{Entrance, Level, QoS, Realm};
 
 /// What a listener has, as far as it was read.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -148,7 +148,7 @@ impl Door {
             "ciphers_tls1.3" => door.ciphers_tls13 = Some(line.text()?),
             "mount_point" => {
                 let prefix = line.text()?;
-                if prefix.contains(['+', '#']) {
+                if prefix.contains(['+', '#']) || prefix.len() > 1_024 {
                     return Err(Wrong::new(format!(
                         "Invalid mount_point '{prefix}'. Does it contain a wildcard character?"
                     )));
@@ -197,8 +197,8 @@ impl Door {
             unchecked: security.passwords.is_none(),
         };
         let entrance = Entrance {
-            // What is judged by listener is remembered by it.
-            listener: if common.per_listener { ListenerId::of(&address) } else { ListenerId::NONE },
+            // Set once all listeners are known.
+            realm: Realm::SITE,
             mount_point: door.mount_point.clone().into(),
             qos_max: door.qos_max.unwrap_or(QoS::ExactlyOnce),
             topic_alias_max: door.topic_alias_max.unwrap_or(10),

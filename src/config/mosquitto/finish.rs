@@ -7,6 +7,7 @@ use super::apply::Draft;
 use super::door::{Common, Door};
 use super::{CommandLine, Read, Wrong};
 use crate::broker::Limits;
+use crate::config::settings::set_realms;
 use crate::config::{
     Admission, AtExpiry, Listener, Log, LogDestination, LogFormat, LogStyle, SUBSCRIBE_LINES, Settings,
     UNSUBSCRIBE_LINES,
@@ -36,7 +37,8 @@ impl Draft {
             id_prefix: self.id_prefix.as_deref(),
             key_log: command.key_log.as_ref(),
         };
-        let listeners = self.doors.iter().map(|door| door.opened(&common)).collect::<Result<Vec<_>, _>>()?;
+        let mut listeners = self.doors.iter().map(|door| door.opened(&common)).collect::<Result<Vec<_>, _>>()?;
+        set_realms(&mut listeners, (&self.security.passwords, &self.security.acl));
         for (at, listener) in listeners.iter().enumerate() {
             if listeners[..at].iter().any(|other: &Listener| other.address == listener.address) {
                 return Err(Wrong::new(format!("Two listeners are on {}: one is enough.", listener.address)));

@@ -113,8 +113,18 @@ pub const OPTIONS: &[(&str, Fate)] = &[
     ("plugin", PLUGIN),
     ("auth_plugin", PLUGIN),
     ("global_plugin", PLUGIN),
-    ("plugin_load", PLUGIN),
-    ("plugin_use", PLUGIN),
+    (
+        "plugin_load",
+        Refused(
+            "name a plugin that is built in by `plugin`: it is for all listeners, or with per_listener_settings for one",
+        ),
+    ),
+    (
+        "plugin_use",
+        Refused(
+            "name a plugin that is built in by `plugin`: it is for all listeners, or with per_listener_settings for one",
+        ),
+    ),
     ("auth_plugin_deny_special_chars", Idle("names with + or # match no pattern of the ACL")),
     // Persistence.
     ("persistence", Same),

@@ -32,13 +32,6 @@ impl Draft {
     pub(super) fn plugin_line(&mut self, line: &Line<'_>) -> Option<Result<(), Wrong>> {
         match line.name {
             "plugin" | "auth_plugin" | "global_plugin" => self.begin_plugin(line.value),
-            "plugin_load" => {
-                let (name, path) = line.value.split_once([' ', '\t'])?;
-                self.loaded_plugins.push(name.to_owned());
-                self.begin_plugin(path)
-            }
-            // Loaded already, for all.
-            "plugin_use" => self.loaded_plugins.iter().any(|name| name == line.value).then_some(Ok(())),
             name => {
                 let option = name.strip_prefix("plugin_opt_").or_else(|| name.strip_prefix("auth_opt_"))?;
                 let plugin = self.plugin?;
@@ -49,7 +42,15 @@ impl Draft {
 
     fn begin_plugin(&mut self, path: &str) -> Option<Result<(), Wrong>> {
         self.plugin = Plugin::of(path);
-        if path.contains("dynamic_security") && !self.lenient {
+        if let Some(plugin) = self.plugin {
+            if self.plugins.contains(&plugin) && !self.per_listener {
+                return Some(Err(Wrong::new(
+                    "one plugin of a kind is for all listeners here: name the second's file by per_listener_settings.",
+                )));
+            }
+            self.plugins.push(plugin);
+        }
+        if path.contains("dynamic_security") {
             return Some(Err(Wrong::new(
                 "dynamic security is not there yet: password_file and acl_file, or a site with `lockgate client`, say who may do what.",
             )));

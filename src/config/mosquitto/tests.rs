@@ -87,7 +87,7 @@ fn with_per_listener_settings_each_has_its_own() {
     let listeners = &settings.listeners;
     assert_eq!(listeners[0].files.as_ref().unwrap().passwords, None);
     assert_eq!(listeners[1].files.as_ref().unwrap().passwords, Some(PathBuf::from("/p")));
-    assert_ne!(listeners[0].entrance.listener, listeners[1].entrance.listener);
+    assert_ne!(listeners[0].entrance.realm, listeners[1].entrance.realm);
     assert!(listeners[0].rules.unchecked && !listeners[1].rules.unchecked);
     assert_eq!(settings.password_files().collect::<Vec<_>>(), [Path::new("/p")]);
 }
@@ -111,8 +111,8 @@ fn what_mosquitto_2_1_has_beside_is_done_too() {
     assert_eq!(read.log.facility, Some(5));
     assert_eq!(read.log.level, "error,lockgate::subscribe=debug,lockgate::unsubscribe=off");
     let read = settings(
-        "plugin /usr/lib/mosquitto_password_file.so\nplugin_opt_password_file /p\nplugin_load a /x/mosquitto_acl_file.so\nplugin_opt_acl_file /a\n\
-         listener 1\nplugin_use a\nplugin /usr/lib/mosquitto_persist_sqlite.so\nplugin_opt_db_file /var/db/m.sqlite3\nplugin_opt_sync full\n",
+        "plugin /usr/lib/mosquitto_password_file.so\nplugin_opt_password_file /p\nglobal_plugin /x/mosquitto_acl_file.so\nplugin_opt_acl_file /a\n\
+         listener 1\nplugin /usr/lib/mosquitto_persist_sqlite.so\nplugin_opt_db_file /var/db/m.sqlite3\nplugin_opt_sync full\n",
     );
     assert_eq!((read.passwords, read.acl), (Some("/p".into()), Some("/a".into())));
     assert_eq!((read.durability, read.data), (Durability::Fsync, "/var/db/lockgate".into()));
@@ -122,6 +122,8 @@ fn what_mosquitto_2_1_has_beside_is_done_too() {
     for (text, what) in [
         ("plugin /usr/lib/mosquitto_dynamic_security.so", "dynamic security is not there yet"),
         ("plugin /opt/other.so", "no others are loaded"),
+        ("plugin_load a /x/mosquitto_acl_file.so", "by `plugin`"),
+        ("plugin a/acl_file.so\nplugin b/acl_file.so", "one plugin of a kind is for all listeners here"),
         ("plugin_opt_x y", "no others are loaded"),
         (
             "plugin mosquitto_acl_file.so\nplugin_opt_password_file /x",
