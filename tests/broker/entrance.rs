@@ -31,7 +31,10 @@ fn a_mount_point_is_before_all_topics_of_its_clients_and_they_do_not_see_it() {
     for (topic, payload) in [("t", "1"), ("s", "2")] {
         rig.publish(near, topic, payload, 1, 7);
     }
-    assert_eq!(rig.take(near), ["PUBLISH t 1 q1 #1", "PUBACK #7", "PUBLISH s 2 q1 #2", "PUBACK #7"]);
+    // The shared subscription may be another shard's, and its acknowledgement come first.
+    let mut came = rig.take(near);
+    came.sort();
+    assert_eq!(came, ["PUBACK #7", "PUBACK #7", "PUBLISH s 2 q1 #2", "PUBLISH t 1 q1 #1"]);
     assert_eq!(rig.take(far), ["PUBLISH site1/t 1 q1 #1", "PUBLISH site1/s 2 q1 #2"]);
     // From outside, only below it.
     rig.publish(far, "t", "3", 0, 0);
