@@ -532,7 +532,7 @@ pub(super) fn keep_out_of_git(change: &mut Transaction, config: &Path, secret: [
     }
 }
 
-const PASSWORDS_HEADER: &str = "# NAME:HASH, a line each, written by `lockgate client`. Generated passwords have 192 random bits and need\n# no slow hash (m=64,t=1); what people choose gets one (m=19456,t=2).\n";
+pub(super) const PASSWORDS_HEADER: &str = "# NAME:HASH, a line each, written by `lockgate client`. Generated passwords have 192 random bits and need\n# no slow hash (m=64,t=1); what people choose gets one (m=19456,t=2).\n";
 
 fn acl_text(own: bool) -> String {
     let rules = match own {

@@ -194,8 +194,10 @@ fn debian_s_own_installation_comes_over() {
     assert!(said.contains("lockgate init --dir new"), "{said}");
     let yaml = site.text("new/config/lockgate.yaml");
     assert!(yaml.contains("address: loopback") && yaml.contains("this machine alone, and anybody"), "{yaml}");
+    // Who is added to what had no passwords can come in.
     let (code, said) = tool(&site, &format!("{} init --dir new --client device1", env!("CARGO_BIN_EXE_lockgate")));
     assert!(code == Some(0) && site.path("new/pki/ca.crt").exists(), "{said}");
+    assert!(site.text("new/config/passwd").contains("device1:"));
 }
 
 #[test]

@@ -127,8 +127,12 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     }
     make::keep_out_of_git(&mut change, &site.anchor, [&settings.pki, &settings.data], owner);
     change.write(&destination, text, 0o600, owner);
+    let has_passwords = files.iter().any(|(name, _, _)| name == Path::new("passwd"));
     for (path, content, mode) in files {
         change.write(&site.anchor.join(path), content, mode, owner);
+    }
+    if let Some(passwords) = settings.passwords.as_ref().filter(|_| !has_passwords) {
+        change.write(passwords, make::PASSWORDS_HEADER.to_owned(), 0o600, owner);
     }
     if let Some(identities) = &settings.identities {
         change.write(identities, site::IDENTITIES_HEADER.to_owned(), 0o600, owner);

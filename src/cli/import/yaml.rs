@@ -19,7 +19,8 @@ use crate::types::QoS;
 pub(super) fn render(theirs: &Settings, file: &Path, places: &Places, local_only: bool) -> String {
     let mut text = String::new();
     let out = &mut text;
-    let passwords = Places::name(&places.passwords, theirs.passwords.as_ref());
+    // There for who is added, though nobody is in it yet.
+    let passwords = theirs.passwords.as_ref().map_or("passwd", |path| Places::name(&places.passwords, Some(path)));
     let acl = Places::name(&places.acls, theirs.acl.as_ref());
     put(
         out,

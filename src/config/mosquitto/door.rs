@@ -106,6 +106,11 @@ impl Door {
                 door.websockets = match line.word() {
                     "mqtt" => false,
                     "websockets" => true,
+                    "http_api" => {
+                        return Err(Wrong::new(
+                            "protocol http_api is not done here: `lockgate status --json` and /metrics say more.",
+                        ));
+                    }
                     other => return Err(Wrong::new(format!("Invalid protocol value ({other})."))),
                 };
             }

@@ -30,6 +30,11 @@ impl Draft {
             self.notices.push("-p has no effect beside listeners of the configuration file".to_owned());
         }
         let file = command.file.clone().unwrap_or_else(|| PathBuf::from("mosquitto.conf"));
+        for prefix in self.doors.iter().map(|door| &door.mount_point).filter(|prefix| !prefix.is_empty()) {
+            if !prefix.ends_with('/') {
+                self.notices.push(format!("mount_point {prefix} does not end with a slash: topic t becomes {prefix}t"));
+            }
+        }
         let common = Common {
             security: &self.security,
             per_listener: self.per_listener && !local_only,

@@ -132,6 +132,7 @@ fn what_mosquitto_2_1_has_beside_is_done_too() {
         ("log_facility 8", "Invalid log_facility value (8)."),
         ("log_timestamp_format %Y%", "Invalid log_timestamp_format value (%Y%)"),
         ("mount_point a/", "needs a listener before it"),
+        ("listener 1\nprotocol http_api", "protocol http_api is not done here"),
         ("listener 1\nmount_point a/#/", "Does it contain a wildcard character?"),
         ("listener 1\ncertfile /c\nkeyfile /k\nciphers RC4\n", "none of these is offered here; there are ECDHE-ECDSA-"),
     ] {
