@@ -237,7 +237,10 @@ pub fn weak_passwords(settings: &Settings, directory: &Directory) -> Vec<String>
 fn note_strangers(settings: &Settings, acl: &Acl, directory: &Directory, findings: &mut Vec<Finding>) {
     let known: BTreeSet<&str> = directory.identities().into_iter().map(Identity::as_str).collect();
     // Where listeners have their own it would be the wrong file's name.
-    if !settings.is_one_realm() {
+    let by_certificate = |tls: &TlsFiles| tls.client_certs != ClientCerts::Off && !settings.ledger().exists();
+    let believed = settings.listeners.iter().any(|listener| listener.rules.unchecked);
+    // Of whom another CA vouches, or nobody, there is no list.
+    if !settings.is_one_realm() || believed || settings.tls_files().any(by_certificate) {
         return;
     }
     let mut note = |file: &Option<PathBuf>, name: &str| {
@@ -364,7 +367,15 @@ fn note_loose(settings: &Settings, findings: &mut Vec<Finding>) {
     let keys = settings.tls_files().map(|tls| &tls.key);
     for path in keys.chain(settings.password_files()) {
         if let Err(error @ FileError::Loose { .. }) = pki::check_secret(path) {
-            findings.push(Finding { severity: Severity::Warning, what: error.to_string() });
+            // Closed in a way that leaves it readable for who the broker becomes.
+            let what = match &settings.user {
+                Some(user) => {
+                    let path = path.display();
+                    format!("{path} can be read by others; run `chgrp {user} {path}; chmod 640 {path}`")
+                }
+                None => error.to_string(),
+            };
+            findings.push(Finding { severity: Severity::Warning, what });
         }
     }
 }

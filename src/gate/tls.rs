@@ -132,9 +132,12 @@ impl TlsLoader<'_> {
             .map(ToString::to_string)
             .collect();
         if !missing.is_empty() && !self.stands_in {
+            let mend = match self.own_cas.iter().any(|ca| info.is_issued_by(ca)) {
+                true => "`lockgate server renew` adds it",
+                false => "have its CA make one that does",
+            };
             let what = format!(
-                "{}: the server certificate does not name {}: clients that dial this host so will refuse it; \
-                 `lockgate server renew` adds it",
+                "{}: the server certificate does not name {}: clients that dial this host so will refuse it; {mend}",
                 path.display(),
                 missing.join(", ")
             );

@@ -21,7 +21,7 @@ fn installation(more: &str) -> (Site, u16, u16) {
         "etc/mosquitto.conf",
         &format!(
             "listener {plain}\nlistener {tls}\ncafile {etc}/ca.crt\ncertfile {etc}/server.crt\nkeyfile {etc}/server.key\n\
-             require_certificate true\nallow_anonymous false\npassword_file {etc}/passwd\nacl_file {etc}/acl\nmax_queued_messages 50\n\
+             require_certificate true\nallow_anonymous false\npassword_file {etc}/passwd\nacl_file {etc}/acl\nmax_queued_messages 50\nlog_dest file {etc}/m.log\n\
              connection far\naddress 192.0.2.1\ntopic # both\n{more}"
         ),
     );
@@ -50,10 +50,15 @@ fn a_guide_s_installation_becomes_a_site_and_its_clients_go_on() {
         "passwd:2: \"bob b\" cannot be a name here",
         "passwd:4: dave: ",
         "bridges are not there yet",
+        "m.log: that stays Mosquitto's",
+        "started by root the broker stays root: `user: mosquitto`",
         "Client:  client, with its key",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    // By its file's name alone: the CA's key lies beside the CA.
+    let (_, by_file) = run(&["import", "mosquitto", "etc/mosquitto.conf", "--dir", "other", "--dry-run"]);
+    assert!(by_file.contains("with its key") && by_file.contains("etc/ca.key"), "{by_file}");
     // What was there is as it was.
     assert_eq!(shell(&site, "ls -lR etc"), before);
     let modes = shell(&site, "cd new; stat -c '%a %n' config/passwd config/lockgate.yaml pki/server.key pki/ca.key");
@@ -100,10 +105,11 @@ fn without_its_key_the_ca_stays_where_it_is_and_its_clients_come_in_as_before() 
     let (site, _, tls) = installation("");
     shell(
         &site,
-        "mkdir safe; mv etc/ca.key safe; rm etc/client.key.bak 2>/dev/null || true; cp etc/client.crt etc/client.key safe; rm etc/client.crt",
+        "mkdir safe; mv etc/ca.key safe; rm etc/client.key.bak 2>/dev/null || true; cp etc/client.crt etc/client.key safe; rm etc/client.crt; cd etc; openssl x509 -req -in client.csr -CA ca.crt -CAkey ../safe/ca.key -CAcreateserial -out v1.crt -days 9 2>/dev/null",
     );
     let said = shell(&site, &format!("{} import mosquitto etc --dir new", env!("CARGO_BIN_EXE_lockgate")));
     assert!(said.contains("the CA's key is not here: its clients come in as before"), "{said}");
+    assert!(said.contains("etc/v1.crt: an X.509 v1 certificate, which a site refuses"), "{said}");
     assert!(!site.path("new/pki/ca.crt").exists());
     // What serves from where it lies has to be closed first: the command was among what is weak.
     let close = format!("chmod 600 {}/etc/server.key", site.path("").display());

@@ -13,7 +13,9 @@ use super::site::{self, Files};
 use super::{Failure, init, make, report};
 use crate::auth::{self, Acl, DirectoryError};
 use crate::config::mosquitto::{self, CommandLine};
-use crate::config::{self, ClientCerts, Listener, ListenerAddress, Settings, TlsFiles, TlsVersion, Transport};
+use crate::config::{
+    self, ClientCerts, Listener, ListenerAddress, LogDestination, Settings, TlsFiles, TlsVersion, Transport,
+};
 use crate::pki::{self, CertificateInfo, FileError, Lock, Survey, Transaction, is_signed_by};
 use crate::types::Identity;
 
@@ -75,7 +77,7 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
         // Somebody else renews it, where it is.
         plan.server = None;
     }
-    let mut import = Import { theirs: &theirs, plan: plan.as_ref(), files: Vec::new(), findings };
+    let mut import = Import { theirs: &theirs, survey: &survey, plan: plan.as_ref(), files: Vec::new(), findings };
     let passwords = import.passwords()?;
     let acls = import.acls()?;
     import.look(&file, read.local_only);
@@ -192,6 +194,21 @@ fn survey(paths: &[PathBuf], theirs: &Settings) -> Result<Survey, Failure> {
         let known =
             folders.iter().any(|folder| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
         if !known && !all.contains(&path) && path.exists() {
+            all.push(path);
+        }
+    }
+    // Keys that lie beside a CA that is named.
+    let beside = theirs.tls_files().filter_map(|tls| std::fs::read_dir(tls.client_ca.parent()?).ok());
+    let keys = beside
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "key"));
+    for path in keys {
+        let path = std::path::absolute(&path).unwrap_or(path);
+        let known =
+            folders.iter().any(|folder| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
+        if !known && !all.contains(&path) {
             all.push(path);
         }
     }
@@ -312,6 +329,7 @@ impl Copies {
 /// An installation, and what is made of it.
 struct Import<'a> {
     theirs: &'a Settings,
+    survey: &'a Survey,
     plan: Option<&'a Plan<'a>>,
     /// Names in the site's `config` folder, contents and modes.
     files: Vec<(PathBuf, String, u32)>,
@@ -401,6 +419,15 @@ impl Import<'_> {
         let ours = self.plan.map(|plan| plan.findings.clone()).unwrap_or_default();
         ours.into_iter().for_each(|what| findings.weak(what));
         if self.plan.is_none() {
+            for found in self.survey.certificates.iter().filter(|found| found.info.is_v1 && !found.info.is_ca) {
+                let is_server = theirs.tls_files().any(|tls| same_file(&tls.certificate, &found.path));
+                if !is_server && theirs.tls_files().any(|tls| tls.client_certs != ClientCerts::Off) {
+                    findings.weak(format!(
+                        "{}: an X.509 v1 certificate, which a site refuses and `lockgate mosquitto` takes: have its CA make one with extensions (`-extfile`)",
+                        found.path.display()
+                    ));
+                }
+            }
             let certificates: BTreeSet<&PathBuf> = theirs.tls_files().map(|tls| &tls.certificate).collect();
             certificates.into_iter().for_each(|path| look_at_certificate(path, findings));
         }
@@ -449,6 +476,19 @@ fn left_out(theirs: &Settings, findings: &mut Findings) {
             "tls_version tlsv1.3 of one listener is the least for all: clients of the others need TLS 1.3 too"
                 .to_owned(),
         );
+    }
+    for destination in &theirs.log.destinations {
+        if let LogDestination::File(path) = destination {
+            findings.left(format!(
+                "log_dest file {}: that stays Mosquitto's; lines go to standard error, or to the file that `log.to` names",
+                path.display()
+            ));
+        }
+    }
+    if let Some(user) = &theirs.user {
+        findings.note(format!(
+            "started by root the broker stays root: `user: {user}` in the new configuration has it become {user}, to whom the site then has to belong (`chown -R {user} DIR`)"
+        ));
     }
     if let Some(path) = &theirs.pid_file {
         findings.left(format!("pid_file {}: `lockgate status` and systemd know the pid", path.display()));

@@ -263,12 +263,8 @@ fn log(out: &mut String, theirs: &Settings) {
             LogDestination::Stdout => Some("stdout".to_owned()),
             LogDestination::Syslog => Some("syslog".to_owned()),
             LogDestination::Topic => Some("topic".to_owned()),
-            // Several stand with spaces between.
-            LogDestination::File(path) => {
-                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                Some(path.to_string_lossy().into_owned()).filter(|path| !path.contains(' '))
-            }
-            LogDestination::Nowhere => None,
+            // Mosquitto's own, should it ever run again.
+            LogDestination::File(_) | LogDestination::Nowhere => None,
         })
         .collect();
     let to = if places.is_empty() { "stderr".to_owned() } else { places.join(" ") };

@@ -54,6 +54,15 @@ impl Draft {
             (true, None) => PathBuf::from("lockgate"),
             (false, _) => command.scratch.clone(),
         };
+        let kept =
+            data.parent().map(|folder| folder.join("mosquitto.db")).filter(|kept| self.persistence && kept.exists());
+        if let Some(kept) = kept {
+            self.notices.push(format!(
+                "{} is not read: sessions and retained messages begin anew, in {}",
+                kept.display(),
+                data.display()
+            ));
+        }
         let settings = Settings {
             pki: data.join("pki"),
             file,

@@ -17,7 +17,7 @@ pub enum Fate {
 
 use Fate::{Idle, Later, Partly, Refused, Same};
 
-const BRIDGE: Fate = Later("bridges are not there yet: leave `connection` out");
+const BRIDGE: Fate = Later("bridges are not there yet: leave the whole block from `connection` on out");
 const PLUGIN: Fate = Partly(
     "mosquitto_password_file, mosquitto_acl_file and mosquitto_persist_sqlite are built in and taken by their names; no others are loaded",
 );
