@@ -18,7 +18,7 @@ pub enum Change {
     Session {
         client: ClientId,
         identity: Option<Identity>,
-        /// Where its client came in.
+        /// Of the listener that its client came in by.
         realm: Realm,
         expiry_interval_secs: u32,
         will: Option<Arc<StoredWill>>,

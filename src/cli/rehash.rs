@@ -39,8 +39,7 @@ fn rehash(settings: &Settings, login: &WeakLogin) -> Result<bool, Failure> {
     let files = site::Files::of(settings);
     let _lock = Lock::acquire(&files.anchor)?;
     files.recover()?;
-    let listener = settings.listeners.iter().find(|listener| listener.entrance.realm == login.realm);
-    let Some(file) = listener.and_then(|listener| settings.files_of(listener).0) else { return Ok(false) };
+    let Some((Some(file), _)) = settings.realms().remove(&login.realm) else { return Ok(false) };
     let text = site::read_or_empty(file)?;
     let line = format!("{}:{}", login.identity, login.hash);
     if !text.lines().any(|known| known.trim() == line) {

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -124,6 +125,11 @@ impl Settings {
         let own = listener.files.as_ref().map(|files| (&files.passwords, &files.acl));
         let (passwords, acl) = own.unwrap_or((&self.passwords, &self.acl));
         (passwords.as_deref(), acl.as_deref())
+    }
+
+    /// Passwords and ACL of each realm: listeners may share one.
+    pub fn realms(&self) -> BTreeMap<Realm, (Option<&Path>, Option<&Path>)> {
+        self.listeners.iter().map(|listener| (listener.entrance.realm, self.files_of(listener))).collect()
     }
 
     /// Whether all listeners go by the same, and no topic of theirs is mounted.
@@ -298,6 +304,15 @@ impl ListenerAddress {
         match self {
             ListenerAddress::Loopback(port) | ListenerAddress::All(port) | ListenerAddress::Ip(_, port) => Some(*port),
             ListenerAddress::Unix(_) => None,
+        }
+    }
+
+    /// Whether other machines can connect.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            ListenerAddress::All(_) => true,
+            ListenerAddress::Ip(address, _) => !address.is_loopback(),
+            ListenerAddress::Loopback(_) | ListenerAddress::Unix(_) => false,
         }
     }
 }

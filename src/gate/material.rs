@@ -223,9 +223,8 @@ pub fn weak_passwords(settings: &Settings, directory: &Directory) -> Vec<String>
         (false, false) => "set them anew, or let `rehash: true` make better ones when their owners log in",
         (false, true) => "each gets a better one when its owner logs in",
     };
-    let files = settings.listeners.iter().filter_map(|listener| Some((settings.files_of(listener).0?, listener)));
-    let weak: BTreeMap<&Path, usize> =
-        files.map(|(file, listener)| (file, directory.of(listener.entrance.realm).weak())).collect();
+    let files = settings.realms().into_iter().filter_map(|(realm, (passwords, _))| Some((passwords?, realm)));
+    let weak: BTreeMap<&Path, usize> = files.map(|(file, realm)| (file, directory.of(realm).weak())).collect();
     let told = weak.into_iter().filter(|(_, weak)| *weak > 0).map(|(file, weak)| {
         let file = file.display();
         format!("{file}: {weak} password(s) have hashes of old kinds, which are quick to guess at; {mend}")
@@ -274,12 +273,7 @@ fn note_openness(listener: &Listener, findings: &mut Vec<Finding>) {
         let what = format!("listener {name} lets anonymous clients in");
         findings.push(Finding { severity: Severity::Warning, what });
     }
-    let far = match name {
-        crate::config::ListenerAddress::Loopback(_) | crate::config::ListenerAddress::Unix(_) => false,
-        crate::config::ListenerAddress::Ip(address, _) => !address.is_loopback(),
-        crate::config::ListenerAddress::All(_) => true,
-    };
-    if listener.transport == Transport::Tcp && far {
+    if listener.transport == Transport::Tcp && name.is_remote() {
         let what = format!(
             "listener {name} takes plain MQTT from the network: passwords and messages can be read on the wire"
         );
@@ -304,8 +298,8 @@ pub(super) fn plain(path: &Path) -> Result<Vec<u8>, String> {
 fn read_acl(settings: &Settings, problems: &mut Vec<String>) -> Option<Acl> {
     if !settings.is_one_realm() {
         let mut realms = BTreeMap::new();
-        for listener in &settings.listeners {
-            realms.insert(listener.entrance.realm, read_acl_file(settings.files_of(listener).1, problems)?);
+        for (realm, (_, acl)) in settings.realms() {
+            realms.insert(realm, read_acl_file(acl, problems)?);
         }
         return Some(Acl::of_realms(realms));
     }
@@ -462,10 +456,9 @@ fn read_directory(settings: &Settings, ledger: Option<&Ledger>, problems: &mut V
     let current = ledger.map(Ledger::current).unwrap_or_default();
     let fallback = PasswordHash::of_nobody(Cost::Human);
     let mut own = BTreeMap::new();
-    for listener in settings.listeners.iter().filter(|_| !settings.is_one_realm()) {
-        let passwords = read_passwords(settings.files_of(listener).0, settings.stands_in, problems)?;
-        let directory = Directory::new(passwords, min_levels.clone(), current.clone(), fallback.clone());
-        own.insert(listener.entrance.realm, directory);
+    for (realm, (passwords, _)) in settings.realms().into_iter().filter(|_| !settings.is_one_realm()) {
+        let passwords = read_passwords(passwords, settings.stands_in, problems)?;
+        own.insert(realm, Directory::new(passwords, min_levels.clone(), current.clone(), fallback.clone()));
     }
     Some(Directory::new(passwords, min_levels, current, fallback).with_realms(own))
 }

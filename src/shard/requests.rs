@@ -59,8 +59,8 @@ impl Shard {
                 let _ = answer.send(kicked);
             }
             Message::Forget(identities) => {
-                for (identity, listener) in identities {
-                    self.core.handle(now, Input::Command(Command::Forget(identity, listener)), &mut self.wire);
+                for (identity, realm) in identities {
+                    self.core.handle(now, Input::Command(Command::Forget(identity, realm)), &mut self.wire);
                 }
             }
             Message::Revoke(certificates) => {

@@ -340,7 +340,7 @@ pub(super) fn message(bytes: Bytes, timeline: &Timeline) -> Result<Message> {
     Ok(Message::new(id, topic, inner.slice_ref(payload), forwarded.into(), qos, expires, publisher))
 }
 
-/// Client id, identity and listener, with U+0000 between: no client id or identity has it.
+/// Client id, identity and realm, with U+0000 between: no client id or identity has it.
 fn publisher_text(publisher: &Publisher) -> String {
     let client = publisher.client.as_str();
     match &publisher.came_as {

@@ -74,11 +74,10 @@ impl Cluster {
             Input::Received(id, _) | Input::Malformed(id, _) | Input::Drained(id) | Input::Lost(id) => self.homes[id],
             Input::Committed(ticket) | Input::Failed(ticket) => (ticket.0 % u64::from(shards)) as usize,
             Input::Command(Command::Kick(id, _)) => self.homes[id],
-            Input::Command(Command::Forget(identity, listener)) => {
-                let (identity, listener) = (identity.clone(), *listener);
-                return (0..self.cores.len()).for_each(|at| {
-                    self.turn(at, now, Input::Command(Command::Forget(identity.clone(), listener)), out)
-                });
+            Input::Command(Command::Forget(identity, realm)) => {
+                let (identity, realm) = (identity.clone(), *realm);
+                return (0..self.cores.len())
+                    .for_each(|at| self.turn(at, now, Input::Command(Command::Forget(identity.clone(), realm)), out));
             }
             Input::Command(Command::ShutDown) => {
                 return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));

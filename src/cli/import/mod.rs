@@ -13,9 +13,7 @@ use super::site::{self, Files};
 use super::{Failure, init, make, report};
 use crate::auth::{self, Acl, DirectoryError};
 use crate::config::mosquitto::{self, CommandLine};
-use crate::config::{
-    self, ClientCerts, Listener, ListenerAddress, LogDestination, Settings, TlsFiles, TlsVersion, Transport,
-};
+use crate::config::{self, ClientCerts, Listener, LogDestination, Settings, TlsFiles, TlsVersion, Transport};
 use crate::pki::{self, CertificateInfo, FileError, Lock, Survey, Transaction, is_signed_by};
 use crate::types::Identity;
 
@@ -184,19 +182,11 @@ fn configuration_of(path: &Path) -> Result<PathBuf, Failure> {
 
 /// Certificates and keys in the folders that were named, and those that the configuration names.
 fn survey(paths: &[PathBuf], theirs: &Settings) -> Result<Survey, Failure> {
-    let mut all: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).cloned().collect();
-    let folders = all.clone();
+    let folders: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).cloned().collect();
+    let known: Vec<PathBuf> = folders.iter().filter_map(|folder| std::path::absolute(folder).ok()).collect();
     let named = theirs.tls_files().flat_map(|tls| {
         [&tls.certificate, &tls.key, &tls.client_ca].into_iter().chain(&tls.client_ca_folder).chain(&tls.client_crl)
     });
-    for path in named {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        let known =
-            folders.iter().any(|folder| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
-        if !known && !all.contains(&path) && path.exists() {
-            all.push(path);
-        }
-    }
     // Keys that lie beside a CA that is named.
     let beside = theirs.tls_files().filter_map(|tls| std::fs::read_dir(tls.client_ca.parent()?).ok());
     let keys = beside
@@ -204,11 +194,10 @@ fn survey(paths: &[PathBuf], theirs: &Settings) -> Result<Survey, Failure> {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|end| end == "key"));
-    for path in keys {
+    let mut all = folders;
+    for path in named.filter(|path| path.exists()).cloned().chain(keys) {
         let path = std::path::absolute(&path).unwrap_or(path);
-        let known =
-            folders.iter().any(|folder| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
-        if !known && !all.contains(&path) {
+        if !known.iter().any(|folder| path.starts_with(folder)) && !all.contains(&path) {
             all.push(path);
         }
     }
@@ -502,12 +491,7 @@ fn look_at(listener: &Listener, local_only: bool, findings: &mut Findings) {
             "listener {address}: anybody may come in without a name: `lockgate client add NAME` for each, then `allow-anonymous: false`"
         ));
     }
-    let far = match address {
-        ListenerAddress::All(_) => true,
-        ListenerAddress::Ip(address, _) => !address.is_loopback(),
-        ListenerAddress::Loopback(_) | ListenerAddress::Unix(_) => false,
-    };
-    if far && listener.transport == Transport::Tcp {
+    if address.is_remote() && listener.transport == Transport::Tcp {
         findings.weak(format!(
             "listener {address}: passwords and messages can be read on the wire: move clients to TLS (`lockgate client env NAME --level tls`), then `address: loopback`"
         ));

@@ -136,13 +136,12 @@ fn listener(out: &mut String, theirs: &Settings, listener: &Listener, places: &P
     if listener.proxied {
         put(out, "    proxy-protocol: true");
     }
-    if let Some(web) = &listener.websocket
-        && web.origins != ["*"]
-    {
-        put(out, &format!("    origins: {}", web.origins.join(" ")));
-    }
-    if listener.websocket.as_ref().is_some_and(|web| web.origins == ["*"]) {
-        put(out, "    origins: any                   # Better: name the pages whose scripts may come in");
+    match &listener.websocket {
+        Some(web) if web.origins == ["*"] => {
+            put(out, "    origins: any                   # Better: name the pages whose scripts may come in");
+        }
+        Some(web) => put(out, &format!("    origins: {}", web.origins.join(" "))),
+        None => {}
     }
     if !listener.entrance.mount_point.is_empty() {
         put(out, &format!("    mount-point: {}", quoted(&listener.entrance.mount_point)));
