@@ -98,7 +98,19 @@ impl Acl {
     /// What holds without a file: every topic but those that begin with `$`, of which the broker's
     /// own may be read.
     pub fn open() -> Acl {
-        Acl::parse("pattern readwrite #\npattern read $SYS/#\n").expect("a sound file")
+        Acl::open_with(false, false)
+    }
+
+    /// The same, with what the broker keeps of Sparkplug's births, and with questions to the broker itself.
+    pub fn open_with(sparkplug: bool, control: bool) -> Acl {
+        let mut text = "pattern readwrite #\npattern read $SYS/#\n".to_owned();
+        if sparkplug {
+            text.push_str("pattern read $sparkplug/#\n");
+        }
+        if control {
+            text.push_str("pattern readwrite $CONTROL/#\n");
+        }
+        Acl::parse(&text).expect("a sound file")
     }
 
     /// All lines that are wrong are reported, not the first alone.

@@ -68,6 +68,10 @@ pub struct Limits {
     pub upgrades_qos: bool,
     /// What is retained reaches new subscriptions only as long as who published it may write its topic.
     pub checks_retained_source: bool,
+    /// The birth certificates of Sparkplug's edge nodes and devices are retained below `$sparkplug/certificates/` too.
+    pub sparkplug_aware: bool,
+    /// What is published below `$CONTROL/` asks the broker itself, and goes to nobody.
+    pub control_api: bool,
     /// Where the standard leaves it open, as Mosquitto does: filters are granted whatever the ACL says, which is asked
     /// for each message alone; a refusal is not explained; an MQTT 3 client with a longer keep alive is refused.
     pub as_mosquitto: bool,
@@ -104,6 +108,8 @@ impl Default for Limits {
             queues_qos_0: false,
             upgrades_qos: false,
             checks_retained_source: false,
+            sparkplug_aware: false,
+            control_api: false,
             as_mosquitto: false,
             slice: 256,
         }

@@ -34,6 +34,7 @@ mod send;
 mod session;
 mod shared;
 mod snapshot;
+mod sparkplug;
 mod subscribe;
 mod timers;
 mod violation;

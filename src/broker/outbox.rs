@@ -70,7 +70,7 @@ pub enum Command {
 /// What a broker says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Announcement {
-    /// Below `$SYS/`.
+    /// Below `$SYS/` or `$CONTROL/`.
     pub topic: String,
     pub text: String,
     /// It is so until something else is said.
@@ -156,6 +156,9 @@ pub trait Outbox {
     /// Tell another shard of the broker: it is given [`Input::Heard`], in the order of telling. A
     /// broker of one shard never calls this.
     fn tell(&mut self, to: ShardId, letter: Letter);
+
+    /// `from` asks the broker itself, below `$CONTROL/`: answered by [`Command::Announce`], if at all.
+    fn ask(&mut self, _from: ConnectionId, _topic: &str, _payload: &[u8]) {}
 
     /// Something that the log is to know.
     fn note(&mut self, note: Note<'_>);

@@ -9,6 +9,7 @@ use super::connection::{ConnectionId, HeldKind};
 use super::outbox::{Note, Outbox};
 use super::route::Incoming;
 use super::session::{Inflight, State};
+use super::sparkplug::birth_certificate;
 use super::violation::Violation;
 use super::{Core, dialect};
 use crate::auth::Operation;
@@ -246,29 +247,36 @@ impl Core {
         out: &mut impl Outbox,
     ) -> (bool, Option<Ticket>) {
         let session = self.connection(id).expect("checked by receive").session;
+        if self.options.limits.control_api && topic.as_str().starts_with("$CONTROL/") {
+            out.ask(id, topic.as_str(), publish.payload);
+            return (true, None);
+        }
         let mut forwarded = std::mem::take(&mut self.forwarded_room);
         forwarded.clear();
         if !publish.properties.is_empty() {
             publish.properties.forwarded().for_each(|raw| forwarded.extend_from_slice(raw));
         }
-        let routed = self.route(
-            now,
-            &Incoming {
-                topic,
-                payload: publish.payload,
-                qos: publish.qos,
-                retain: publish.retain,
-                message_expiry_interval_secs: publish.properties.message_expiry_interval,
-                forwarded: &forwarded,
-                publisher: session,
-                connection: Some(id),
-                received: packet_id.filter(|_| publish.qos == QoS::ExactlyOnce),
-                with: None,
-            },
-            out,
-        );
+        let incoming = Incoming {
+            topic,
+            payload: publish.payload,
+            qos: publish.qos,
+            retain: publish.retain,
+            message_expiry_interval_secs: publish.properties.message_expiry_interval,
+            forwarded: &forwarded,
+            publisher: session,
+            connection: Some(id),
+            received: packet_id.filter(|_| publish.qos == QoS::ExactlyOnce),
+            with: None,
+        };
+        let (matched, mut ticket) = self.route(now, &incoming, out);
+        let kept = self.options.limits.sparkplug_aware.then(|| birth_certificate(topic.as_str())).flatten();
+        if let Some(kept) = kept {
+            let kept = Incoming { topic: Topic::from_parsed(&kept), retain: true, received: None, ..incoming };
+            // The later of the two commits is after the other.
+            ticket = self.route(now, &kept, out).1.or(ticket);
+        }
         self.forwarded_room = forwarded;
-        routed
+        (matched, ticket)
     }
 
     /// PUBACK: a QoS 1 message is done (section 4.3.2).

@@ -16,6 +16,7 @@ mod bench;
 mod bundle;
 mod ca;
 mod client;
+mod control;
 mod enroll;
 mod environment;
 mod import;

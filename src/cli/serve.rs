@@ -20,13 +20,14 @@ use super::enroll::SiteDesk;
 use super::log;
 use super::rehash::keep_rehashed;
 use super::running::{Running, State, bind_all, load_material, notify, site_of};
+use super::system::SysTree;
 use super::watch::Snapshot;
-use super::{Failure, SiteArguments, ask, bundle, privileges, site, system};
+use super::{Failure, SiteArguments, ask, bundle, control, privileges, site, system};
 use crate::admin::{self, Admin, Anew, Enrolment, Reload};
 use crate::auth::Methods;
 use crate::broker::Restored;
 use crate::config::Settings;
-use crate::gate::{self, Bound, Gate, Material, Seen, Severity};
+use crate::gate::{self, Asked, Bound, Gate, Material, Seen, Severity};
 use crate::handover::Handover;
 use crate::pki;
 use crate::shard::{self, Handle};
@@ -181,6 +182,7 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
     }
     raise_file_limit(settings.admission.connections_max);
     let (stores, restored, store) = open_store(&settings)?;
+    let (questions, asked) = settings.stands_in.then(|| tokio::sync::mpsc::channel(control::QUESTIONS_MAX)).unzip();
     let start = shard::Start {
         limits: settings.limits.clone(),
         acl: material.acl.clone(),
@@ -188,6 +190,7 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
         stores,
         restored,
         methods: Methods::default(),
+        questions,
     };
     let (shard, threads) = shard::spawn(start).map_err(Failure::new)?;
     let seen_file = settings.data.join("seen.json");
@@ -239,6 +242,9 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
             })
         })
     };
+    let tree = SysTree::new(shard.clone(), gate.clone(), site.clone());
+    gate.tells(told(tree.clone(), current.clone()));
+    let answers = asked.map(|asked| control::keep_answering(asked, current.clone(), shard.clone()));
     let enrolment = enrolment.zip(enrolment_tls).map(|(socket, tls)| {
         let desk = Arc::new(SiteDesk { settings: current });
         Enrolment::new(desk, reload.clone(), tls).serve(socket)
@@ -263,8 +269,9 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
     if let Some(lines) = lines {
         tasks.push(tokio::spawn(system::keep_telling(lines, shard.clone())));
     }
+    tasks.extend(answers.map(tokio::spawn));
     if let Some(interval) = settings.sys_interval {
-        tasks.push(tokio::spawn(system::keep_announcing(interval, shard.clone(), state.gate.clone(), site.clone())));
+        tasks.push(tokio::spawn(system::keep_announcing(interval, tree)));
     }
     if settings.self_renew
         && let Err(failure) = bundle::authority(&settings)
@@ -305,6 +312,20 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
     save_seen(&seen, &seen_file);
     info!("stopped");
     Ok(())
+}
+
+/// What is asked by HTTP, where a listener serves that.
+fn told(tree: Arc<SysTree>, current: Arc<ArcSwap<Settings>>) -> gate::Told {
+    Arc::new(move |asked| {
+        let (tree, current) = (tree.clone(), current.clone());
+        Box::pin(async move {
+            match asked {
+                Asked::SysTree => tree.counts().await.map(|counts| counts.to_string()),
+                Asked::Listeners => Some(control::listeners(&current.load()).to_string()),
+                Asked::Version => Some(env!("CARGO_PKG_VERSION").to_owned()),
+            }
+        })
+    })
 }
 
 type Stores = Vec<Box<dyn Store + Send>>;

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::admin::Site;
 use crate::broker::{Announcement, Counters};
 use crate::gate::Gate;
-use crate::shard::{ClientRow, Handle, ShardReport};
+use crate::shard::{ClientRow, Handle, ShardReport, Stopped};
 
 /// Minutes over which loads are averaged.
 const WINDOWS: [(&str, f64); 3] = [("1min", 60.0), ("5min", 300.0), ("15min", 900.0)];
@@ -58,28 +59,58 @@ impl Loads {
     }
 }
 
+/// What is looked at for it.
+pub(super) struct SysTree {
+    shard: Handle,
+    gate: Arc<Gate>,
+    site: Arc<ArcSwap<Site>>,
+    started: Instant,
+    clients_max: AtomicUsize,
+}
+
+impl SysTree {
+    pub(super) fn new(shard: Handle, gate: Arc<Gate>, site: Arc<ArcSwap<Site>>) -> Arc<SysTree> {
+        Arc::new(SysTree { shard, gate, site, started: Instant::now(), clients_max: AtomicUsize::new(0) })
+    }
+
+    /// What there is to say now, without loads: below `$SYS/broker/`.
+    async fn look(&self) -> Result<(ShardReport, Vec<(String, String)>), Stopped> {
+        let (report, queued) = (self.shard.report().await?, self.shard.queued().await?);
+        let clients = report.gauges.connections;
+        let clients_max = self.clients_max.fetch_max(clients, Ordering::Relaxed).max(clients);
+        let mut all = topics(&report, queued, clients_max, self.started.elapsed());
+        all.push(("connections/socket/count".to_owned(), self.gate.sockets().to_string()));
+        Ok((report, all))
+    }
+
+    /// The counts among it, as Mosquitto's `/api/v1/systree` has them.
+    pub(super) async fn counts(&self) -> Option<Value> {
+        let (_, all) = self.look().await.ok()?;
+        let number = |text: String| text.strip_suffix(" seconds").unwrap_or(&text).parse::<u64>().ok();
+        let counts =
+            all.into_iter().filter_map(|(topic, text)| Some((format!("$SYS/broker/{topic}"), number(text)?.into())));
+        Some(Value::Object(counts.collect()))
+    }
+}
+
 /// Publishes as often as `interval` says; what has not changed is not said again.
-pub(super) async fn keep_announcing(interval: Duration, shard: Handle, gate: Arc<Gate>, site: Arc<ArcSwap<Site>>) {
-    let started = Instant::now();
-    let mut last = started;
+pub(super) async fn keep_announcing(interval: Duration, tree: Arc<SysTree>) {
+    let mut last = tree.started;
     let mut loads = Loads::default();
     let mut said: BTreeMap<String, String> = BTreeMap::new();
-    let mut clients_max = 0;
     loop {
-        let (Ok(report), Ok(queued)) = (shard.report().await, shard.queued().await) else { return };
-        let accepted = gate.stats.accepted.load(Ordering::Relaxed);
+        let Ok((report, mut all)) = tree.look().await else { return };
+        let accepted = tree.gate.stats.accepted.load(Ordering::Relaxed);
         let now = Instant::now();
         let elapsed = (now - last).as_secs_f64();
         last = now;
-        clients_max = clients_max.max(report.gauges.connections);
-        let mut all = topics(&report, queued, clients_max, now - started);
         for (name, count) in counted(&report, accepted) {
             for ((window, _), load) in WINDOWS.iter().zip(loads.note(name, count, elapsed)) {
                 all.push((format!("load/{name}/{window}"), format!("{load:.2}")));
             }
         }
         let wall = OffsetDateTime::now_utc();
-        for (of, info) in &site.load().certificates {
+        for (of, info) in &tree.site.load().certificates {
             // A listener's name may have characters that a topic's level has not.
             let of = of.replace(['/', '+', '#'], "-");
             all.push((format!("certificates/{of}/days-left"), info.days_left(wall).to_string()));
@@ -90,7 +121,7 @@ pub(super) async fn keep_announcing(interval: Duration, shard: Handle, gate: Arc
             .filter(|(topic, text)| said.insert(topic.clone(), text.clone()).as_ref() != Some(text))
             .map(|(topic, text)| Announcement { topic, text, retained: true })
             .collect();
-        if !news.is_empty() && shard.announce(news).is_err() {
+        if !news.is_empty() && tree.shard.announce(news).is_err() {
             return;
         }
         tokio::time::sleep(interval).await;

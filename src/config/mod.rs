@@ -18,7 +18,7 @@ use thiserror::Error;
 
 pub use settings::{
     Acme, Admission, AtExpiry, Challenge, ClientCerts, ClientIds, KeyLog, Listener, ListenerAddress, ListenerFiles,
-    Log, LogDestination, LogFormat, LogStyle, SUBSCRIBE_LINES, Settings, TlsFiles, TlsVersion, Transport,
+    Log, LogDestination, LogFormat, LogStyle, Pages, SUBSCRIBE_LINES, Settings, TlsFiles, TlsVersion, Transport,
     UNSUBSCRIBE_LINES, WebSocket,
 };
 pub use template::{Template, render};

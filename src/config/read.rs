@@ -93,6 +93,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         sys_interval,
         pid_file: None,
         stands_in: false,
+        plugins: Vec::new(),
     })
 }
 
@@ -148,6 +149,7 @@ fn limits(reader: &mut Reader<'_>, section: &mut Section) -> Limits {
         ("queue-qos-0", &mut read.queues_qos_0),
         ("upgrade-qos", &mut read.upgrades_qos),
         ("check-retained-source", &mut read.checks_retained_source),
+        ("sparkplug-aware", &mut read.sparkplug_aware),
     ] {
         *value = reader.boolean(section, key).unwrap_or(*value);
     }

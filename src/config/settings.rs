@@ -56,6 +56,8 @@ pub struct Settings {
     pub pid_file: Option<PathBuf>,
     /// It was read from mosquitto.conf: names are whatever its files say.
     pub stands_in: bool,
+    /// The plugins of Mosquitto's that it named, as they call themselves.
+    pub plugins: Vec<&'static str>,
 }
 
 impl Settings {
@@ -203,6 +205,8 @@ pub struct Listener {
     pub transport: Transport,
     /// Whether MQTT comes by WebSocket on it.
     pub websocket: Option<WebSocket>,
+    /// What it serves by HTTP: instead of MQTT, or beside its WebSockets.
+    pub pages: Option<Pages>,
     pub rules: ListenerRules,
     pub connections_max: usize,
     /// A proxy is before it, and says first whose connection it passes on (PROXY protocol, versions 1 and 2).
@@ -275,9 +279,21 @@ pub struct WebSocket {
     pub origins: Vec<String>,
 }
 
+/// What is served by HTTP, as Mosquitto does it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// `/api/v1/...`, and nothing of MQTT: whoever may come in there may read what the ACL lets him, files too.
+    pub api: bool,
+    /// Files, for everybody where they are beside WebSockets.
+    pub folder: Option<PathBuf>,
+}
+
 impl Listener {
-    /// `tcp`, `tls`, `unix`, `ws` or `wss`.
+    /// `tcp`, `tls`, `unix`, `ws`, `wss`, `http` or `https`.
     pub fn transport_name(&self) -> &'static str {
+        if self.pages.as_ref().is_some_and(|pages| pages.api) {
+            return if matches!(self.transport, Transport::Tls(_)) { "https" } else { "http" };
+        }
         match (&self.transport, &self.websocket) {
             (Transport::Tcp, None) => "tcp",
             (Transport::Tcp, Some(_)) => "ws",

@@ -148,6 +148,7 @@ limits:
   queue-qos-0: false               # keep QoS 0 too for sessions whose clients are away
   upgrade-qos: false               # a message comes at its subscription's QoS, though it was published with a lower one
   check-retained-source: false     # send what is retained only while its publisher may still write there
+  sparkplug-aware: false           # keep birth certificates, retained below $sparkplug/certificates/
   session-expiry-max: never        # clients are told of a shorter one
   keep-alive-max: none             # MQTT 5 clients are told of a shorter one
   topic-alias-max: 32              # aliases that a client may set: DISCONNECT 0x94

@@ -1,7 +1,5 @@
 //! One connection's way from accept to the shard, or to a refusal.
 
-use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -11,19 +9,19 @@ use time::OffsetDateTime;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 use tracing::{debug, info, warn};
-use zeroize::Zeroizing;
 
 use super::handshake::{self, Failure, Knock};
 use super::link::{Carrier, Link};
+use super::login::Login;
 use super::material::ListenerMaterial;
-use super::slots::Slot;
-use super::{Current, Gate, WeakLogin, proxy, upgrade};
-use crate::auth::{self, Certificate, Credentials, Directory, Identification, PasswordHash, Refusal};
+use super::slots::{Pending, Slot};
+use super::{Current, Gate, proxy, upgrade};
+use crate::auth::{self, Certificate};
 use crate::codec::{self, ConnAck, Connect, DecodeError, Packet, Version};
 use crate::config::ClientIds;
 use crate::handover::{About, Handover, Peer, PeerCertificate, Socket, Words};
 use crate::pki::CertificateInfo;
-use crate::types::{CertificateId, ClientId, Entrance, Identity, Level, Realm, ReasonCode};
+use crate::types::{CertificateId, ClientId, Entrance, Identity, Level, ReasonCode};
 
 /// From so many days before its end on, a client's certificate is spoken of when it comes in.
 const EXPIRY_ANNOUNCED_DAYS: i64 = 30;
@@ -74,7 +72,7 @@ pub(super) enum Stop {
 }
 
 impl Arrival {
-    pub(super) async fn admit(mut self, mut stream: Stream, slot: Slot) {
+    pub(super) async fn admit(mut self, mut stream: Stream, slot: Slot, pending: Pending) {
         if let (true, Stream::Tcp(socket)) = (self.material.proxied, &mut stream) {
             match tokio::time::timeout(self.current.admission.connect_timeout, proxy::client(socket)).await {
                 Ok(Ok(Some(client))) => self.peer = Peer::Network(client),
@@ -93,7 +91,14 @@ impl Arrival {
         let mut link = None;
         let mut slot = Some(slot);
         let stopped = match tokio::time::timeout(deadline, self.walk(stream, &mut link, &mut slot)).await {
-            Ok(Ok(())) => return,
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(Visit { head, certificate }))) => {
+                drop(pending);
+                if let (Some(link), Some(pages)) = (link, &self.material.pages) {
+                    self.serve_pages(link, head, pages, certificate.as_ref()).await;
+                }
+                return;
+            }
             Ok(Err(stop)) => stop,
             // CONNECT came in time; its password's turn did not.
             Err(_) if self.terms.get().is_some() => Stop::Refused {
@@ -113,7 +118,18 @@ impl Arrival {
         self.turn_away(link, stopped).await;
     }
 
-    async fn walk(&self, stream: Stream, held: &mut Option<Link>, slot: &mut Option<Slot>) -> Result<(), Stop> {
+    /// Ends with the client let in, or with a visit of one that came by HTTP.
+    async fn walk(
+        &self,
+        stream: Stream,
+        held: &mut Option<Link>,
+        slot: &mut Option<Slot>,
+    ) -> Result<Option<Visit>, Stop> {
+        let web = match (&self.material.websocket, &self.material.pages) {
+            (Some(_), _) => Some(("WebSocket", "mqtt-on-ws", "a ws:// URL")),
+            (None, Some(_)) => Some(("HTTP", "mqtt-on-http", "another port")),
+            (None, None) => None,
+        };
         let link = match stream {
             Stream::Unix(stream) => held.insert(Carrier::Unix(stream).into()),
             Stream::Tcp(stream) => {
@@ -133,19 +149,14 @@ impl Arrival {
                             format!("plain MQTT on the TLS port {port}: the client needs TLS switched on"),
                         );
                     }
-                    (None, Knock::Http) if self.material.websocket.is_some() => {
-                        held.insert(Carrier::Tcp(stream).into())
+                    (None, Knock::Http) if web.is_some() => held.insert(Carrier::Tcp(stream).into()),
+                    (None, Knock::Mqtt) if let Some((kind, key, needs)) = web => {
+                        let why =
+                            format!("bare MQTT on the {kind} port {port}: the client needs {needs}, or the MQTT port");
+                        return misled(key, why);
                     }
-                    (None, Knock::Mqtt) if self.material.websocket.is_some() => {
-                        return misled(
-                            "mqtt-on-ws",
-                            format!(
-                                "bare MQTT on the WebSocket port {port}: the client needs a ws:// URL, or the MQTT port"
-                            ),
-                        );
-                    }
-                    (None, Knock::Other) if self.material.websocket.is_some() => {
-                        return misled("garbage", format!("no HTTP request on the WebSocket port {port}"));
+                    (None, Knock::Other) if let Some((kind, _, _)) = web => {
+                        return misled("garbage", format!("no HTTP request on the {kind} port {port}"));
                     }
                     (_, Knock::Http) => return misled("http", format!("HTTP on the MQTT port {port}")),
                     (Some(_), Knock::Other) => {
@@ -161,10 +172,15 @@ impl Arrival {
                 }
             }
         };
-        if let Some(rules) = &self.material.websocket {
-            link.upgrade(rules, &self.material).await?;
-        }
+        let head = match (&self.material.websocket, &self.material.pages) {
+            (Some(rules), _) => link.upgrade(rules, &self.material).await?,
+            (None, Some(_)) => Some(Vec::new()),
+            (None, None) => None,
+        };
         let (certificate, kept) = self.certificate(link)?.unzip();
+        if let Some(head) = head {
+            return Ok(Some(Visit { head, certificate }));
+        }
         let mut bytes = Vec::new();
         let end = self.read_connect(link, &mut bytes).await?;
         let mut rest = bytes.split_off(end);
@@ -203,8 +219,25 @@ impl Arrival {
             let current = self.gate.current.load_full();
             let material = self.material_now(&current, certificate.as_ref())?;
             let proved = proof.as_ref().map(|proof| &proof.identity);
-            let (identity, level) =
-                self.identify(&connect, certificate.as_ref(), proved, &material, &current.directory).await?;
+            let (identity, level) = self
+                .identify(
+                    Login {
+                        certificate: certificate.as_ref(),
+                        user_name: connect.user_name,
+                        password: connect.password,
+                        proved,
+                    },
+                    &material,
+                    &current.directory,
+                )
+                .await
+                .map_err(|refusal| Stop::Refused {
+                    version: Some(version),
+                    reason: refusal.reason(),
+                    kind: refusal.kind(),
+                    why: refusal.to_string(),
+                    client: describe(&connect),
+                })?;
             // Who it was proved to be, and not who it says: certificates and their subjects count too.
             let (client, assigned) = match (&chosen, identity.as_ref().and_then(|name| ClientId::new(name.as_str()))) {
                 (Some(chosen), _) => chosen.clone(),
@@ -252,13 +285,13 @@ impl Arrival {
                 };
                 let (link, slot) = held.take().zip(slot.take()).expect("put there on the way");
                 self.hand_over(link, ready, slot);
-                return Ok(());
+                return Ok(None);
             }
         }
     }
 
     /// What the listener demands now; it may have been reloaded since this connection came.
-    fn material_now(
+    pub(super) fn material_now(
         &self,
         current: &Current,
         certificate: Option<&Certificate>,
@@ -323,116 +356,6 @@ impl Arrival {
                 Err(error) => return Err(Stop::Handshake(Failure { kind: "garbage", why: error.to_string() })),
             }
             self.read_more(link, bytes).await?;
-        }
-    }
-
-    async fn identify(
-        &self,
-        connect: &Connect<'_>,
-        certificate: Option<&Certificate>,
-        proved: Option<&Identity>,
-        material: &ListenerMaterial,
-        directory: &Directory,
-    ) -> Result<(Option<Identity>, Level), Stop> {
-        let (rules, realm) = (material.rules, material.entrance.realm);
-        let directory = directory.of(realm);
-        let refused = |refusal: Refusal| Stop::Refused {
-            version: Some(connect.version),
-            reason: refusal.reason(),
-            kind: refusal.kind(),
-            why: refusal.to_string(),
-            client: describe(connect),
-        };
-        let credentials = Credentials {
-            certificate,
-            user_name: connect.user_name,
-            has_password: connect.password.is_some(),
-            proved,
-            tls: self.material.tls.is_some(),
-        };
-        match auth::identify(rules, directory, &credentials) {
-            Identification::Admitted(identity, level) => Ok((identity, level)),
-            Identification::Refused(refusal) => Err(refused(refusal)),
-            Identification::Password { user_name, level } => {
-                let identity = self
-                    .check_password(directory, realm, &user_name, connect.password.unwrap_or_default(), rules.foreign)
-                    .await
-                    .map_err(refused)?;
-                auth::check_level(directory, Some(&identity), level).map_err(refused)?;
-                Ok((Some(identity), level))
-            }
-        }
-    }
-
-    /// Throttled before hashing; an unknown name takes as long as a known one.
-    async fn check_password(
-        &self,
-        directory: &Directory,
-        realm: Realm,
-        user_name: &str,
-        password: &[u8],
-        foreign: bool,
-    ) -> Result<Identity, Refusal> {
-        let gate = &self.gate;
-        let address = self.address();
-        // A namesake in another realm pays for nothing, and vouches for nothing.
-        let throttled: Cow<'_, str> = match realm {
-            Realm::SITE => user_name.into(),
-            realm => format!("{}\0{user_name}", realm.value()).into(),
-        };
-        let throttle = || gate.throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        let check = || {
-            throttle().check(Instant::now(), address, &throttled).map_err(|(left, by)| Refusal::Throttled {
-                seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
-                by,
-            })
-        };
-        check()?;
-        let permit = gate.hashing.clone().acquire_owned().await.expect("never closed");
-        // Others may have failed while this one waited for its turn.
-        check()?;
-        let identity = match foreign {
-            true => Some(Identity::foreign(user_name)),
-            false => Identity::parse(user_name).ok(),
-        };
-        let known = identity.as_ref().and_then(|identity| directory.password(identity));
-        let hash = known.or_else(|| directory.decoy(user_name, &gate.hasher)).cloned();
-        let dearest = directory.dearest().cloned();
-        let secret = Zeroizing::new(password.to_vec());
-        // The permit goes along: a client that hangs up does not make room for another check.
-        let checked = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            let right = hash.as_ref().is_some_and(|hash| hash.verify(&secret));
-            let work = hash.as_ref().map_or(0, PasswordHash::work);
-            if let Some(dearest) = dearest.filter(|dearest| !right && dearest.work() > work) {
-                dearest.verify(&secret);
-            }
-            right
-        });
-        let right = checked.await.unwrap_or(false);
-        match identity {
-            Some(identity) if right && known.is_some() => {
-                throttle().succeeded(Instant::now(), address, &throttled);
-                if let (true, Some(hash)) = (self.current.rehash, known.filter(|hash| hash.is_weak()))
-                    && let Some(weak) = gate.weak_logins.get()
-                {
-                    let (identity, hash) = (identity.clone(), hash.clone());
-                    // Where too many wait it is for the next login.
-                    drop(weak.try_send(WeakLogin { identity, realm, secret: Zeroizing::new(password.to_vec()), hash }));
-                }
-                Ok(identity)
-            }
-            _ => {
-                throttle().failed(Instant::now(), address, &throttled);
-                Err(Refusal::WrongPassword { user_name: user_name.to_owned(), exists: known.is_some() })
-            }
-        }
-    }
-
-    fn address(&self) -> Option<IpAddr> {
-        match self.peer {
-            Peer::Network(address) => Some(address.ip()),
-            Peer::Unix => None,
         }
     }
 
@@ -553,6 +476,13 @@ impl Arrival {
             Peer::Unix => "a unix socket".to_owned(),
         }
     }
+}
+
+/// Somebody comes by HTTP, and for no WebSocket.
+struct Visit {
+    /// What was read of the first request.
+    head: Vec<u8>,
+    certificate: Option<Certificate>,
 }
 
 /// What admission found out.

@@ -101,12 +101,21 @@ impl Link {
         }
     }
 
-    /// Reads the request that begins a WebSocket and answers it.
-    pub(super) async fn upgrade(&mut self, rules: &WebSocket, material: &ListenerMaterial) -> Result<(), Stop> {
+    /// Reads the request that begins a WebSocket and answers it; what was read of one for something else, where there
+    /// is something else, comes back.
+    pub(super) async fn upgrade(
+        &mut self,
+        rules: &WebSocket,
+        material: &ListenerMaterial,
+    ) -> Result<Option<Vec<u8>>, Stop> {
         let mut head = Vec::with_capacity(1024);
         let upgrade = loop {
             self.read(&mut head, material.tls.as_ref()).await?;
-            match upgrade::upgrade(&head, &rules.origins).map_err(Stop::Http)? {
+            let upgrade = match upgrade::upgrade(&head, &rules.origins) {
+                Err(refusal) if refusal.is_no_upgrade() && material.pages.is_some() => return Ok(Some(head)),
+                upgrade => upgrade.map_err(Stop::Http)?,
+            };
+            match upgrade {
                 Some(upgrade) => break upgrade,
                 None if head.len() > HEAD_MAX => return Err(Stop::Quiet("its request has no end")),
                 None => {}
@@ -115,7 +124,7 @@ impl Link {
         self.write_raw(&upgrade.response).await?;
         self.early = head.split_off(upgrade.used);
         self.web = Some(Box::new(Decoder::new(FRAME_MAX)));
-        Ok(())
+        Ok(None)
     }
 
     /// Says `answer`, which is MQTT's where a WebSocket has begun, and closes. What the client has sent meanwhile is

@@ -260,8 +260,7 @@ fn arrive(gate: &Arc<Gate>, listener: &Arc<str>, local: &Arc<str>, peer: Peer, s
             let (gate, name, listener) = (gate.clone(), listener.clone(), local.clone());
             let arrival = Arrival { gate, current, material, name, listener, peer, number, terms };
             tokio::spawn(async move {
-                arrival.admit(stream, slot).await;
-                drop(pending);
+                arrival.admit(stream, slot, pending).await;
             });
         }
         Err(full) => {

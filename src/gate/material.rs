@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::tickets::Tickets;
 use super::tls::TlsLoader;
 use crate::auth::{self, Acl, Cost, Directory, DirectoryError, ListenerRules, PasswordHash, PasswordLine};
-use crate::config::{ClientCerts, ClientIds, Listener, Settings, TlsFiles, Transport, WebSocket};
+use crate::config::{ClientCerts, ClientIds, Listener, Pages, Settings, TlsFiles, Transport, WebSocket};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, Kind, Ledger, LedgerError};
 use crate::types::{CertificateId, Entrance, Identity, Level};
 
@@ -43,6 +43,7 @@ pub(super) struct ListenerMaterial {
     pub(super) connections_max: usize,
     pub(super) tls: Option<TlsMaterial>,
     pub(super) websocket: Option<WebSocket>,
+    pub(super) pages: Option<Pages>,
     /// A proxy says whose connection it is.
     pub(super) proxied: bool,
     /// Of MQTT 3.1, 3.1.1 and 5.0.
@@ -147,6 +148,7 @@ impl Material {
                 connections_max: listener.connections_max,
                 tls,
                 websocket: listener.websocket.clone(),
+                pages: listener.pages.clone(),
                 proxied: listener.proxied,
                 versions: listener.versions,
                 client_ids: listener.client_ids.clone(),
@@ -299,15 +301,16 @@ fn read_acl(settings: &Settings, problems: &mut Vec<String>) -> Option<Acl> {
     if !settings.is_one_realm() {
         let mut realms = BTreeMap::new();
         for (realm, (_, acl)) in settings.realms() {
-            realms.insert(realm, read_acl_file(acl, problems)?);
+            realms.insert(realm, read_acl_file(settings, acl, problems)?);
         }
         return Some(Acl::of_realms(realms));
     }
-    read_acl_file(settings.acl.as_deref(), problems)
+    read_acl_file(settings, settings.acl.as_deref(), problems)
 }
 
-fn read_acl_file(path: Option<&Path>, problems: &mut Vec<String>) -> Option<Acl> {
-    let Some(path) = path else { return Some(Acl::open()) };
+fn read_acl_file(settings: &Settings, path: Option<&Path>, problems: &mut Vec<String>) -> Option<Acl> {
+    let limits = &settings.limits;
+    let Some(path) = path else { return Some(Acl::open_with(limits.sparkplug_aware, limits.control_api)) };
     let bytes = plain(path).map_err(|problem| problems.push(problem)).ok()?;
     let text = text_of(path, &bytes, problems)?;
     match Acl::parse(&text) {

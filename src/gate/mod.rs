@@ -8,8 +8,10 @@ mod exchange;
 mod handshake;
 mod link;
 mod listen;
+mod login;
 mod material;
 mod openssl_like;
+mod pages;
 mod proxy;
 mod revocation;
 mod seen;
@@ -35,10 +37,11 @@ pub use listen::{Bound, ListenError, Listening, bind};
 pub use material::{
     Finding, Material, MaterialError, Severity, load_directory, read_identities, read_min_levels, weak_passwords,
 };
+pub use pages::{Asked, Told};
 pub use seen::{Seen, SeenEntry};
 pub use stats::Stats;
 
-use crate::auth::{Directory, Methods, PasswordHash};
+use crate::auth::{Acl, Directory, Methods, PasswordHash};
 use crate::config::LogStyle;
 use crate::config::{Admission, Settings};
 use crate::handover::{Handover, Words};
@@ -65,6 +68,8 @@ pub struct Gate {
     methods: Methods,
     /// Where logins with weak hashes go, once somebody takes them.
     weak_logins: OnceLock<Sender<WeakLogin>>,
+    /// Who answers what is asked by HTTP, once somebody does.
+    told: OnceLock<Told>,
     pub stats: Arc<Stats>,
     pub seen: Arc<Seen>,
     deliver: Deliver,
@@ -87,6 +92,7 @@ const WEAK_LOGINS_MAX: usize = 64;
 struct Current {
     admission: Admission,
     directory: Arc<Directory>,
+    acl: Arc<Acl>,
     /// By the listener's name.
     listeners: BTreeMap<String, Arc<material::ListenerMaterial>>,
     own_issuers: std::collections::BTreeSet<String>,
@@ -123,6 +129,7 @@ impl Gate {
             hasher,
             methods,
             weak_logins: OnceLock::new(),
+            told: OnceLock::new(),
             stats: Arc::default(),
             seen,
             current: ArcSwap::from_pointee(Current::new(settings, material)),
@@ -157,6 +164,16 @@ impl Gate {
         receiver
     }
 
+    /// From now on `told` answers what is asked by HTTP.
+    pub fn tells(&self, told: Told) {
+        let _ = self.told.set(told);
+    }
+
+    /// Connections of all kinds, those among them that are not in yet.
+    pub fn sockets(&self) -> usize {
+        self.slots.taken()
+    }
+
     fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
@@ -167,6 +184,7 @@ impl Current {
         Current {
             admission: settings.admission.clone(),
             directory: material.directory.clone(),
+            acl: material.acl.clone(),
             listeners: material.listeners.clone(),
             own_issuers: material.own_issuers.clone(),
             rehash: settings.rehash,

@@ -118,6 +118,13 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// Connections of all kinds.
+    pub(super) fn taken(&self) -> usize {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut counts = self.slots.counts.lock().unwrap_or_else(PoisonError::into_inner);

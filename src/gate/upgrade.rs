@@ -26,6 +26,11 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// It asks for no WebSocket, and may ask for something else.
+    pub(super) fn is_no_upgrade(&self) -> bool {
+        self.status == StatusCode::UPGRADE_REQUIRED
+    }
+
     /// The connection is closed after it.
     pub(super) fn response(&self) -> Vec<u8> {
         let response = http::Response::builder()

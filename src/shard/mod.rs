@@ -27,7 +27,7 @@ use crate::auth::{Acl, Methods};
 use crate::broker::{Announcement, Core, Letter, Limits, Options, Restored, ShardId};
 use crate::handover::Handover;
 use crate::store::Store;
-use crate::types::{CertificateId, Identity, Realm};
+use crate::types::{CertificateId, ClientId, Identity, Realm};
 
 /// What a shard is told from outside.
 pub(crate) enum Message {
@@ -195,6 +195,15 @@ impl Handle {
     }
 }
 
+/// What a client asks the broker itself, below `$CONTROL/`.
+#[derive(Debug)]
+pub struct Question {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub client: ClientId,
+    pub identity: Option<Identity>,
+}
+
 /// What shards are started with.
 pub struct Start {
     pub limits: Limits,
@@ -206,6 +215,8 @@ pub struct Start {
     /// What the store of the only shard had.
     pub restored: Option<Restored>,
     pub methods: Methods,
+    /// Who answers what clients ask of the broker.
+    pub questions: Option<tokio::sync::mpsc::Sender<Question>>,
 }
 
 /// Starts a thread for each shard.
@@ -238,11 +249,12 @@ pub fn spawn(mut start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
         let core = Core::new(options, start.acl.clone());
         let peers = Peers { me, inboxes: Arc::downgrade(&shards) };
         let restored = start.restored.take();
+        let questions = start.questions.clone();
         let mut store = store;
         let bell = waker.clone();
         store.set_waker(Box::new(move || drop(bell.wake())));
         let thread = std::thread::Builder::new().name(format!("shard-{at}")).spawn(move || {
-            turn::Shard::new(poll, inbox, core, store, peers).run(restored);
+            turn::Shard::new(poll, inbox, core, store, peers, questions).run(restored);
             // A waker that is gone before its event was seen wakes nobody.
             drop(waker);
         })?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mio::event::Event;
 use mio::{Events, Poll, Token};
+use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
@@ -14,7 +15,7 @@ use super::link::{Link, Taken};
 use super::output::Output;
 use super::requests::Listing;
 use super::wire::{Connection, Wire, who};
-use super::{Message, Peers};
+use super::{Message, Peers, Question};
 use crate::broker::{Admission, Closing, ConnectionId, Core, Input, Restored};
 use crate::codec::{self, DecodeError, Packet};
 use crate::handover::Handover;
@@ -84,12 +85,13 @@ impl Shard {
         core: Core,
         store: Box<dyn Store + Send>,
         peers: Peers,
+        questions: Option<Sender<Question>>,
     ) -> Shard {
         Shard {
             poll,
             inbox,
             core,
-            wire: Wire::new(store, peers),
+            wire: Wire::new(store, peers, questions),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             sealed: vec![0; BUFFER / 2].into_boxed_slice(),
             ready: VecDeque::new(),

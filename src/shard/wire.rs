@@ -1,11 +1,12 @@
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
-use super::Peers;
 use super::link::Link;
 use super::output::Output;
+use super::{Peers, Question};
 use crate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket, Wanted};
 use crate::codec::Version;
 use crate::config::{SUBSCRIBE_LINES, UNSUBSCRIBE_LINES};
@@ -67,13 +68,15 @@ pub(super) struct Wire {
     pub(super) dirty: Vec<usize>,
     pub(super) store: Box<dyn Store + Send>,
     pub(super) peers: Peers,
+    /// Where questions to the broker itself go.
+    pub(super) questions: Option<Sender<Question>>,
     /// Control packets of all kinds.
     pub(super) packets_sent: u64,
 }
 
 impl Wire {
-    pub(super) fn new(store: Box<dyn Store + Send>, peers: Peers) -> Wire {
-        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers, packets_sent: 0 }
+    pub(super) fn new(store: Box<dyn Store + Send>, peers: Peers, questions: Option<Sender<Question>>) -> Wire {
+        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers, questions, packets_sent: 0 }
     }
 
     /// The store has so much to write down that nobody is asked for more.
@@ -181,6 +184,25 @@ impl Outbox for Wire {
 
     fn tell(&mut self, to: ShardId, letter: Letter) {
         self.peers.tell(to, letter);
+    }
+
+    fn ask(&mut self, from: ConnectionId, topic: &str, payload: &[u8]) {
+        let Some(connection) = self.connections.get(from.index as usize).filter(|connection| connection.id == from)
+        else {
+            return;
+        };
+        let question = Question {
+            topic: topic.to_owned(),
+            payload: payload.to_vec(),
+            client: connection.client.clone(),
+            identity: connection.identity.clone(),
+        };
+        // Of too many at once some are not answered: their askers ask again.
+        if let Some(questions) = &self.questions
+            && questions.try_send(question).is_err()
+        {
+            warn!(id = connection.about.number, "a question on {topic:?} is not answered: too many wait");
+        }
     }
 
     fn note(&mut self, note: Note<'_>) {

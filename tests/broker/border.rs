@@ -115,6 +115,7 @@ fn shards_end_when_nobody_holds_them_any_more() {
             stores,
             restored: None,
             methods: Methods::default(),
+            questions: None,
         })
         .unwrap();
         drop(handle);

@@ -353,3 +353,30 @@ fn live_qos_0_does_not_overtake_what_waits_of_it() {
         assert_eq!(rig.take(back), ["PUBLISH t 5"]);
     }
 }
+
+#[test]
+fn births_of_sparkplug_are_kept_where_that_is_asked_for() {
+    // Sparkplug 3.0.0: tck-id-conformance-mqtt-aware-store, -nbirth-mqtt-topic, -nbirth-mqtt-retain and their pairs for DBIRTH.
+    let limits = Limits { sparkplug_aware: true, ..Limits::default() };
+    let mut rig = Rig::with(limits, Acl::open_with(true, false), false);
+    let node = rig.join(client("node"));
+    rig.publish(node, "spBv1.0/G/NBIRTH/E", "first", 0, 0);
+    rig.publish(node, "spBv1.0/G/NBIRTH/E", "birth", 0, 0);
+    rig.publish(node, "spBv1.0/G/DBIRTH/E/D", "device", 1, 7);
+    for other in ["spBv1.0/G/NDEATH/E", "spBv1.0/G/NBIRTH/E/x", "spBv1.0/G/DBIRTH/E", "spAv1.0/G/NBIRTH/E"] {
+        rig.publish(node, other, "x", 0, 0);
+    }
+    assert_eq!(rig.take(node), ["PUBACK #7 0x10"]);
+    let host = rig.join(client("host"));
+    rig.subscribe_with(host, &[("$sparkplug/certificates/#", 1)], &[]);
+    let mut came = rig.take(host);
+    came.sort();
+    assert_eq!(
+        came,
+        [
+            "PUBLISH $sparkplug/certificates/spBv1.0/G/DBIRTH/E/D device q1 #1 retain",
+            "PUBLISH $sparkplug/certificates/spBv1.0/G/NBIRTH/E birth retain",
+            "SUBACK #1 1"
+        ]
+    );
+}

@@ -223,6 +223,7 @@ async fn with_method(change: impl FnOnce(&Site)) -> Broker {
         stores: vec![Box::new(NoStore::default()) as Box<dyn Store + Send>],
         restored: None,
         methods: methods.clone(),
+        questions: None,
     };
     let (shard, _threads) = lockgate::shard::spawn(start).unwrap();
     let deliver = {

@@ -298,3 +298,26 @@ fn killed_in_the_middle_it_can_be_begun_anew() {
         assert!(left.is_empty(), "{left}");
     }
 }
+
+#[test]
+fn what_tells_of_the_broker_by_other_ways_stays_behind_and_is_named() {
+    let site = Site::empty();
+    shell(&site, "mkdir etc www");
+    let folder = site.path("").display().to_string();
+    site.write(
+        "etc/mosquitto.conf",
+        &format!(
+            "enable_control_api true\nallow_anonymous true\nplugin x/mosquitto_sparkplug_aware.so\nlistener 1883 127.0.0.1\n\
+             listener 9883 127.0.0.1\nprotocol http_api\nlistener 8083 127.0.0.1\nprotocol websockets\nhttp_dir {folder}/www\n"
+        ),
+    );
+    let said = shell(&site, &format!("{} import mosquitto etc --dir new", env!("CARGO_BIN_EXE_lockgate")));
+    for left in ["protocol http_api on 127.0.0.1:9883", "http_dir ", "enable_control_api"] {
+        assert!(said.contains(left) && said.contains(" stays behind: "), "{said}");
+    }
+    let yaml = site.text("new/config/lockgate.yaml");
+    assert!(
+        yaml.contains("sparkplug-aware: true") && yaml.contains("transport: ws\n") && !yaml.contains("9883"),
+        "{yaml}"
+    );
+}

@@ -16,6 +16,7 @@ mod mqtt;
 mod site;
 
 mod acme;
+mod api;
 mod brought_over;
 mod clients;
 mod enrol;

@@ -54,7 +54,8 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     let now = OffsetDateTime::now_utc();
     let file = configuration_of(&arguments.paths[0])?;
     let command = CommandLine { file: Some(file.clone()), lenient: true, ..CommandLine::default() };
-    let read = mosquitto::load(&command).map_err(|wrong| Failure::configuration(&wrong))?;
+    let mut read = mosquitto::load(&command).map_err(|wrong| Failure::configuration(&wrong))?;
+    leave_behind(&mut read);
     let theirs = read.settings;
     let destination = arguments.dir.join("config/lockgate.yaml");
     if !arguments.dry_run {
@@ -155,6 +156,34 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     );
     say!("  systemctl stop mosquitto; lockgate serve --dir {}", arguments.dir.display());
     Ok(())
+}
+
+/// What a site of our own does in other ways.
+fn leave_behind(read: &mut mosquitto::Read) {
+    let mosquitto::Read { settings, notices, .. } = read;
+    for listener in &mut settings.listeners {
+        if let Some(pages) = listener.pages.take_if(|pages| !pages.api) {
+            let folder = pages.folder.unwrap_or_default();
+            notices.push(format!(
+                "http_dir {} stays behind: a site of our own serves no files; a web server does",
+                folder.display()
+            ));
+        }
+    }
+    settings.listeners.retain(|listener| match &listener.pages {
+        Some(_) => {
+            notices.push(format!(
+                "the listener of protocol http_api on {} stays behind: `lockgate status --json` and `metrics.address` tell more",
+                listener.address
+            ));
+            false
+        }
+        None => true,
+    });
+    if settings.limits.control_api {
+        notices
+            .push("enable_control_api stays behind: `lockgate status` and `lockgate client list` say more".to_owned());
+    }
 }
 
 /// An import that was killed is whole, or undone, before the next one looks at it.

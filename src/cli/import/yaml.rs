@@ -236,6 +236,7 @@ fn limits(out: &mut String, theirs: &Limits) {
         ("queue-qos-0", a.queues_qos_0, b.queues_qos_0),
         ("upgrade-qos", a.upgrades_qos, b.upgrades_qos),
         ("check-retained-source", a.checks_retained_source, b.checks_retained_source),
+        ("sparkplug-aware", a.sparkplug_aware, b.sparkplug_aware),
     ] {
         if value != usual {
             lines.push(format!("  {key}: {value}"));

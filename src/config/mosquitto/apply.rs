@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::door::{Door, EXPLICIT, Security};
 use super::options::{Fate, fate};
-use super::plugins::Plugin;
+use super::plugins::{Loaded, Named, Plugin};
 use super::value::{bounded, unlimited};
 use super::{Line, Wrong};
 use crate::broker::Limits;
@@ -15,8 +15,9 @@ pub(super) struct Draft {
     /// What is refused is left out.
     pub(super) lenient: bool,
     /// The plugin whose options come.
-    pub(super) plugin: Option<Plugin>,
+    pub(super) plugin: Option<Named>,
     pub(super) plugins: Vec<Plugin>,
+    pub(super) loaded: Vec<Loaded>,
     /// Why something was, so far.
     pub(super) refused: Vec<&'static str>,
     pub(super) doors: Vec<Door>,
@@ -71,6 +72,7 @@ impl Default for Draft {
             lenient: false,
             plugin: None,
             plugins: Vec::new(),
+            loaded: Vec::new(),
             refused: Vec::new(),
             limits,
             doors: Vec::new(),
@@ -137,8 +139,7 @@ impl Draft {
             }
             Fate::Refused(instead) | Fate::Partly(instead) | Fate::Later(instead) => {
                 // What says that it is off needs nothing.
-                let boolean =
-                    ["enable_control_api", "disable_client_cert_date_checks", "proxy_protocol_v2_require_tls"];
+                let boolean = ["disable_client_cert_date_checks", "proxy_protocol_v2_require_tls"];
                 let off = boolean.contains(&name) && matches!(line.value, "false" | "0");
                 if off {
                     return Ok(());
@@ -195,6 +196,7 @@ impl Draft {
             "retain_available" => self.limits.retain_available = line.boolean()?,
             "queue_qos0_messages" => self.limits.queues_qos_0 = line.boolean()?,
             "upgrade_outgoing_qos" => self.limits.upgrades_qos = line.boolean()?,
+            "enable_control_api" => self.limits.control_api = line.boolean()?,
             "check_retain_source" => self.limits.checks_retained_source = line.boolean()?,
             "max_inflight_bytes" => {
                 self.limits.inflight_bytes_max = bounded(line.number(0..=u64::MAX >> 1)?, 1 << 40) as usize

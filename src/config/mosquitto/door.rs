@@ -3,11 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::path::PathBuf;
 
+use super::plugins::{Loaded, with_used};
 use super::value::unlimited;
 use super::{Line, Wrong, ciphers};
 use crate::auth::{IdentityRule, ListenerRules};
 use crate::config::{
-    ClientCerts, ClientIds, KeyLog, Listener, ListenerAddress, ListenerFiles, TlsFiles, TlsVersion, Transport,
+    ClientCerts, ClientIds, KeyLog, Listener, ListenerAddress, ListenerFiles, Pages, TlsFiles, TlsVersion, Transport,
     WebSocket,
 };
 use crate::types::{Entrance, Level, QoS, Realm};
@@ -22,7 +23,10 @@ pub(super) struct Door {
     pub(super) interface: Option<String>,
     pub(super) proxied: bool,
     pub(super) ipv4: Option<bool>,
-    pub(super) websockets: bool,
+    pub(super) protocol: Protocol,
+    pub(super) http_dir: Option<PathBuf>,
+    /// Of the plugins that were loaded, those that it uses.
+    pub(super) uses: Vec<usize>,
     pub(super) origins: Vec<String>,
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
@@ -46,6 +50,15 @@ pub(super) struct Door {
     pub(super) security: Security,
 }
 
+/// What is spoken on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Protocol {
+    #[default]
+    Mqtt,
+    WebSockets,
+    HttpApi,
+}
+
 /// Options that hold for all, or with `per_listener_settings` for one listener.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct Security {
@@ -57,7 +70,7 @@ pub(super) struct Security {
 }
 
 /// Options that need a `listener` before them.
-pub(super) const EXPLICIT: [&str; 11] = [
+pub(super) const EXPLICIT: [&str; 12] = [
     "cafile",
     "capath",
     "max_topic_alias",
@@ -65,6 +78,7 @@ pub(super) const EXPLICIT: [&str; 11] = [
     "tls_version",
     "mount_point",
     "websockets_origin",
+    "http_dir",
     "listener_allow_anonymous",
     "listener_auto_id_prefix",
     "enable_proxy_protocol",
@@ -81,6 +95,7 @@ pub(super) struct Common<'a> {
     /// What every client id has to begin with.
     pub(super) id_prefix: Option<&'a str>,
     pub(super) key_log: Option<&'a KeyLog>,
+    pub(super) loaded: &'a [Loaded],
 }
 
 impl Door {
@@ -103,16 +118,19 @@ impl Door {
                 });
             }
             "protocol" => {
-                door.websockets = match line.word() {
-                    "mqtt" => false,
-                    "websockets" => true,
-                    "http_api" => {
-                        return Err(Wrong::new(
-                            "protocol http_api is not done here: `lockgate status --json` and /metrics say more.",
-                        ));
-                    }
+                door.protocol = match line.word() {
+                    "mqtt" => Protocol::Mqtt,
+                    "websockets" => Protocol::WebSockets,
+                    "http_api" => Protocol::HttpApi,
                     other => return Err(Wrong::new(format!("Invalid protocol value ({other})."))),
                 };
+            }
+            "http_dir" => {
+                let folder = line.path()?;
+                if !folder.is_dir() {
+                    return Err(Wrong::new(format!("http_dir {}: there is no such folder.", folder.display())));
+                }
+                door.http_dir = Some(folder);
             }
             "websockets_origin" => door.origins.push(line.text()?),
             // 0 blocks nobody there.
@@ -179,15 +197,17 @@ impl Door {
     pub(super) fn opened(&self, common: &Common<'_>) -> Result<Listener, Wrong> {
         let door = self;
         let local_only = common.local_only;
+        let used: Vec<&Loaded> = door.uses.iter().map(|at| &common.loaded[*at]).collect();
         let security = if common.per_listener { &door.security } else { common.security };
+        let security = &with_used(security, &used)?;
         let address = match (&door.unix, door.port.unwrap_or(1883)) {
             (Some(path), _) => ListenerAddress::Unix(path.clone()),
             (None, port) if local_only => ListenerAddress::Loopback(port),
             (None, port) => place(door, port)?,
         };
         let transport = self.transport(common.key_log)?;
-        if door.websockets && door.unix.is_some() {
-            return Err(Wrong::new("protocol websockets goes with a port, not with a Unix socket."));
+        if door.protocol != Protocol::Mqtt && door.unix.is_some() {
+            return Err(Wrong::new("protocol websockets and http_api go with a port, not with a Unix socket."));
         }
         let anonymous = door.allow_anonymous.or(security.allow_anonymous).unwrap_or(local_only);
         let rules = ListenerRules {
@@ -212,7 +232,12 @@ impl Door {
         Ok(Listener {
             address,
             transport: if door.unix.is_some() { Transport::Unix } else { transport },
-            websocket: door.websockets.then(|| WebSocket {
+            pages: match (door.protocol, &door.http_dir) {
+                (Protocol::HttpApi, folder) => Some(Pages { api: true, folder: folder.clone() }),
+                (Protocol::WebSockets, Some(folder)) => Some(Pages { api: false, folder: Some(folder.clone()) }),
+                _ => None,
+            },
+            websocket: (door.protocol == Protocol::WebSockets).then(|| WebSocket {
                 origins: if door.origins.is_empty() { vec!["*".to_owned()] } else { door.origins.clone() },
             }),
             rules,
@@ -220,8 +245,7 @@ impl Door {
             proxied: door.proxied,
             interface: door.interface.clone(),
             entrance: entrance.into(),
-            files: common
-                .per_listener
+            files: (common.per_listener || !used.is_empty())
                 .then(|| ListenerFiles { passwords: security.passwords.clone(), acl: security.acl.clone() }),
             versions: door.versions.unwrap_or([true; 3]),
             client_ids: ClientIds {

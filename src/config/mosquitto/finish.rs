@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::apply::Draft;
-use super::door::{Common, Door};
+use super::door::{Common, Door, Protocol};
+use super::plugins::Plugin;
 use super::{CommandLine, Read, Wrong};
 use crate::broker::Limits;
 use crate::config::settings::set_realms;
@@ -41,9 +42,20 @@ impl Draft {
             local_only,
             id_prefix: self.id_prefix.as_deref(),
             key_log: command.key_log.as_ref(),
+            loaded: &self.loaded,
         };
         let mut listeners = self.doors.iter().map(|door| door.opened(&common)).collect::<Result<Vec<_>, _>>()?;
         set_realms(&mut listeners, (&self.security.passwords, &self.security.acl));
+        for (at, loaded) in self.loaded.iter().enumerate() {
+            let global = matches!(loaded.plugin, Plugin::PersistSqlite | Plugin::SparkplugAware);
+            if !global && !self.doors.iter().any(|door| door.uses.contains(&at)) {
+                self.notices.push(format!("no listener uses the plugin {}", loaded.name));
+            }
+        }
+        for door in self.doors.iter().filter(|door| door.protocol == Protocol::Mqtt && door.http_dir.is_some()) {
+            let port = door.port.unwrap_or(1883);
+            self.notices.push(format!("http_dir has no effect on port {port}: its protocol is mqtt"));
+        }
         for (at, listener) in listeners.iter().enumerate() {
             if listeners[..at].iter().any(|other: &Listener| other.address == listener.address) {
                 return Err(Wrong::new(format!("Two listeners are on {}: one is enough.", listener.address)));
@@ -88,6 +100,7 @@ impl Draft {
             sys_interval: Some(self.sys_interval.unwrap_or(10)).filter(|secs| *secs > 0).map(Duration::from_secs),
             pid_file: self.pid_file.clone(),
             stands_in: true,
+            plugins: self.plugins.iter().map(|plugin| plugin.name()).collect(),
         };
         Ok(Read { settings, notices: self.notices, local_only })
     }

@@ -19,7 +19,7 @@ use Fate::{Idle, Later, Partly, Refused, Same};
 
 const BRIDGE: Fate = Later("bridges are not there yet: leave the whole block from `connection` on out");
 const PLUGIN: Fate = Partly(
-    "mosquitto_password_file, mosquitto_acl_file and mosquitto_persist_sqlite are built in and taken by their names; no others are loaded",
+    "mosquitto_password_file, mosquitto_acl_file, mosquitto_persist_sqlite and mosquitto_sparkplug_aware are built in and taken by their names; no others are loaded",
 );
 const PSK: Fate = Refused("rustls has no pre-shared keys: give each device a certificate (`lockgate client add NAME`)");
 const KEY_FILE: Fate = Refused("keys lie in files here: name keyfile");
@@ -54,7 +54,7 @@ pub const OPTIONS: &[(&str, Fate)] = &[
     ("websockets_headers_size", Idle("a request may have 8 KiB")),
     ("clientid_prefixes", Same),
     ("connection_messages", Same),
-    ("enable_control_api", Refused("`lockgate status` and `lockgate client list` say more")),
+    ("enable_control_api", Same),
     ("retry_interval", Idle("messages are sent again when a client comes back, and only then")),
     // Listeners.
     ("listener", Same),
@@ -63,7 +63,7 @@ pub const OPTIONS: &[(&str, Fate)] = &[
     ("bind_interface", Same),
     ("socket_domain", Same),
     ("protocol", Same),
-    ("http_dir", Refused("no files are served: a web server beside it does that better")),
+    ("http_dir", Same),
     ("mount_point", Same),
     ("max_connections", Same),
     ("max_qos", Same),
@@ -113,18 +113,8 @@ pub const OPTIONS: &[(&str, Fate)] = &[
     ("plugin", PLUGIN),
     ("auth_plugin", PLUGIN),
     ("global_plugin", PLUGIN),
-    (
-        "plugin_load",
-        Refused(
-            "name a plugin that is built in by `plugin`: it is for all listeners, or with per_listener_settings for one",
-        ),
-    ),
-    (
-        "plugin_use",
-        Refused(
-            "name a plugin that is built in by `plugin`: it is for all listeners, or with per_listener_settings for one",
-        ),
-    ),
+    ("plugin_load", PLUGIN),
+    ("plugin_use", PLUGIN),
     ("auth_plugin_deny_special_chars", Idle("names with + or # match no pattern of the ACL")),
     // Persistence.
     ("persistence", Same),

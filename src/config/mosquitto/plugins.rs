@@ -1,17 +1,18 @@
 //! Mosquitto's own plugins whose work is built in here: taken by their files' names, as if their options were the
 //! configuration's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::apply::Draft;
+use super::door::Security;
 use super::{Line, Wrong};
 
-/// A plugin that is named last: the options behind it are its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Plugin {
     PasswordFile,
     AclFile,
     PersistSqlite,
+    SparkplugAware,
 }
 
 impl Plugin {
@@ -22,9 +23,37 @@ impl Plugin {
             "password_file" => Some(Plugin::PasswordFile),
             "acl_file" => Some(Plugin::AclFile),
             "persist_sqlite" => Some(Plugin::PersistSqlite),
+            "sparkplug_aware" => Some(Plugin::SparkplugAware),
             _ => None,
         }
     }
+
+    /// As it calls itself.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Plugin::PasswordFile => "password-file",
+            Plugin::AclFile => "acl-file",
+            Plugin::PersistSqlite => "persist-sqlite",
+            Plugin::SparkplugAware => "sparkplug-aware",
+        }
+    }
+}
+
+/// The plugin that was named last: the options behind it are its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Named {
+    /// Everybody's, or one listener's by `per_listener_settings`.
+    Here(Plugin),
+    /// That of `plugin_load` in this place: it is for the listeners that use it.
+    Loaded(usize),
+}
+
+/// `plugin_load NAME PATH`, and the file that its options name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Loaded {
+    pub(super) name: String,
+    pub(super) plugin: Plugin,
+    pub(super) file: Option<PathBuf>,
 }
 
 impl Draft {
@@ -32,38 +61,88 @@ impl Draft {
     pub(super) fn plugin_line(&mut self, line: &Line<'_>) -> Option<Result<(), Wrong>> {
         match line.name {
             "plugin" | "auth_plugin" | "global_plugin" => self.begin_plugin(line.value),
+            "plugin_load" => self.load_plugin(line.value),
+            "plugin_use" => Some(self.use_plugin(line.value)),
             name => {
                 let option = name.strip_prefix("plugin_opt_").or_else(|| name.strip_prefix("auth_opt_"))?;
-                let plugin = self.plugin?;
-                Some(self.plugin_option(plugin, option, line))
+                let named = self.plugin?;
+                Some(self.plugin_option(named, option, line))
             }
         }
     }
 
     fn begin_plugin(&mut self, path: &str) -> Option<Result<(), Wrong>> {
-        self.plugin = Plugin::of(path);
-        if let Some(plugin) = self.plugin {
-            if self.plugins.contains(&plugin) && !self.per_listener {
-                return Some(Err(Wrong::new(
-                    "one plugin of a kind is for all listeners here: name the second's file by per_listener_settings.",
-                )));
-            }
-            self.plugins.push(plugin);
-        }
-        if path.contains("dynamic_security") {
+        self.plugin = None;
+        let plugin = match known(path)? {
+            Ok(plugin) => plugin,
+            Err(wrong) => return Some(Err(wrong)),
+        };
+        if self.plugins.contains(&plugin) && !self.per_listener {
             return Some(Err(Wrong::new(
-                "dynamic security is not there yet: password_file and acl_file, or a site with `lockgate client`, say who may do what.",
+                "one plugin of a kind is for all listeners here: name the second's file by per_listener_settings, or by \
+                 plugin_load and plugin_use.",
             )));
         }
-        // It refuses to go with `persistence true`; the store is the same either way.
-        self.persistence |= self.plugin == Some(Plugin::PersistSqlite);
-        self.plugin.map(|_| Ok(()))
+        self.plugin = Some(Named::Here(plugin));
+        self.add_plugin(plugin);
+        Some(Ok(()))
     }
 
-    fn plugin_option(&mut self, plugin: Plugin, option: &str, line: &Line<'_>) -> Result<(), Wrong> {
+    fn load_plugin(&mut self, value: &str) -> Option<Result<(), Wrong>> {
+        self.plugin = None;
+        let Some((name, path)) = value.split_once([' ', '\t']) else {
+            return Some(Err(Wrong::new("plugin_load needs a name and the plugin's file.")));
+        };
+        let plugin = match known(path)? {
+            Ok(plugin) => plugin,
+            Err(wrong) => return Some(Err(wrong)),
+        };
+        if self.loaded.iter().any(|loaded| loaded.name == name) {
+            return Some(Err(Wrong::new(format!("There is a plugin {name} already."))));
+        }
+        self.plugin = Some(Named::Loaded(self.loaded.len()));
+        self.loaded.push(Loaded { name: name.to_owned(), plugin, file: None });
+        self.add_plugin(plugin);
+        Some(Ok(()))
+    }
+
+    fn use_plugin(&mut self, name: &str) -> Result<(), Wrong> {
+        let Some(at) = self.current else {
+            return Err(Wrong::new("The 'plugin_use' option needs a listener before it."));
+        };
+        let Some(loaded) = self.loaded.iter().position(|loaded| loaded.name == name) else {
+            return Err(Wrong::new(format!("No plugin_load before this line names a plugin {name}.")));
+        };
+        let plugin = self.loaded[loaded].plugin;
+        let uses = &mut self.doors[at].uses;
+        if uses.iter().any(|used| self.loaded[*used].plugin == plugin) {
+            return Err(Wrong::new("one plugin of a kind is for a listener here: it goes by one file."));
+        }
+        uses.push(loaded);
+        Ok(())
+    }
+
+    fn add_plugin(&mut self, plugin: Plugin) {
+        self.plugins.push(plugin);
+        // It refuses to go with `persistence true`; the store is the same either way.
+        self.persistence |= plugin == Plugin::PersistSqlite;
+        self.limits.sparkplug_aware |= plugin == Plugin::SparkplugAware;
+    }
+
+    fn plugin_option(&mut self, named: Named, option: &str, line: &Line<'_>) -> Result<(), Wrong> {
+        let plugin = match named {
+            Named::Here(plugin) => plugin,
+            Named::Loaded(at) => self.loaded[at].plugin,
+        };
         match (plugin, option) {
-            (Plugin::PasswordFile, "password_file") => self.security(line)?.passwords = Some(line.path()?),
-            (Plugin::AclFile, "acl_file") => self.security(line)?.acl = Some(line.path()?),
+            (Plugin::PasswordFile, "password_file") | (Plugin::AclFile, "acl_file") => {
+                let path = line.path()?;
+                match (named, plugin) {
+                    (Named::Loaded(at), _) => self.loaded[at].file = Some(path),
+                    (Named::Here(_), Plugin::PasswordFile) => self.security(line)?.passwords = Some(path),
+                    (Named::Here(_), _) => self.security(line)?.acl = Some(path),
+                }
+            }
             (Plugin::PersistSqlite, "db_file") => {
                 let folder = line.path()?.parent().map(Path::to_path_buf);
                 self.location = folder.filter(|folder| !folder.as_os_str().is_empty()).or(self.location.take());
@@ -76,4 +155,36 @@ impl Draft {
         }
         Ok(())
     }
+}
+
+/// `None`: it is not built in here.
+fn known(path: &str) -> Option<Result<Plugin, Wrong>> {
+    if path.contains("dynamic_security") {
+        return Some(Err(Wrong::new(
+            "dynamic security is not there yet: password_file and acl_file, or a site with `lockgate client`, say who may do what.",
+        )));
+    }
+    Plugin::of(path).map(Ok)
+}
+
+/// What holds for a listener that uses plugins: their files in place of everybody's, of which there may then be none.
+pub(super) fn with_used(security: &Security, used: &[&Loaded]) -> Result<Security, Wrong> {
+    let mut all = security.clone();
+    for Loaded { name, plugin, file } in used {
+        let place = match plugin {
+            Plugin::PasswordFile => &mut all.passwords,
+            Plugin::AclFile => &mut all.acl,
+            Plugin::PersistSqlite | Plugin::SparkplugAware => continue,
+        };
+        let Some(file) = file else {
+            return Err(Wrong::new(format!("The plugin {name} has no {}: name its file.", plugin.name())));
+        };
+        if let Some(other) = place.replace(file.clone()) {
+            let (file, other) = (file.display(), other.display());
+            return Err(Wrong::new(format!(
+                "a listener goes by one file of a kind here: {file} of the plugin {name}, or {other}."
+            )));
+        }
+    }
+    Ok(all)
 }

@@ -122,7 +122,18 @@ fn what_mosquitto_2_1_has_beside_is_done_too() {
     for (text, what) in [
         ("plugin /usr/lib/mosquitto_dynamic_security.so", "dynamic security is not there yet"),
         ("plugin /opt/other.so", "no others are loaded"),
-        ("plugin_load a /x/mosquitto_acl_file.so", "by `plugin`"),
+        ("plugin_load a /x/other.so", "no others are loaded"),
+        ("plugin_load a", "plugin_load needs a name and the plugin's file."),
+        ("plugin_load a x/acl_file.so\nplugin_load a x/acl_file.so", "There is a plugin a already."),
+        ("plugin_load a x/acl_file.so\nplugin_use a", "needs a listener before it"),
+        ("listener 1\nplugin_use a", "No plugin_load before this line names a plugin a."),
+        ("plugin_load a x/acl_file.so\nlistener 1\nplugin_use a", "The plugin a has no acl-file: name its file."),
+        (
+            "acl_file /b\nplugin_load a x/acl_file.so\nplugin_opt_acl_file /a\nlistener 1\nplugin_use a",
+            "a listener goes by one file of a kind here: /a of the plugin a, or /b.",
+        ),
+        ("listener 0 /s\nprotocol http_api", "go with a port"),
+        ("http_dir /", "needs a listener before it"),
         ("plugin a/acl_file.so\nplugin b/acl_file.so", "one plugin of a kind is for all listeners here"),
         ("plugin_opt_x y", "no others are loaded"),
         (
@@ -132,7 +143,6 @@ fn what_mosquitto_2_1_has_beside_is_done_too() {
         ("log_facility 8", "Invalid log_facility value (8)."),
         ("log_timestamp_format %Y%", "Invalid log_timestamp_format value (%Y%)"),
         ("mount_point a/", "needs a listener before it"),
-        ("listener 1\nprotocol http_api", "protocol http_api is not done here"),
         ("listener 1\nmount_point a/#/", "Does it contain a wildcard character?"),
         ("listener 1\ncertfile /c\nkeyfile /k\nciphers RC4\n", "none of these is offered here; there are ECDHE-ECDSA-"),
     ] {
