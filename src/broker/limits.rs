@@ -70,10 +70,9 @@ pub struct Limits {
     pub checks_retained_source: bool,
     /// The birth certificates of Sparkplug's edge nodes and devices are retained below `$sparkplug/certificates/` too.
     pub sparkplug_aware: bool,
-    /// What is published below `$CONTROL/` asks the broker itself, and goes to nobody.
-    pub control_api: bool,
     /// Where the standard leaves it open, as Mosquitto does: filters are granted whatever the ACL says, which is asked
-    /// for each message alone; a refusal is not explained; an MQTT 3 client with a longer keep alive is refused.
+    /// for each message alone; a refusal is not explained; an MQTT 3 client with a longer keep alive is refused; what is
+    /// published below `$CONTROL/` asks the broker itself, and goes to nobody.
     pub as_mosquitto: bool,
     /// Retained messages looked at in one go before others get their turn.
     pub slice: usize,
@@ -109,7 +108,6 @@ impl Default for Limits {
             upgrades_qos: false,
             checks_retained_source: false,
             sparkplug_aware: false,
-            control_api: false,
             as_mosquitto: false,
             slice: 256,
         }

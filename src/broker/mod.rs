@@ -323,8 +323,12 @@ impl Core {
     }
 
     fn say_of_itself(&mut self, now: Instant, messages: &[Announcement], out: &mut impl Outbox) {
-        for Announcement { topic, text, retained } in messages {
+        for Announcement { topic, text, retained, to } in messages {
             let Ok(topic) = Topic::parse(topic) else { continue };
+            if let Some(client) = to {
+                self.tell_client(client, topic, text, out);
+                continue;
+            }
             let incoming = route::Incoming {
                 topic,
                 payload: text.as_bytes(),

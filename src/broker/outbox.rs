@@ -75,6 +75,8 @@ pub struct Announcement {
     pub text: String,
     /// It is so until something else is said.
     pub retained: bool,
+    /// For this client alone, whatever it subscribes to.
+    pub to: Option<ClientId>,
 }
 
 /// Why the core ends a connection, or how it learnt of its end.
@@ -157,8 +159,8 @@ pub trait Outbox {
     /// broker of one shard never calls this.
     fn tell(&mut self, to: ShardId, letter: Letter);
 
-    /// `from` asks the broker itself, below `$CONTROL/`: answered by [`Command::Announce`], if at all.
-    fn ask(&mut self, _from: ConnectionId, _topic: &str, _payload: &[u8]) {}
+    /// `from` asks the broker itself, below `$CONTROL/`: answered by [`Command::Announce`] later, if it was taken.
+    fn ask(&mut self, from: ConnectionId, topic: &str, payload: &[u8]) -> bool;
 
     /// Something that the log is to know.
     fn note(&mut self, note: Note<'_>);

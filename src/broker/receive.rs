@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use super::change::{Change, Ticket};
 use super::commit::Waiting;
 use super::connect::mounted;
 use super::connection::{ConnectionId, HeldKind};
+use super::index::ELSEWHERE;
 use super::outbox::{Note, Outbox};
 use super::route::Incoming;
 use super::session::{Inflight, State};
@@ -219,6 +222,9 @@ impl Core {
             out.note(Note::PublishDenied { connection: id, topic: topic.as_str() });
             return Some(ReasonCode::NotAuthorized);
         }
+        if self.is_question(topic) {
+            return (!out.ask(id, topic.as_str(), publish.payload)).then_some(ReasonCode::QuotaExceeded);
+        }
         // Who cannot be told has its message passed on, and not retained.
         let version = self.connection(id).expect("checked by receive").version;
         if publish.retain
@@ -247,8 +253,8 @@ impl Core {
         out: &mut impl Outbox,
     ) -> (bool, Option<Ticket>) {
         let session = self.connection(id).expect("checked by receive").session;
-        if self.options.limits.control_api && topic.as_str().starts_with("$CONTROL/") {
-            out.ask(id, topic.as_str(), publish.payload);
+        // Asked in `refusal`, and for nobody else.
+        if self.is_question(topic) {
             return (true, None);
         }
         let mut forwarded = std::mem::take(&mut self.forwarded_room);
@@ -268,15 +274,28 @@ impl Core {
             received: packet_id.filter(|_| publish.qos == QoS::ExactlyOnce),
             with: None,
         };
-        let (matched, mut ticket) = self.route(now, &incoming, out);
-        let kept = self.options.limits.sparkplug_aware.then(|| birth_certificate(topic.as_str())).flatten();
-        if let Some(kept) = kept {
-            let kept = Incoming { topic: Topic::from_parsed(&kept), retain: true, received: None, ..incoming };
-            // The later of the two commits is after the other.
-            ticket = self.route(now, &kept, out).1.or(ticket);
-        }
+        // A birth is kept before it goes out: one that was acknowledged is never without its copy.
+        let kept = self.keep_birth(now, &incoming, out);
+        let (matched, ticket) = self.route(now, &incoming, out);
         self.forwarded_room = forwarded;
-        (matched, ticket)
+        let tickets: SmallVec<[Ticket; 2]> = kept.into_iter().chain(ticket).collect();
+        (matched, self.all_of(&tickets))
+    }
+
+    /// Retains a birth certificate of Sparkplug's where host applications look for it, if that is asked for.
+    fn keep_birth(&mut self, now: Instant, incoming: &Incoming<'_>, out: &mut impl Outbox) -> Option<Ticket> {
+        let wanted = self.options.limits.sparkplug_aware;
+        let kept = wanted.then(|| birth_certificate(incoming.topic.as_str())).flatten()?;
+        let topic = Topic::parse(&kept).ok().filter(|topic| !self.options.limits.is_topic_too_large(topic.as_str()))?;
+        // The broker says it, whoever may write what.
+        let publisher = ELSEWHERE;
+        let kept = Incoming { topic, retain: true, received: None, publisher, ..incoming.clone() };
+        self.route(now, &kept, out).1
+    }
+
+    /// Whether a message asks the broker itself.
+    fn is_question(&self, topic: Topic<'_>) -> bool {
+        self.options.limits.as_mosquitto && topic.as_str().starts_with("$CONTROL/")
     }
 
     /// PUBACK: a QoS 1 message is done (section 4.3.2).

@@ -24,7 +24,7 @@ use crate::codec;
 use crate::types::{PacketId, QoS, Topic};
 
 /// A message that comes in, borrowed from where it was read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Incoming<'a> {
     pub(super) topic: Topic<'a>,
     pub(super) payload: &'a [u8],

@@ -10,8 +10,8 @@ use super::message::{Body, Delivery};
 use super::outbox::Outbox;
 use super::session::{Inflight, State};
 use super::{Core, Counters};
-use crate::codec::{self, PublishFrame};
-use crate::types::{PacketId, QoS};
+use crate::codec::{self, Packet, Publish, PublishFrame, PublishProperties};
+use crate::types::{ClientId, PacketId, QoS, Topic};
 
 impl Core {
     /// Sends what waits for a session as far as its client can take it: first what is to be
@@ -39,6 +39,32 @@ impl Core {
                 self.scanning.push_back(at);
             }
             self.tell_rank(now, at, out);
+        }
+    }
+
+    /// Something of the broker's own for one client, at QoS 0: if it is there, and takes it now.
+    pub(super) fn tell_client(&mut self, client: &ClientId, topic: Topic<'_>, text: &str, out: &mut impl Outbox) {
+        let session = self.by_client.get(client).and_then(|at| self.sessions.get(*at as usize));
+        let id = session.and_then(|session| session.connection);
+        let Some(connection) = open_connection(&mut self.connections, id) else { return };
+        let backlog_max = self.options.limits.backlog_bytes_max;
+        if connection.cut(topic.as_str()) == HIDDEN || out.backlog(connection.id) >= backlog_max {
+            return;
+        }
+        let packet = Packet::Publish(Publish {
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            topic: topic.as_str(),
+            packet_id: None,
+            properties: PublishProperties::default(),
+            payload: text.as_bytes(),
+        });
+        let mut bytes = Vec::new();
+        codec::encode(&mut bytes, &packet, connection.version);
+        // [MQTT-3.1.2-24]
+        if bytes.len() <= connection.packet_size_max as usize {
+            out.write(connection.id, &bytes);
         }
     }
 

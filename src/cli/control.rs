@@ -16,15 +16,22 @@ const ENDPOINT: &str = "$CONTROL/broker/v1";
 /// Questions that may wait.
 pub(super) const QUESTIONS_MAX: usize = 64;
 
+/// Commands of one question that are looked at.
+const COMMANDS_MAX: usize = 32;
+
 /// Answers as long as somebody asks.
 pub(super) async fn keep_answering(mut questions: Receiver<Question>, current: Arc<ArcSwap<Settings>>, shard: Handle) {
     while let Some(question) = questions.recv().await {
-        let text = match question.topic == ENDPOINT {
-            true => answer(&question, &current.load()).to_string(),
-            false => json!({ "error": "endpoint not available" }).to_string(),
-        };
+        let settings = current.load();
         let topic = format!("{}/response", question.topic);
-        if shard.announce(vec![Announcement { topic, text, retained: false }]).is_err() {
+        let told = match question.topic == ENDPOINT && settings.control_api {
+            true => {
+                let text = answer(&question, &settings).to_string();
+                shard.announce(vec![Announcement { topic, text, retained: false, to: None }])
+            }
+            false => shard.tell(question.client, topic, json!({ "error": "endpoint not available" }).to_string()),
+        };
+        if told.is_err() {
             return;
         }
     }
@@ -38,30 +45,40 @@ fn answer(question: &Question, settings: &Settings) -> Value {
     let Some(commands) = asked.get("commands").and_then(Value::as_array) else {
         return json!({ "responses": [wrong("Unknown command", "Invalid/missing commands")] });
     };
-    let one = |command: &Value| {
+    let user = question.identity.as_ref().map_or("(null)", |identity| identity.as_str());
+    let mut responses = Vec::new();
+    for command in commands.iter().take(COMMANDS_MAX) {
         if !command.is_object() {
-            return wrong("Unknown command", "Command not an object");
+            responses.push(wrong("Unknown command", "Command not an object"));
+            break;
         }
         let Some(name) = command.get("command").and_then(Value::as_str) else {
-            return wrong("Unknown command", "Missing command");
+            responses.push(wrong("Unknown command", "Missing command"));
+            break;
         };
         let correlation = command.get("correlationData");
         if correlation.is_some_and(|data| !data.is_string()) {
-            return wrong(name, "Invalid correlationData data type.");
+            responses.push(wrong(name, "Invalid correlationData data type."));
+            break;
         }
-        let mut response = match name.to_ascii_lowercase().as_str() {
-            "listplugins" => json!({ "command": "listPlugins", "data": { "plugins": plugins(settings) } }),
-            "listlisteners" => json!({ "command": "listListeners", "data": { "listeners": controlled(settings) } }),
-            _ => wrong(name, "Unknown command"),
+        let known = match name.to_ascii_lowercase().as_str() {
+            "listplugins" => Some(("listPlugins", json!({ "plugins": plugins(settings) }))),
+            "listlisteners" => Some(("listListeners", json!({ "listeners": controlled(settings) }))),
+            _ => None,
+        };
+        let mut response = match known {
+            None => wrong(name, "Unknown command"),
+            Some((name, data)) => {
+                info!("Broker: {}/{user} | {name}", question.client);
+                json!({ "command": name, "data": data })
+            }
         };
         if let Some(data) = correlation {
             response["correlationData"] = data.clone();
         }
-        let user = question.identity.as_ref().map_or("(null)", |identity| identity.as_str());
-        info!("Broker: {}/{user} | {}", question.client, name.escape_debug());
-        response
-    };
-    json!({ "responses": commands.iter().map(one).collect::<Vec<_>>() })
+        responses.push(response);
+    }
+    json!({ "responses": responses })
 }
 
 /// Those whose work is built in, where they were named.

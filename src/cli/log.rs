@@ -327,7 +327,12 @@ impl<S: tracing::Subscriber> Layer<S> for ToTopic {
         let mut message = MessageOf(String::new());
         event.record(&mut message);
         let text = format!("{}{}", self.style.time(), message.0);
-        drop(self.sender.try_send(Announcement { topic: format!("$SYS/broker/log/{kind}"), text, retained: false }));
+        drop(self.sender.try_send(Announcement {
+            topic: format!("$SYS/broker/log/{kind}"),
+            text,
+            retained: false,
+            to: None,
+        }));
     }
 }
 

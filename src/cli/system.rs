@@ -66,11 +66,20 @@ pub(super) struct SysTree {
     site: Arc<ArcSwap<Site>>,
     started: Instant,
     clients_max: AtomicUsize,
+    /// What was told by HTTP last: whoever asks, it is looked at once a second.
+    told: tokio::sync::Mutex<Option<(Instant, Value)>>,
 }
 
 impl SysTree {
     pub(super) fn new(shard: Handle, gate: Arc<Gate>, site: Arc<ArcSwap<Site>>) -> Arc<SysTree> {
-        Arc::new(SysTree { shard, gate, site, started: Instant::now(), clients_max: AtomicUsize::new(0) })
+        Arc::new(SysTree {
+            shard,
+            gate,
+            site,
+            started: Instant::now(),
+            clients_max: AtomicUsize::new(0),
+            told: Default::default(),
+        })
     }
 
     /// What there is to say now, without loads: below `$SYS/broker/`.
@@ -85,11 +94,17 @@ impl SysTree {
 
     /// The counts among it, as Mosquitto's `/api/v1/systree` has them.
     pub(super) async fn counts(&self) -> Option<Value> {
+        let mut told = self.told.lock().await;
+        if let Some((_, counts)) = told.as_ref().filter(|(at, _)| at.elapsed() < Duration::from_secs(1)) {
+            return Some(counts.clone());
+        }
         let (_, all) = self.look().await.ok()?;
         let number = |text: String| text.strip_suffix(" seconds").unwrap_or(&text).parse::<u64>().ok();
         let counts =
             all.into_iter().filter_map(|(topic, text)| Some((format!("$SYS/broker/{topic}"), number(text)?.into())));
-        Some(Value::Object(counts.collect()))
+        let counts = Value::Object(counts.collect());
+        *told = Some((Instant::now(), counts.clone()));
+        Some(counts)
     }
 }
 
@@ -119,7 +134,7 @@ pub(super) async fn keep_announcing(interval: Duration, tree: Arc<SysTree>) {
             .into_iter()
             .map(|(topic, text)| (format!("$SYS/broker/{topic}"), text))
             .filter(|(topic, text)| said.insert(topic.clone(), text.clone()).as_ref() != Some(text))
-            .map(|(topic, text)| Announcement { topic, text, retained: true })
+            .map(|(topic, text)| Announcement { topic, text, retained: true, to: None })
             .collect();
         if !news.is_empty() && tree.shard.announce(news).is_err() {
             return;

@@ -56,6 +56,8 @@ pub struct Settings {
     pub pid_file: Option<PathBuf>,
     /// It was read from mosquitto.conf: names are whatever its files say.
     pub stands_in: bool,
+    /// Where it stands in: whether `$CONTROL/broker/v1` answers.
+    pub control_api: bool,
     /// The plugins of Mosquitto's that it named, as they call themselves.
     pub plugins: Vec<&'static str>,
 }

@@ -93,9 +93,8 @@ impl Arrival {
         let stopped = match tokio::time::timeout(deadline, self.walk(stream, &mut link, &mut slot)).await {
             Ok(Ok(None)) => return,
             Ok(Ok(Some(Visit { head, certificate }))) => {
-                drop(pending);
                 if let (Some(link), Some(pages)) = (link, &self.material.pages) {
-                    self.serve_pages(link, head, pages, certificate.as_ref()).await;
+                    self.serve_pages(link, head, pages, certificate.as_ref(), pending).await;
                 }
                 return;
             }
@@ -291,7 +290,7 @@ impl Arrival {
     }
 
     /// What the listener demands now; it may have been reloaded since this connection came.
-    pub(super) fn material_now(
+    fn material_now(
         &self,
         current: &Current,
         certificate: Option<&Certificate>,

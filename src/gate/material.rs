@@ -309,8 +309,8 @@ fn read_acl(settings: &Settings, problems: &mut Vec<String>) -> Option<Acl> {
 }
 
 fn read_acl_file(settings: &Settings, path: Option<&Path>, problems: &mut Vec<String>) -> Option<Acl> {
-    let limits = &settings.limits;
-    let Some(path) = path else { return Some(Acl::open_with(limits.sparkplug_aware, limits.control_api)) };
+    let sparkplug = settings.limits.sparkplug_aware;
+    let Some(path) = path else { return Some(Acl::open_with(sparkplug, settings.stands_in)) };
     let bytes = plain(path).map_err(|problem| problems.push(problem)).ok()?;
     let text = text_of(path, &bytes, problems)?;
     match Acl::parse(&text) {

@@ -1,11 +1,12 @@
 //! What a listener serves by HTTP: Mosquitto's `/api/v1/...`, and the files of a folder.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::Cursor;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -20,19 +21,23 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tower_http::services::ServeDir;
+use tower_http::services::ServeFile;
 use tracing::{debug, warn};
 
+use super::Current;
 use super::admit::Arrival;
 use super::link::{Carrier, Link};
 use super::login::Login;
-use crate::auth::{Certificate, Operation, Refusal, Subject};
+use super::slots::Pending;
+use super::upgrade::HEAD_MAX;
+use crate::auth::{self, Certificate, Operation, Refusal, Subject};
 use crate::config::Pages;
-use crate::types::Topic;
+use crate::types::{Identity, Topic};
 
 /// How long a connection may be silent between requests, and how long it may last.
 const SILENCE: Duration = Duration::from_secs(10);
 const LIFE: Duration = Duration::from_secs(60);
+const HEADERS_MAX: usize = 64;
 
 /// Something that `/api/v1/...` tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +53,32 @@ pub type Told = Arc<dyn Fn(Asked) -> Pin<Box<dyn Future<Output = Option<String>>
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
+/// A connection that is served.
+struct Visit<'a> {
+    arrival: &'a Arrival,
+    pages: &'a Pages,
+    certificate: Option<&'a Certificate>,
+    /// Its place among those that are not in, until somebody has shown who he is.
+    pending: Mutex<Option<Pending>>,
+    /// Who that was, by which header and at what time of the directory's: hashing is dear.
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Clone)]
+struct Known {
+    header: Option<HeaderValue>,
+    current: Arc<Current>,
+    identity: Option<Identity>,
+}
+
+/// Why somebody may not see something.
+enum Refused {
+    /// The answer, and what the log says.
+    With(StatusCode, String),
+    /// It has said nothing of itself yet.
+    Unknown,
+}
+
 impl Arrival {
     /// Answers requests until the peer or the time for them ends. `head`: what was read of the first one.
     pub(super) async fn serve_pages(
@@ -56,62 +87,61 @@ impl Arrival {
         head: Vec<u8>,
         pages: &Pages,
         certificate: Option<&Certificate>,
+        pending: Pending,
     ) {
+        let visit =
+            Visit { arrival: self, pages, certificate, pending: Mutex::new(Some(pending)), known: Mutex::default() };
         let ended = match link.carrier {
-            Carrier::Tcp(stream) => self.answer(stream, head, pages, certificate).await,
-            Carrier::Unix(stream) => self.answer(stream, head, pages, certificate).await,
-            Carrier::Tls(stream) => self.answer(*stream, head, pages, certificate).await,
+            Carrier::Tcp(stream) => visit.answer(stream, head).await,
+            Carrier::Unix(stream) => visit.answer(stream, head).await,
+            Carrier::Tls(stream) => visit.answer(*stream, head).await,
         };
         if let Err(error) = ended {
             debug!(id = self.number, address = %self.peer, "its HTTP connection ended: {error}");
         }
     }
+}
 
-    async fn answer(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin,
-        head: Vec<u8>,
-        pages: &Pages,
-        certificate: Option<&Certificate>,
-    ) -> Result<(), hyper::Error> {
+impl Visit<'_> {
+    async fn answer(&self, stream: impl AsyncRead + AsyncWrite + Unpin, head: Vec<u8>) -> Result<(), hyper::Error> {
         let (read, write) = tokio::io::split(stream);
         let stream = TokioIo::new(tokio::io::join(Cursor::new(head).chain(read), write));
-        let service = service_fn(async |request| Ok::<_, Infallible>(self.respond(&request, pages, certificate).await));
+        let service = service_fn(async |request| Ok::<_, Infallible>(self.respond(&request).await));
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(SILENCE)
+            .max_buf_size(HEAD_MAX)
+            .max_headers(HEADERS_MAX)
             .serve_connection(stream, service);
         tokio::time::timeout(LIFE, connection).await.unwrap_or(Ok(()))
     }
 
-    async fn respond(
-        &self,
-        request: &Request<Incoming>,
-        pages: &Pages,
-        certificate: Option<&Certificate>,
-    ) -> Response<Body> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
+    async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
+        let arrival = self.arrival;
+        let current = arrival.gate.current.load_full();
+        let is_same = current.listeners.get(&*arrival.name).is_some_and(|now| Arc::ptr_eq(now, &arrival.material));
+        if !is_same {
+            return last(plain(StatusCode::SERVICE_UNAVAILABLE, "The listener has changed: connect again.\n"));
+        }
+        if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "Invalid HTTP Method\n");
         }
-        let path = request.uri().path();
-        if pages.api
-            && let Err(why) = self.may_see(request.headers(), path, certificate).await
+        let Some(path) = whole_path(request.uri().path()) else { return not_found() };
+        if self.pages.api
+            && let Err(refused) = self.may_see(request.headers(), &path, &current).await
         {
-            self.gate.stats.refuse("http");
-            warn!(id = self.number, address = %self.peer, listener = &*self.listener, kind = "http", "refused {path:?} by HTTP: {why}");
-            let mut response = plain(StatusCode::UNAUTHORIZED, "Not authorised\n");
-            let challenge = HeaderValue::from_static("Basic realm=\"Mosquitto API\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-            return response;
+            return self.refuse(&path, refused);
         }
-        let asked = match path {
+        let asked = match &*path {
             "/api/v1/systree" => Asked::SysTree,
             "/api/v1/listeners" => Asked::Listeners,
             "/api/v1/version" => Asked::Version,
-            _ if !path.starts_with("/api/") || !pages.api => return file(pages.folder.as_deref(), request).await,
-            _ => return not_found(),
+            _ if self.pages.api && path.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("/api/")) => {
+                return not_found();
+            }
+            _ => return file(self.pages.folder.as_deref(), &path, request).await,
         };
-        let told = match self.gate.told.get().filter(|_| pages.api) {
+        let told = match arrival.gate.told.get().filter(|_| self.pages.api) {
             Some(told) => told(asked).await,
             None => None,
         };
@@ -125,31 +155,66 @@ impl Arrival {
         response
     }
 
+    fn refuse(&self, path: &str, refused: Refused) -> Response<Body> {
+        let arrival = self.arrival;
+        let status = match refused {
+            Refused::Unknown => StatusCode::UNAUTHORIZED,
+            Refused::With(status, why) => {
+                arrival.gate.stats.refuse("http-login");
+                warn!(id = arrival.number, address = %arrival.peer, listener = &*arrival.listener, kind = "http-login", "refused {:?} by HTTP: {why}", auth::cut(path));
+                status
+            }
+        };
+        let mut response = plain(status, "Not authorised\n");
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Basic realm=\"Mosquitto API\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        last(response)
+    }
+
     /// The path is read as a topic is: by the same names, passwords and ACL.
-    async fn may_see(&self, headers: &HeaderMap, path: &str, certificate: Option<&Certificate>) -> Result<(), String> {
-        let current = self.gate.current.load_full();
-        let material =
-            self.material_now(&current, certificate).map_err(|_| "its listener has changed: it has to come again")?;
-        let login = credentials(headers)?;
-        let (user_name, password) =
-            login.as_ref().map_or((None, None), |(name, secret)| (Some(&**name), Some(&**secret)));
-        let (identity, _) = self
-            .identify(
-                Login { certificate, user_name, password: password.map(str::as_bytes), proved: None },
-                &material,
-                &current.directory,
-            )
-            .await
-            .map_err(|refusal: Refusal| refusal.to_string())?;
+    async fn may_see(&self, headers: &HeaderMap, path: &str, current: &Arc<Current>) -> Result<(), Refused> {
+        let unauthorized = |why: String| Refused::With(StatusCode::UNAUTHORIZED, why);
+        let header = headers.get(header::AUTHORIZATION);
+        let material = &self.arrival.material;
+        let lock = |known: &Mutex<Option<Known>>| known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known =
+            lock(&self.known).filter(|known| known.header.as_ref() == header && Arc::ptr_eq(&known.current, current));
+        let identity = match known {
+            Some(known) => known.identity,
+            None => {
+                let login = credentials(headers).map_err(unauthorized)?;
+                let (user_name, password) = login.unzip();
+                let login = Login {
+                    certificate: self.certificate,
+                    user_name: user_name.as_deref(),
+                    password: password.as_ref().map(|password| password.as_bytes()),
+                    proved: None,
+                };
+                let identified = self.arrival.identify(login, material, &current.directory).await;
+                let (identity, _) = identified.map_err(|refusal| match refusal {
+                    Refusal::NoCredentials => Refused::Unknown,
+                    Refusal::Throttled { .. } => Refused::With(StatusCode::TOO_MANY_REQUESTS, refusal.to_string()),
+                    refusal => unauthorized(refusal.to_string()),
+                })?;
+                let known = Known { header: header.cloned(), current: current.clone(), identity: identity.clone() };
+                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+                identity
+            }
+        };
         let subject = Subject {
             identity: identity.as_ref().map(|identity| identity.as_str()),
             client_id: "http-api",
             realm: material.entrance.realm,
         };
-        let topic = Topic::parse(path).map_err(|error| error.to_string())?;
+        let topic = Topic::parse(path).map_err(|error| unauthorized(error.to_string()))?;
         match current.acl.check(subject, Operation::Read, topic).allowed {
-            true => Ok(()),
-            false => Err("the ACL does not let it read this path".to_owned()),
+            true => {
+                drop(self.pending.lock().unwrap_or_else(PoisonError::into_inner).take());
+                Ok(())
+            }
+            false => Err(unauthorized("the ACL does not let it read this path".to_owned())),
         }
     }
 }
@@ -166,37 +231,48 @@ fn credentials(headers: &HeaderMap) -> Result<Option<(String, String)>, String> 
     Ok(Some((name.to_owned(), secret.to_owned())))
 }
 
+/// A request's path, decoded: the one that the ACL and the folder go by. `None`: no file can have it.
+fn whole_path(path: &str) -> Option<Cow<'_, str>> {
+    // A level is what stands between slashes that were sent as such.
+    if path.to_ascii_lowercase().contains("%2f") {
+        return None;
+    }
+    let decoded = percent_decode_str(path).decode_utf8().ok()?;
+    let levels = decoded.strip_prefix('/')?;
+    let levels = levels.strip_suffix('/').unwrap_or(levels);
+    let is_plain = |level: &str| !matches!(level, "" | "." | "..") && !level.contains(['\0', '\\', '+', '#']);
+    (levels.is_empty() || levels.split('/').all(is_plain)).then_some(decoded)
+}
+
 /// A file of the folder; nothing that a link there leads out to.
-async fn file(folder: Option<&Path>, request: &Request<Incoming>) -> Response<Body> {
+async fn file(folder: Option<&Path>, path: &str, request: &Request<Incoming>) -> Response<Body> {
     let Some(folder) = folder else { return not_found() };
     let root = folder.to_owned();
-    let Some(wanted) = place(folder, request.uri().path()) else { return not_found() };
-    let is_inside = tokio::task::spawn_blocking(move || {
-        let (root, wanted) = (std::fs::canonicalize(root).ok()?, std::fs::canonicalize(wanted).ok()?);
-        wanted.starts_with(root).then_some(())
+    let index = if path.ends_with('/') { "index.html" } else { "" };
+    let wanted = folder.join(format!("{}{index}", &path[1..]));
+    let found = tokio::task::spawn_blocking(move || {
+        let (root, file) = (std::fs::canonicalize(root).ok()?, std::fs::canonicalize(wanted).ok()?);
+        (file.starts_with(root) && file.is_file()).then_some(file)
     });
-    if !matches!(is_inside.await, Ok(Some(()))) {
-        return not_found();
-    }
+    let Ok(Some(file)) = found.await else { return not_found() };
     let mut asked = Request::builder().method(request.method()).uri(request.uri());
     if let Some(headers) = asked.headers_mut() {
         headers.clone_from(request.headers());
     }
     let asked = asked.body(Full::<Bytes>::default()).expect("as it came");
-    match ServeDir::new(folder).try_call(asked).await {
+    match ServeFile::new(&file).try_call(asked).await {
         Ok(response) => response.map(|body| body.boxed_unsync()),
         Err(error) => {
-            debug!("a file of {} is not served: {error}", folder.display());
+            debug!("{} is not served: {error}", file.display());
             not_found()
         }
     }
 }
 
-/// Where a request's path leads; `None`: out of the folder.
-fn place(folder: &Path, path: &str) -> Option<PathBuf> {
-    let decoded = percent_decode_str(path).decode_utf8().ok()?;
-    let relative = Path::new(decoded.trim_start_matches('/'));
-    relative.components().all(|part| matches!(part, Component::Normal(_))).then(|| folder.join(relative))
+/// The connection ends with it.
+fn last(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 fn not_found() -> Response<Body> {

@@ -81,6 +81,11 @@ impl Slots {
         self.pending_per_address_max.store(admission.pending_per_address_max, Ordering::Relaxed);
     }
 
+    /// Connections of all kinds.
+    pub(super) fn taken(&self) -> usize {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+
     pub(super) fn take(
         self: &Arc<Self>,
         listener: &Arc<str>,
@@ -115,13 +120,6 @@ impl Slots {
         *counts.listeners.entry(listener.clone()).or_default() += 1;
         let slot = Slot { slots: self.clone(), listener: listener.clone(), address };
         Ok((slot, Pending { slots: self.clone(), address }))
-    }
-}
-
-impl Slots {
-    /// Connections of all kinds.
-    pub(super) fn taken(&self) -> usize {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).all
     }
 }
 

@@ -184,6 +184,13 @@ impl Handle {
         self.shards.0[0].send(Message::Announce(messages))
     }
 
+    /// Says something to one client alone.
+    pub fn tell(&self, client: ClientId, topic: String, text: String) -> Result<(), Stopped> {
+        let shard = Core::shard_of(self.seed, self.shards.0.len() as u16, &client);
+        let message = Announcement { topic, text, retained: false, to: Some(client) };
+        self.shards.0[usize::from(shard.0)].send(Message::Announce(vec![message]))
+    }
+
     /// Answered by the next turn: the event loops live.
     pub async fn ping(&self) -> Result<(), Stopped> {
         self.ask_all(Message::Ping).await.map(|_| ())

@@ -59,6 +59,9 @@ pub(super) struct Connection {
 /// How long a keep alive rests for a client that takes nothing of what was written for it.
 const STUCK: Duration = Duration::from_secs(60);
 
+/// Bytes of a question to the broker itself.
+const QUESTION_MAX: usize = 64 * 1024;
+
 /// Bytes that the store has not written down: from here on nobody is read.
 const PENDING_MAX: usize = 64 * 1024 * 1024;
 
@@ -186,23 +189,16 @@ impl Outbox for Wire {
         self.peers.tell(to, letter);
     }
 
-    fn ask(&mut self, from: ConnectionId, topic: &str, payload: &[u8]) {
-        let Some(connection) = self.connections.get(from.index as usize).filter(|connection| connection.id == from)
-        else {
-            return;
-        };
+    fn ask(&mut self, from: ConnectionId, topic: &str, payload: &[u8]) -> bool {
+        let found = self.connections.get(from.index as usize).filter(|connection| connection.id == from);
+        let Some(connection) = found.filter(|_| payload.len() <= QUESTION_MAX) else { return false };
         let question = Question {
             topic: topic.to_owned(),
             payload: payload.to_vec(),
             client: connection.client.clone(),
             identity: connection.identity.clone(),
         };
-        // Of too many at once some are not answered: their askers ask again.
-        if let Some(questions) = &self.questions
-            && questions.try_send(question).is_err()
-        {
-            warn!(id = connection.about.number, "a question on {topic:?} is not answered: too many wait");
-        }
+        self.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok())
     }
 
     fn note(&mut self, note: Note<'_>) {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use lockgate::auth::{Acl, Methods};
-use lockgate::broker::{Closing, Command, Limits, Violation};
+use lockgate::broker::{Announcement, Closing, Command, Limits, Violation};
 use lockgate::codec::{Version, Will, WillProperties};
-use lockgate::types::{Entrance, Identity, QoS, Realm};
+use lockgate::types::{ClientId, Entrance, Identity, QoS, Realm};
 
 use crate::rig::{Client, Rig, client};
 
@@ -379,4 +379,52 @@ fn births_of_sparkplug_are_kept_where_that_is_asked_for() {
             "SUBACK #1 1"
         ]
     );
+}
+
+#[test]
+fn a_birth_whose_copy_would_be_no_topic_is_a_message_like_others() {
+    let limits = Limits { sparkplug_aware: true, checks_retained_source: true, ..Limits::default() };
+    let mut rig = Rig::with(limits, Acl::open_with(true, false), false);
+    let host = rig.join(client("host"));
+    rig.subscribe_with(host, &[("$sparkplug/#", 1)], &[]);
+    rig.take(host);
+    let node = rig.join(client("node"));
+    let long = format!("spBv1.0/{}/NBIRTH/E", "g".repeat(65_500));
+    rig.publish(node, &long, "x", 1, 7);
+    assert_eq!(rig.take(node), ["PUBACK #7 0x10"]);
+    assert!(rig.take(host).is_empty());
+    // The broker says it, whatever its publisher may write.
+    rig.publish(node, "spBv1.0/G/NBIRTH/E", "birth", 1, 8);
+    rig.take(node);
+    let late = rig.join(client("late"));
+    rig.subscribe_with(late, &[("$sparkplug/#", 0)], &[]);
+    assert_eq!(rig.take(late), ["SUBACK #1 0", "PUBLISH $sparkplug/certificates/spBv1.0/G/NBIRTH/E birth retain"]);
+}
+
+#[test]
+fn what_is_asked_of_the_broker_itself_goes_to_nobody_else_and_is_acknowledged() {
+    let limits = Limits { as_mosquitto: true, ..Limits::default() };
+    let mut rig = Rig::with(limits, Acl::open_with(false, true), false);
+    let asks = rig.join(client("asks"));
+    let spy = rig.join(client("spy"));
+    rig.subscribe_with(spy, &[("$CONTROL/#", 0)], &[]);
+    rig.take(spy);
+    rig.publish(asks, "$CONTROL/broker/v1", "one", 1, 7);
+    rig.publish(asks, "$CONTROL/broker/v1", "two", 2, 8);
+    // Too many wait: it is told, and may ask again.
+    rig.publish(asks, "$CONTROL/broker/v1", "three", 1, 9);
+    rig.publish(asks, "$CONTROL/broker/v1", "four", 0, 0);
+    assert_eq!(rig.take(asks), ["PUBACK #7", "PUBREC #8", "PUBACK #9 0x97"]);
+    assert!(rig.take(spy).is_empty());
+    assert_eq!(rig.out.questions.len(), 2);
+    // An answer may be for the one who asked, whatever it subscribes to.
+    let answer = Announcement {
+        topic: "$CONTROL/broker/v1/response".to_owned(),
+        text: "no".to_owned(),
+        retained: false,
+        to: Some(ClientId::new("asks").unwrap()),
+    };
+    rig.command(Command::Announce(vec![answer]));
+    assert_eq!(rig.take(asks), ["PUBLISH $CONTROL/broker/v1/response no"]);
+    assert!(rig.take(spy).is_empty());
 }

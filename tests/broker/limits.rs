@@ -196,7 +196,7 @@ fn what_the_broker_says_of_itself_is_retained_and_not_written_down() {
     let live = rig.join(client("live"));
     rig.subscribe(live, "$SYS/#", 1);
     rig.take(live);
-    let said = Announcement { topic: "$SYS/broker/x".to_owned(), text: "1".to_owned(), retained: true };
+    let said = Announcement { topic: "$SYS/broker/x".to_owned(), text: "1".to_owned(), retained: true, to: None };
     rig.command(Command::Announce(vec![said.clone()]));
     rig.settle();
     assert_eq!(rig.take(live), ["PUBLISH $SYS/broker/x 1"]);

@@ -24,9 +24,9 @@ fn the_http_api_tells_what_the_acl_lets_whoever_asks_read() {
     shell(
         &site,
         "mosquitto_passwd -c -b passwd alice a; mosquitto_passwd -b passwd bob b
-         printf 'user alice\\ntopic readwrite #\\nuser bob\\ntopic read /api/v1/version\\n' > acl
+         printf 'user alice\\ntopic readwrite #\\nuser bob\\ntopic read /api/v1/version\\ntopic read /#\\ntopic deny /sub/#\\n' > acl
          mkdir -p www/sub; echo front > www/index.html; echo 'one file' > 'www/sub/a b.txt'; echo secret > outside
-         ln -s ../outside www/link; chmod -R a+rX .",
+         mkdir www/linked; ln -s ../outside www/link; ln -s ../../outside www/linked/index.html; chmod -R a+rX .",
     );
     site.write(
         "m.conf",
@@ -58,7 +58,17 @@ fn the_http_api_tells_what_the_acl_lets_whoever_asks_read() {
     // Files, and nothing beside them.
     assert_eq!(alice("/"), ("200".to_owned(), "front\n".to_owned()));
     assert_eq!(alice("/sub/a%20b.txt"), ("200".to_owned(), "one file\n".to_owned()));
-    for path in ["/link", "/../outside", "/%2e%2e/outside", "/sub/..%2f..%2foutside", "/nothing", "/api/v2/version"] {
+    for path in [
+        "/link",
+        "/linked/",
+        "/sub",
+        "/../outside",
+        "/%2e%2e/outside",
+        "/sub/..%2f..%2foutside",
+        "//sub/a%20b.txt",
+        "/nothing",
+        "/API/v1/version",
+    ] {
         assert_eq!(alice(path), ("404".to_owned(), "Not found.\n".to_owned()), "{path}");
     }
     let url = format!("http://127.0.0.1:{http}/api/v1");
@@ -66,7 +76,10 @@ fn the_http_api_tells_what_the_acl_lets_whoever_asks_read() {
     // Who may not.
     let refused = ("401".to_owned(), "Not authorised\n".to_owned());
     assert_eq!(curl(&site, &format!("--user bob:b {url}/version")).0, "200");
-    assert_eq!(curl(&site, &format!("--user bob:b {url}/systree")), refused);
+    // However it is written, it is one path.
+    for path in ["sub/a%20b.txt", "%73ub/a%20b.txt"] {
+        assert_eq!(curl(&site, &format!("--user bob:b http://127.0.0.1:{http}/{path}")), refused, "{path}");
+    }
     assert_eq!(curl(&site, &format!("{url}/version")), refused);
     assert_eq!(curl(&site, &format!("--oauth2-bearer x {url}/version")), refused);
     assert_eq!(curl(&site, &format!("--user bob:wrong {url}/version")), refused);
@@ -170,15 +183,16 @@ client.loop_forever()
         assert_eq!(ask(endpoint, payload), json!({ "responses": [{ "command": command, "error": error }] }));
     }
     assert_eq!(ask("$CONTROL/missing/v1", "{}"), json!({ "error": "endpoint not available" }));
-    // Off again, it is a topic like others.
+    // Off again, it is there for nobody, and nobody else sees what is asked.
     configure(false);
     broker.signal("HUP");
     broker.wait_for("reloaded");
+    assert_eq!(ask(endpoint, "{}"), json!({ "error": "endpoint not available" }));
     let script = format!(
-        "timeout 3 mosquitto_sub -p {mqtt} -t '$CONTROL/#' -C 1 -F '%t %p' & sleep 0.5
-         mosquitto_pub -p {mqtt} -q 1 -t '{endpoint}' -m plain; wait"
+        "timeout 2 mosquitto_sub -p {mqtt} -t '$CONTROL/#' -C 1 -F '%t %p' & sleep 0.5
+         mosquitto_pub -p {mqtt} -q 1 -t '{endpoint}' -m secret; wait"
     );
-    assert_eq!(tool(&site, &script).1.trim(), "$CONTROL/broker/v1 plain");
+    assert_eq!(tool(&site, &script).1.trim(), "");
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Recorder {
     /// Questions to the store, and the shard that asked.
     pub(crate) asked: BTreeMap<(ClientId, u64), ShardId>,
     pub(crate) notes: Vec<String>,
+    /// What clients asked the broker itself.
+    pub(crate) questions: Vec<(String, Vec<u8>)>,
     /// Say what is persisted and told.
     pub(crate) trace: bool,
     /// The shard whose turn it is.
@@ -77,6 +79,15 @@ impl Outbox for Recorder {
             eprintln!("    {:?} tells {to:?}: {letter:?}", self.speaking);
         }
         self.inboxes.entry(to).or_default().push_back((self.speaking, letter));
+    }
+
+    fn ask(&mut self, _: ConnectionId, topic: &str, payload: &[u8]) -> bool {
+        // As a broker that takes two at a time.
+        let taken = self.questions.len() < 2;
+        if taken {
+            self.questions.push((topic.to_owned(), payload.to_vec()));
+        }
+        taken
     }
 
     fn note(&mut self, note: Note<'_>) {

@@ -56,6 +56,12 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     let command = CommandLine { file: Some(file.clone()), lenient: true, ..CommandLine::default() };
     let mut read = mosquitto::load(&command).map_err(|wrong| Failure::configuration(&wrong))?;
     leave_behind(&mut read);
+    if read.settings.listeners.is_empty() {
+        return Err(Failure::configuration(format!(
+            "{}: its only listener is of protocol http_api, which a site of our own has not: nothing is left to bring over",
+            file.display()
+        )));
+    }
     let theirs = read.settings;
     let destination = arguments.dir.join("config/lockgate.yaml");
     if !arguments.dry_run {
@@ -180,7 +186,7 @@ fn leave_behind(read: &mut mosquitto::Read) {
         }
         None => true,
     });
-    if settings.limits.control_api {
+    if settings.control_api {
         notices
             .push("enable_control_api stays behind: `lockgate status` and `lockgate client list` say more".to_owned());
     }

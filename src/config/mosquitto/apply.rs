@@ -17,7 +17,10 @@ pub(super) struct Draft {
     /// The plugin whose options come.
     pub(super) plugin: Option<Named>,
     pub(super) plugins: Vec<Plugin>,
+    /// Of those, what `plugin` named.
+    pub(super) everybodys: Vec<Plugin>,
     pub(super) loaded: Vec<Loaded>,
+    pub(super) control_api: bool,
     /// Why something was, so far.
     pub(super) refused: Vec<&'static str>,
     pub(super) doors: Vec<Door>,
@@ -72,7 +75,9 @@ impl Default for Draft {
             lenient: false,
             plugin: None,
             plugins: Vec::new(),
+            everybodys: Vec::new(),
             loaded: Vec::new(),
+            control_api: false,
             refused: Vec::new(),
             limits,
             doors: Vec::new(),
@@ -196,7 +201,7 @@ impl Draft {
             "retain_available" => self.limits.retain_available = line.boolean()?,
             "queue_qos0_messages" => self.limits.queues_qos_0 = line.boolean()?,
             "upgrade_outgoing_qos" => self.limits.upgrades_qos = line.boolean()?,
-            "enable_control_api" => self.limits.control_api = line.boolean()?,
+            "enable_control_api" => self.control_api = line.boolean()?,
             "check_retain_source" => self.limits.checks_retained_source = line.boolean()?,
             "max_inflight_bytes" => {
                 self.limits.inflight_bytes_max = bounded(line.number(0..=u64::MAX >> 1)?, 1 << 40) as usize

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::apply::Draft;
 use super::door::{Common, Door, Protocol};
-use super::plugins::Plugin;
 use super::{CommandLine, Read, Wrong};
 use crate::broker::Limits;
 use crate::config::settings::set_realms;
@@ -47,9 +46,11 @@ impl Draft {
         let mut listeners = self.doors.iter().map(|door| door.opened(&common)).collect::<Result<Vec<_>, _>>()?;
         set_realms(&mut listeners, (&self.security.passwords, &self.security.acl));
         for (at, loaded) in self.loaded.iter().enumerate() {
-            let global = matches!(loaded.plugin, Plugin::PersistSqlite | Plugin::SparkplugAware);
-            if !global && !self.doors.iter().any(|door| door.uses.contains(&at)) {
-                self.notices.push(format!("no listener uses the plugin {}", loaded.name));
+            let (global, name) = (loaded.plugin.is_global(), &loaded.name);
+            if global {
+                self.notices.push(format!("the plugin {name} is for all listeners: what it does is the broker's"));
+            } else if !self.doors.iter().any(|door| door.uses.contains(&at)) {
+                self.notices.push(format!("no listener uses the plugin {name}"));
             }
         }
         for door in self.doors.iter().filter(|door| door.protocol == Protocol::Mqtt && door.http_dir.is_some()) {
@@ -100,6 +101,7 @@ impl Draft {
             sys_interval: Some(self.sys_interval.unwrap_or(10)).filter(|secs| *secs > 0).map(Duration::from_secs),
             pid_file: self.pid_file.clone(),
             stands_in: true,
+            control_api: self.control_api,
             plugins: self.plugins.iter().map(|plugin| plugin.name()).collect(),
         };
         Ok(Read { settings, notices: self.notices, local_only })

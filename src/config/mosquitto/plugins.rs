@@ -1,6 +1,7 @@
 //! Mosquitto's own plugins whose work is built in here: taken by their files' names, as if their options were the
 //! configuration's.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::apply::Draft;
@@ -16,16 +17,26 @@ pub(super) enum Plugin {
 }
 
 impl Plugin {
-    /// By the name of its file, wherever that lies.
-    fn of(path: &str) -> Option<Plugin> {
-        let file = Path::new(path.trim()).file_stem()?.to_str()?;
-        match file.strip_prefix("mosquitto_").unwrap_or(file) {
-            "password_file" => Some(Plugin::PasswordFile),
-            "acl_file" => Some(Plugin::AclFile),
-            "persist_sqlite" => Some(Plugin::PersistSqlite),
-            "sparkplug_aware" => Some(Plugin::SparkplugAware),
-            _ => None,
-        }
+    /// By the name of its file, wherever that lies; `None`: it is not built in here.
+    fn of(path: &str) -> Result<Option<Plugin>, Wrong> {
+        let file = Path::new(path.trim()).file_stem().and_then(OsStr::to_str).unwrap_or_default();
+        Ok(Some(match file.strip_prefix("mosquitto_").unwrap_or(file) {
+            "password_file" => Plugin::PasswordFile,
+            "acl_file" => Plugin::AclFile,
+            "persist_sqlite" => Plugin::PersistSqlite,
+            "sparkplug_aware" => Plugin::SparkplugAware,
+            "dynamic_security" => {
+                return Err(Wrong::new(
+                    "dynamic security is not there yet: password_file and acl_file, or a site with `lockgate client`, say who may do what.",
+                ));
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Whether it does something for the whole broker, whoever uses it.
+    pub(super) fn is_global(self) -> bool {
+        matches!(self, Plugin::PersistSqlite | Plugin::SparkplugAware)
     }
 
     /// As it calls itself.
@@ -60,8 +71,8 @@ impl Draft {
     /// What a line about a known plugin says; `None` for all others.
     pub(super) fn plugin_line(&mut self, line: &Line<'_>) -> Option<Result<(), Wrong>> {
         match line.name {
-            "plugin" | "auth_plugin" | "global_plugin" => self.begin_plugin(line.value),
-            "plugin_load" => self.load_plugin(line.value),
+            "plugin" | "auth_plugin" | "global_plugin" => self.begin_plugin(line.value).transpose(),
+            "plugin_load" => self.load_plugin(line.value).transpose(),
             "plugin_use" => Some(self.use_plugin(line.value)),
             name => {
                 let option = name.strip_prefix("plugin_opt_").or_else(|| name.strip_prefix("auth_opt_"))?;
@@ -71,39 +82,35 @@ impl Draft {
         }
     }
 
-    fn begin_plugin(&mut self, path: &str) -> Option<Result<(), Wrong>> {
+    /// `None`: nothing is known of it.
+    fn begin_plugin(&mut self, path: &str) -> Result<Option<()>, Wrong> {
         self.plugin = None;
-        let plugin = match known(path)? {
-            Ok(plugin) => plugin,
-            Err(wrong) => return Some(Err(wrong)),
-        };
-        if self.plugins.contains(&plugin) && !self.per_listener {
-            return Some(Err(Wrong::new(
+        let Some(plugin) = Plugin::of(path)? else { return Ok(None) };
+        if self.everybodys.contains(&plugin) && !self.per_listener {
+            return Err(Wrong::new(
                 "one plugin of a kind is for all listeners here: name the second's file by per_listener_settings, or by \
                  plugin_load and plugin_use.",
-            )));
+            ));
         }
+        self.everybodys.push(plugin);
         self.plugin = Some(Named::Here(plugin));
         self.add_plugin(plugin);
-        Some(Ok(()))
+        Ok(Some(()))
     }
 
-    fn load_plugin(&mut self, value: &str) -> Option<Result<(), Wrong>> {
+    fn load_plugin(&mut self, value: &str) -> Result<Option<()>, Wrong> {
         self.plugin = None;
         let Some((name, path)) = value.split_once([' ', '\t']) else {
-            return Some(Err(Wrong::new("plugin_load needs a name and the plugin's file.")));
+            return Err(Wrong::new("plugin_load needs a name and the plugin's file."));
         };
-        let plugin = match known(path)? {
-            Ok(plugin) => plugin,
-            Err(wrong) => return Some(Err(wrong)),
-        };
+        let Some(plugin) = Plugin::of(path)? else { return Ok(None) };
         if self.loaded.iter().any(|loaded| loaded.name == name) {
-            return Some(Err(Wrong::new(format!("There is a plugin {name} already."))));
+            return Err(Wrong::new(format!("There is a plugin {name} already.")));
         }
         self.plugin = Some(Named::Loaded(self.loaded.len()));
         self.loaded.push(Loaded { name: name.to_owned(), plugin, file: None });
         self.add_plugin(plugin);
-        Some(Ok(()))
+        Ok(Some(()))
     }
 
     fn use_plugin(&mut self, name: &str) -> Result<(), Wrong> {
@@ -155,16 +162,6 @@ impl Draft {
         }
         Ok(())
     }
-}
-
-/// `None`: it is not built in here.
-fn known(path: &str) -> Option<Result<Plugin, Wrong>> {
-    if path.contains("dynamic_security") {
-        return Some(Err(Wrong::new(
-            "dynamic security is not there yet: password_file and acl_file, or a site with `lockgate client`, say who may do what.",
-        )));
-    }
-    Plugin::of(path).map(Ok)
 }
 
 /// What holds for a listener that uses plugins: their files in place of everybody's, of which there may then be none.
