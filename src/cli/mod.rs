@@ -17,6 +17,7 @@ mod bundle;
 mod ca;
 mod client;
 mod control;
+mod dial;
 mod enroll;
 mod environment;
 mod import;
@@ -27,6 +28,7 @@ mod mosquitto;
 mod mosquitto_passwd;
 mod passwd;
 mod privileges;
+mod publish;
 mod rehash;
 mod report;
 mod running;
@@ -36,6 +38,7 @@ mod server;
 mod site;
 mod status;
 mod store;
+mod subscribe;
 mod system;
 mod torture;
 mod up;
@@ -99,6 +102,12 @@ enum Command {
     Torture(torture::Arguments),
     /// Load any broker with messages or connections, and measure what comes of it
     Bench(bench::Arguments),
+    /// Publish messages to any broker: from the command line, a file, or lines of standard input
+    #[command(disable_help_flag = true)]
+    Pub(Box<publish::Arguments>),
+    /// Subscribe at any broker, and print what comes
+    #[command(disable_help_flag = true)]
+    Sub(Box<subscribe::Arguments>),
     /// Show what a running broker does
     Status(status::Arguments),
     /// Make a running broker read its configuration, passwords, ACL and certificates anew
@@ -139,6 +148,10 @@ impl Failure {
         Failure { code: 1, message: message.to_string() }
     }
 
+    fn with_code(self, code: u8) -> Failure {
+        Failure { code, ..self }
+    }
+
     /// The configuration is not valid, or the command line: exit code 2.
     fn configuration(message: impl fmt::Display) -> Failure {
         Failure { code: 2, message: message.to_string() }
@@ -177,6 +190,8 @@ pub fn main() -> ExitCode {
         Command::Store(arguments) => store::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
+        Command::Pub(arguments) => publish::run(&arguments),
+        Command::Sub(arguments) => subscribe::run(&arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => status::reload(arguments),
         Command::Health(arguments) => status::health(arguments),

@@ -1,6 +1,5 @@
 use super::packet::{
-    Ack, Auth, ConnAck, Connect, Disconnect, Packet, Publish, SubAck, Subscribe, SubscribeFilters, UnsubAck,
-    Unsubscribe, Version,
+    Ack, Auth, ConnAck, Connect, Disconnect, Packet, Publish, SubAck, Subscribe, UnsubAck, Unsubscribe, Version,
 };
 use super::properties::{UserProperties, id};
 use super::v3;
@@ -172,7 +171,7 @@ fn varint_len(value: usize) -> usize {
     }
 }
 
-fn varint(out: &mut Vec<u8>, mut value: usize) {
+pub(super) fn varint(out: &mut Vec<u8>, mut value: usize) {
     debug_assert!(value <= REMAINING_LENGTH_MAX);
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -187,7 +186,7 @@ fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn text(out: &mut Vec<u8>, value: &str) {
+pub(super) fn text(out: &mut Vec<u8>, value: &str) {
     binary(out, value.as_bytes());
 }
 
@@ -196,19 +195,19 @@ fn u16_property(out: &mut Vec<u8>, id: u8, value: u16) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-fn u32_property(out: &mut Vec<u8>, id: u8, value: u32) {
+pub(super) fn u32_property(out: &mut Vec<u8>, id: u8, value: u32) {
     out.push(id);
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-fn text_property(out: &mut Vec<u8>, id: u8, value: Option<&str>) {
+pub(super) fn text_property(out: &mut Vec<u8>, id: u8, value: Option<&str>) {
     if let Some(value) = value {
         out.push(id);
         text(out, value);
     }
 }
 
-fn binary_property(out: &mut Vec<u8>, id: u8, value: Option<&[u8]>) {
+pub(super) fn binary_property(out: &mut Vec<u8>, id: u8, value: Option<&[u8]>) {
     if let Some(value) = value {
         out.push(id);
         binary(out, value);
@@ -217,10 +216,14 @@ fn binary_property(out: &mut Vec<u8>, id: u8, value: Option<&[u8]>) {
 
 fn user_properties(out: &mut Vec<u8>, properties: UserProperties<'_>) {
     for (name, value) in properties.iter() {
-        out.push(id::USER_PROPERTY);
-        text(out, name);
-        text(out, value);
+        user_property(out, name, value);
     }
+}
+
+pub(super) fn user_property(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.push(id::USER_PROPERTY);
+    text(out, name);
+    text(out, value);
 }
 
 /// Writes a length that is known only when what it counts has been written.
@@ -398,20 +401,6 @@ fn encode_ack(out: &mut Vec<u8>, first_byte: u8, ack: &Ack<'_>, version: Version
     }
 }
 
-/// Appends a SUBSCRIBE for one filter.
-pub fn encode_subscription(out: &mut Vec<u8>, packet_id: PacketId, filter: &str, qos: QoS, version: Version) {
-    let mut bytes = Vec::new();
-    text(&mut bytes, filter);
-    bytes.push(qos.bits());
-    let subscribe = Subscribe {
-        packet_id,
-        subscription_identifier: None,
-        user_properties: UserProperties::default(),
-        filters: SubscribeFilters { version, bytes: &bytes },
-    };
-    encode(out, &Packet::Subscribe(subscribe), version);
-}
-
 fn encode_subscribe(out: &mut Vec<u8>, subscribe: &Subscribe<'_>, version: Version) {
     out.extend_from_slice(&subscribe.packet_id.value().to_be_bytes());
     if version == Version::V5 {
@@ -425,13 +414,7 @@ fn encode_subscribe(out: &mut Vec<u8>, subscribe: &Subscribe<'_>, version: Versi
     }
     for entry in subscribe.filters.iter() {
         text(out, entry.filter);
-        let options = entry.options;
-        out.push(
-            options.qos.bits()
-                | u8::from(options.no_local) << 2
-                | u8::from(options.retain_as_published) << 3
-                | (options.retain_handling as u8) << 4,
-        );
+        out.push(entry.options.bits(version));
     }
 }
 

@@ -7,6 +7,7 @@
 mod decode;
 mod encode;
 mod error;
+mod made;
 mod packet;
 mod properties;
 mod read;
@@ -14,8 +15,9 @@ mod v3;
 mod v5;
 
 pub use decode::{Frame, connect_level, decode, frame};
-pub use encode::{PublishFrame, PublishHead, encode, encode_subscription, encode_within};
+pub use encode::{PublishFrame, PublishHead, encode, encode_within};
 pub use error::DecodeError;
+pub use made::{PropertyBlock, PublishPropertiesOf, WillPropertiesOf, encode_subscription};
 pub use packet::{
     Ack, Auth, ConnAck, Connect, ConnectProperties, Disconnect, Packet, Publish, SubAck, Subscribe, SubscribeFilter,
     SubscribeFilters, SubscriptionOptions, UnsubAck, Unsubscribe, UnsubscribeFilters, Version, Will,

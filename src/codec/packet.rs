@@ -212,6 +212,19 @@ impl SubscriptionOptions {
             retain_handling: RetainHandling::SendAtSubscribe,
         }
     }
+
+    /// The byte behind a filter.
+    pub(super) fn bits(self, version: Version) -> u8 {
+        match version {
+            Version::V5 => {
+                self.qos.bits()
+                    | u8::from(self.no_local) << 2
+                    | u8::from(self.retain_as_published) << 3
+                    | (self.retain_handling as u8) << 4
+            }
+            _ => self.qos.bits(),
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Clone, Copy)]

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
 
+use crate::client;
 use crate::codec::{self, Connect, ConnectProperties, Packet, Version};
 
 /// What the generator speaks.
@@ -34,8 +34,8 @@ pub enum EndpointError {
     Url(String),
     #[error("{host}: {error}")]
     Name { host: String, error: io::Error },
-    #[error("{file}: {error}")]
-    File { file: String, error: String },
+    #[error(transparent)]
+    Trust(#[from] client::TrustError),
     #[error("mqtts:// needs the CA that the broker's certificate is of: --ca FILE")]
     NoCa,
 }
@@ -46,10 +46,6 @@ pub struct Trust<'a> {
     pub ca: Option<&'a Path>,
     /// The client's certificate and key.
     pub identity: Option<(&'a Path, &'a Path)>,
-}
-
-fn unreadable(path: &Path, error: impl std::fmt::Display) -> EndpointError {
-    EndpointError::File { file: path.display().to_string(), error: error.to_string() }
 }
 
 impl Endpoint {
@@ -166,23 +162,8 @@ impl Connected {
 /// Every handshake is a full one: what it costs is to be seen.
 fn configuration(trust: Trust<'_>) -> Result<ClientConfig, EndpointError> {
     let ca = trust.ca.ok_or(EndpointError::NoCa)?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unreadable(ca, error))? {
-        let added = certificate.map(|certificate| roots.add(certificate));
-        added.map_err(|error| unreadable(ca, error))?.map_err(|error| unreadable(ca, error))?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| unreadable(ca, error))?.with_root_certificates(roots);
-    let mut config = match trust.identity {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
-            let chain = chain.map_err(|error| unreadable(certificate, error))?;
-            let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
-            builder.with_client_auth_cert(chain, secret).map_err(|error| unreadable(certificate, error))?
-        }
-    };
+    let identity = trust.identity.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
+    let mut config = client::configuration(&client::Trust { ca: Some(ca.to_owned()), identity, ..Default::default() })?;
     config.resumption = Resumption::disabled();
     Ok(config)
 }

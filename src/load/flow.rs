@@ -14,7 +14,7 @@ use super::link::Link;
 use super::process::{Process, Usage, clock};
 use super::publisher::Publisher;
 use super::subscriber::{Subscriber, Tally};
-use crate::codec;
+use crate::codec::{self, SubscriptionOptions, UserProperties};
 use crate::types::{PacketId, QoS};
 
 /// Who sends what to whom.
@@ -216,7 +216,8 @@ fn topic(flow: &Flow, publisher: usize) -> String {
 fn subscription(flow: &Flow) -> Vec<u8> {
     let filter = if flow.publishers == 1 { topic(flow, 0) } else { format!("{}/#", flow.topic) };
     let mut packet = Vec::new();
-    codec::encode_subscription(&mut packet, PacketId::FIRST, &filter, flow.qos, VERSION);
+    let filters = [(filter.as_str(), SubscriptionOptions::at(flow.qos))];
+    codec::encode_subscription(&mut packet, PacketId::FIRST, &filters, UserProperties::default(), VERSION);
     packet
 }
 

@@ -18,7 +18,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("config", &["types", "auth", "broker", "store", "pki", "gate", "shard"]),
         ("handover", &["types", "codec", "auth", "websocket"]),
         ("client", &["types", "codec"]),
-        ("load", &["types", "codec"]),
+        ("load", &["types", "codec", "client"]),
         ("gate", &["types", "codec", "auth", "pki", "config", "handover", "websocket"]),
         ("shard", &["types", "codec", "auth", "broker", "store", "config", "handover", "websocket"]),
         ("admin", &["types", "config", "pki", "broker", "store", "gate", "shard"]),

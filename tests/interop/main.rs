@@ -23,6 +23,7 @@ mod enrol;
 mod export;
 mod mosquitto;
 mod options;
+mod own_tools;
 mod paho;
 mod refusals;
 mod rotation;

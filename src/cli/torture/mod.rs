@@ -20,7 +20,7 @@ use self::account::{Account, Received};
 use self::publisher::{Published, Publisher};
 use self::subscriber::Subscriber;
 use super::Failure;
-use crate::client::{Client, Event};
+use crate::client::blocking::{Client, Event};
 use crate::store::Durability;
 use crate::types::QoS;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{PATIENCE, PUBLISHERS, STATE};
-use crate::client::{Client, Event, Message};
+use crate::client::blocking::{Client, Event, Message};
 use crate::types::{PacketId, QoS};
 
 /// Messages under way at once.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::account::Received;
 use super::{PATIENCE, random};
-use crate::client::{Client, Event};
+use crate::client::blocking::{Client, Event};
 use crate::types::{PacketId, QoS};
 
 /// So long after the last message nothing more is expected.

@@ -1,0 +1,352 @@
+//! How `pub`, `sub` and `doctor` are told which broker to dial, and as whom.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::{ArgAction, Args};
+use zeroize::Zeroizing;
+
+use super::environment::Environment;
+use super::site::{self, Files};
+use super::{Failure, SiteArguments};
+use crate::client::{ConnectError, Connection, Incoming, Trust, Versions, Way, WayError, configuration};
+use crate::codec::{Connect, ConnectProperties, PropertyBlock, Version, Will, WillPropertiesOf};
+use crate::types::{Identity, QoS, ReasonCode};
+
+/// How long a broker may take for anything.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Exit codes of `pub` and `sub`.
+pub(super) const REFUSED: u8 = 3;
+pub(super) const TIMED_OUT: u8 = 27;
+
+/// Which broker, and who comes to it.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct Dial {
+    /// Come as this identity of the site: with its bundle in pki/clients/NAME
+    #[arg(long = "as", value_name = "NAME", conflicts_with = "env_file")]
+    pub(super) identity: Option<Identity>,
+    /// Come with the variables of this file, as `lockgate client env` writes it [default: those of the environment, MQTT_HOST and so on, where no address is named]
+    #[arg(long = "env", value_name = "FILE")]
+    pub(super) env_file: Option<PathBuf>,
+    /// The broker's name or address [default: localhost]
+    #[arg(short = 'h', long, value_name = "HOST")]
+    pub(super) host: Option<String>,
+    /// Its port [default: 8883 with TLS, 1883 without]
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub(super) port: Option<u16>,
+    /// A Unix socket in their place
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    pub(super) unix: Option<PathBuf>,
+    /// The user name
+    #[arg(short = 'u', long, value_name = "NAME")]
+    pub(super) username: Option<String>,
+    /// The password (others on this machine see it: --password-file is better)
+    #[arg(short = 'P', long, value_name = "PASSWORD", conflicts_with = "password_file")]
+    pub(super) pw: Option<String>,
+    /// The password, in this file's first line
+    #[arg(long, value_name = "FILE")]
+    pub(super) password_file: Option<PathBuf>,
+    /// TLS: the CA that the broker's certificate is of
+    #[arg(long, visible_alias = "ca", value_name = "FILE")]
+    pub(super) cafile: Option<PathBuf>,
+    /// TLS: by the CAs that this system trusts
+    #[arg(long, conflicts_with = "cafile")]
+    pub(super) tls_use_os_certs: bool,
+    /// The client's certificate
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(super) cert: Option<PathBuf>,
+    /// The client's key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(super) key: Option<PathBuf>,
+    /// Let the broker's certificate have any name
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// Offer this version of TLS alone
+    #[arg(long, value_name = "VERSION", value_parser = PossibleValuesParser::new(["tlsv1.2", "tlsv1.3"]))]
+    pub(super) tls_version: Option<String>,
+    #[command(flatten)]
+    pub(super) site: SiteArguments,
+}
+
+/// What a session is to be.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Session {
+    /// The version of MQTT
+    #[arg(short = 'V', long, value_name = "VERSION", default_value = "5", value_parser = PossibleValuesParser::new(["5", "mqttv5", "311", "mqttv311", "31", "mqttv31"]))]
+    protocol_version: String,
+    /// The client id [default: made up]
+    #[arg(short = 'i', long, value_name = "ID")]
+    id: Option<String>,
+    /// Seconds between signs of life
+    #[arg(short = 'k', long, value_name = "SECONDS", default_value_t = 60)]
+    pub(super) keepalive: u16,
+    /// Take up the session of this client id, and leave it behind (with -i)
+    #[arg(short = 'c', long, requires = "id")]
+    disable_clean_session: bool,
+    /// How long the session outlives the connection, seconds (MQTT 5) [default: 0; with -c: for ever]
+    #[arg(short = 'x', long, value_name = "SECONDS")]
+    session_expiry_interval: Option<u32>,
+    /// The will's topic
+    #[arg(long, value_name = "TOPIC")]
+    will_topic: Option<String>,
+    /// The will's payload
+    #[arg(long, value_name = "TEXT", requires = "will_topic")]
+    will_payload: Option<String>,
+    /// The will's QoS
+    #[arg(long, value_name = "QOS", default_value_t = 0, requires = "will_topic", value_parser = clap::value_parser!(u8).range(0..=2))]
+    will_qos: u8,
+    /// Retain the will
+    #[arg(long, requires = "will_topic")]
+    will_retain: bool,
+    /// A property (MQTT 5): -D publish|connect|subscribe|will NAME VALUE [VALUE], by Mosquitto's names (repeatable)
+    #[arg(short = 'D', long = "property", value_names = ["PACKET", "NAME", "VALUE"], num_args = 3..=4, action = ArgAction::Append)]
+    properties: Vec<String>,
+}
+
+/// What is known of a broker before it is dialled.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) unix: Option<PathBuf>,
+    /// `None`: no TLS.
+    pub(super) trust: Option<Trust>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Zeroizing<String>>,
+    /// Where this is from.
+    pub(super) source: String,
+}
+
+impl Dial {
+    /// What the command line says, above what a bundle or the environment does.
+    pub(super) fn target(&self) -> Result<Target, Failure> {
+        let (source, text, folder) = self.variables()?;
+        let value = |name: &str| Environment::value(&text, name).filter(|value| !value.is_empty()).map(str::to_owned);
+        let file = |name: &str| value(name).map(|path| folder.join(path));
+        let password = match &self.password_file {
+            Some(file) => Some(first_line(file)?),
+            None => self.pw.clone().or_else(|| value("MQTT_PASSWORD")).map(Zeroizing::new),
+        };
+        let trust = self.trust(&value, &file);
+        let port = match value("MQTT_PORT").map(|port| port.parse::<u16>()) {
+            Some(Err(_)) => return Err(Failure::configuration(format!("{source}: MQTT_PORT is no port"))),
+            Some(Ok(port)) => Some(port),
+            None => None,
+        };
+        Ok(Target {
+            host: self.host.clone().or_else(|| value("MQTT_HOST")).unwrap_or_else(|| "localhost".to_owned()),
+            port: self.port.or(port).unwrap_or(if trust.is_some() { 8883 } else { 1883 }),
+            unix: self.unix.clone(),
+            trust: trust.filter(|_| self.unix.is_none()),
+            user: self.username.clone().or_else(|| value("MQTT_USER")),
+            password,
+            source,
+        })
+    }
+
+    /// Where from, in the words of `mqtt.env`, and the folder that relative paths in it are from.
+    fn variables(&self) -> Result<(String, String, PathBuf), Failure> {
+        if let Some(identity) = &self.identity {
+            let settings = site::load(&self.site)?;
+            let folder = Files::of(&settings).bundles.join(identity.as_str());
+            let file = folder.join("mqtt.env");
+            let text = site::read_or_empty(&file)?;
+            if text.is_empty() {
+                return Err(Failure::new(format!(
+                    "there is no bundle of {identity} here ({}): `lockgate client list` shows who there is; what was handed over is named by --env FILE",
+                    file.display()
+                )));
+            }
+            return Ok((file.display().to_string(), text, folder));
+        }
+        if let Some(file) = &self.env_file {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?;
+            let folder = file.parent().unwrap_or(Path::new("")).to_owned();
+            return Ok((file.display().to_string(), text, folder));
+        }
+        let own =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let lines = own.filter(|(name, _)| name.starts_with("MQTT_")).map(|(name, value)| format!("{name}={value}\n"));
+        Ok(("the environment".to_owned(), lines.collect(), PathBuf::new()))
+    }
+
+    fn trust(&self, value: &impl Fn(&str) -> Option<String>, file: &impl Fn(&str) -> Option<PathBuf>) -> Option<Trust> {
+        let is_true = |name: &str| value(name).is_some_and(|text| matches!(text.as_str(), "true" | "1" | "yes"));
+        let asked = self.cafile.is_some() || self.tls_use_os_certs || self.cert.is_some() || self.insecure;
+        let usual = self.port == Some(8883) && self.unix.is_none();
+        (asked || usual || is_true("MQTT_USE_TLS")).then(|| Trust {
+            ca: self.cafile.clone().or_else(|| file("MQTT_CA_CERTS")).filter(|_| !self.tls_use_os_certs),
+            identity: self
+                .cert
+                .clone()
+                .zip(self.key.clone())
+                .or_else(|| file("MQTT_CERTFILE").zip(file("MQTT_KEYFILE"))),
+            any_name: self.insecure || is_true("MQTT_TLS_INSECURE"),
+            versions: match self.tls_version.as_deref() {
+                Some("tlsv1.2") => Versions::Only12,
+                Some(_) => Versions::Only13,
+                None => Versions::All,
+            },
+        })
+    }
+}
+
+fn first_line(file: &Path) -> Result<Zeroizing<String>, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map(Zeroizing::new)
+        .map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?;
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+}
+
+impl Target {
+    pub(super) fn way(&self) -> Result<Way, Failure> {
+        if let Some(path) = &self.unix {
+            return Ok(Way::Unix(path.clone()));
+        }
+        let tls = self.trust.as_ref().map(configuration).transpose().map_err(Failure::new)?;
+        Ok(Way::Network { host: self.host.clone(), port: self.port, tls: tls.map(Into::into) })
+    }
+}
+
+/// What goes into a packet's properties, by Mosquitto's names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Properties {
+    pub(super) publish: PropertyBlock,
+    pub(super) subscribe: PropertyBlock,
+    connect: PropertyBlock,
+    will: PropertyBlock,
+    receive_maximum: Option<u16>,
+}
+
+impl Session {
+    pub(super) fn version(&self) -> Version {
+        match self.protocol_version.trim_start_matches("mqttv") {
+            "311" => Version::V311,
+            "31" => Version::V31,
+            _ => Version::V5,
+        }
+    }
+
+    pub(super) fn properties(&self) -> Result<Properties, Failure> {
+        let mut made = Properties::default();
+        let mut words = self.properties.iter().map(String::as_str).peekable();
+        while let Some(packet) = words.next() {
+            let (Some(name), Some(value)) = (words.next(), words.next()) else {
+                return Err(bad_property(packet, "it has no value"));
+            };
+            let block = match packet.to_ascii_lowercase().as_str() {
+                "publish" => &mut made.publish,
+                "subscribe" => &mut made.subscribe,
+                "connect" => &mut made.connect,
+                "will" => &mut made.will,
+                other => return Err(bad_property(other, "packets are publish, subscribe, connect and will")),
+            };
+            let number = || value.parse::<u32>().map_err(|_| bad_property(name, "its value is a number"));
+            match name {
+                "user-property" => {
+                    let Some(second) = words.next() else {
+                        return Err(bad_property(name, "it has a name and a value"));
+                    };
+                    block.user_property(value, second);
+                }
+                "payload-format-indicator" if matches!(value, "1") => block.payload_is_utf8(),
+                "payload-format-indicator" => {}
+                "message-expiry-interval" => block.message_expiry_interval(number()?),
+                "will-delay-interval" => block.will_delay_interval(number()?),
+                "content-type" => block.content_type(value),
+                "response-topic" => block.response_topic(value),
+                "correlation-data" => block.correlation_data(value.as_bytes()),
+                "receive-maximum" => {
+                    let count = u16::try_from(number()?).ok().filter(|count| *count > 0);
+                    made.receive_maximum = Some(count.ok_or_else(|| bad_property(name, "it is 1 to 65535"))?);
+                }
+                other => return Err(bad_property(other, "it is not known here")),
+            }
+        }
+        if !self.properties.is_empty() && self.version() != Version::V5 {
+            return Err(Failure::configuration("-D needs MQTT 5 (-V 5): earlier versions have no properties"));
+        }
+        Ok(made)
+    }
+
+    fn will(&self, properties: &Properties) -> Result<Option<(String, WillPropertiesOf)>, Failure> {
+        let Some(topic) = &self.will_topic else { return Ok(None) };
+        let made = properties.will.will().map_err(|error| Failure::configuration(format!("-D will: {error}")))?;
+        Ok(Some((topic.clone(), made)))
+    }
+
+    /// Dials, says CONNECT, and takes the broker's word.
+    pub(super) async fn open(
+        &self,
+        target: &Target,
+        properties: &Properties,
+    ) -> Result<(Connection, Incoming), Failure> {
+        let stream = target.way()?.open(PATIENCE).await.map_err(|error| explain_way(target, &error))?;
+        let will = self.will(properties)?;
+        let id = match &self.id {
+            Some(id) => id.clone(),
+            None if self.version() == Version::V31 => made_up_id(),
+            None => String::new(),
+        };
+        let payload = self.will_payload.clone().unwrap_or_default();
+        let expiry = self.session_expiry_interval.or(self.disable_clean_session.then_some(u32::MAX));
+        let connect = Connect {
+            version: self.version(),
+            clean_start: !self.disable_clean_session,
+            keep_alive: self.keepalive,
+            properties: ConnectProperties {
+                session_expiry_interval: expiry,
+                receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
+                user_properties: properties.connect.user_properties(),
+                ..ConnectProperties::default()
+            },
+            client_id: &id,
+            will: will.as_ref().map(|(topic, made)| Will {
+                qos: QoS::from_bits(self.will_qos).expect("clap takes no other"),
+                retain: self.will_retain,
+                properties: made.get(),
+                topic,
+                payload: payload.as_bytes(),
+            }),
+            user_name: target.user.as_deref(),
+            password: target.password.as_ref().map(|password| password.as_bytes()),
+        };
+        Connection::connect(stream, &connect, PATIENCE).await.map_err(|error| explain_connect(target, &error))
+    }
+}
+
+fn bad_property(name: &str, what: &str) -> Failure {
+    Failure::configuration(format!("-D {name}: {what}"))
+}
+
+/// 23 characters at most, as MQTT 3.1 has it.
+pub(super) fn made_up_id() -> String {
+    let mut random = [0; 6];
+    getrandom::fill(&mut random).expect("the kernel's random generator");
+    random.iter().fold("lockgate-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+}
+
+fn doctor(target: &Target) -> String {
+    format!("`lockgate doctor {}:{}` looks into it", target.host, target.port)
+}
+
+pub(super) fn explain_way(target: &Target, error: &WayError) -> Failure {
+    Failure::new(format!("{error}; {}", doctor(target)))
+}
+
+fn explain_connect(target: &Target, error: &ConnectError) -> Failure {
+    let mend = match error {
+        ConnectError::Refused { reason: ReasonCode::BadUserNameOrPassword, .. } => {
+            format!("user name and password are from {}", target.source)
+        }
+        _ => doctor(target),
+    };
+    let failure = Failure::new(format!("{error}; {mend}"));
+    match error {
+        ConnectError::Refused { .. } => failure.with_code(REFUSED),
+        _ => failure,
+    }
+}
