@@ -162,6 +162,19 @@ pub(super) fn for_up(dir: &Path, plain_port: Option<u16>, tls_port: Option<u16>)
     make(&arguments)
 }
 
+/// The rest of a throw-away site, whose configuration is there: certificates, a password, and a client's bundle.
+pub(super) fn for_run(dir: &Path, client: &str) -> Result<Report, Failure> {
+    #[derive(clap::Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+    let Defaults { mut arguments } =
+        <Defaults as clap::Parser>::parse_from(["init", "--client", client, "--days", "30", "--yes"]);
+    arguments.dir = dir.to_owned();
+    make(&arguments)
+}
+
 /// What can be tried on a site that exists: its first device, if it is still there.
 pub(super) fn existing(dir: &Path) -> Result<Option<Report>, Failure> {
     let layout = Layout::below(if dir == Path::new(".") { Path::new("") } else { dir });

@@ -31,6 +31,7 @@ mod privileges;
 mod publish;
 mod rehash;
 mod report;
+mod run;
 mod running;
 mod sealed;
 mod serve;
@@ -108,6 +109,8 @@ enum Command {
     /// Subscribe at any broker, and print what comes
     #[command(disable_help_flag = true)]
     Sub(Box<subscribe::Arguments>),
+    /// Run a command with a broker of its own, which goes with it: for tests; or with a broken one
+    Run(run::Arguments),
     /// Show what a running broker does
     Status(status::Arguments),
     /// Make a running broker read its configuration, passwords, ACL and certificates anew
@@ -190,6 +193,7 @@ pub fn main() -> ExitCode {
         Command::Store(arguments) => store::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
+        Command::Run(arguments) => return run::run(&arguments),
         Command::Pub(arguments) => publish::run(&arguments),
         Command::Sub(arguments) => subscribe::run(&arguments),
         Command::Status(arguments) => status::run(arguments),

@@ -123,23 +123,31 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failu
     let scratch = command.scratch.clone();
     let load: Load = Arc::new(move || mosquitto::load(&command).map(|read| read.settings).map_err(wrong));
     let (notices, local_only) = (read.notices, read.local_only);
-    let outcome = serve::run_on(read.settings, load, move |_| {
-        info!("lockgate version {} starting, in Mosquitto's stead", env!("CARGO_PKG_VERSION"));
-        match &file {
-            Some(file) => info!("Config loaded from {}.", file.display()),
-            None => info!("Using default config."),
-        }
-        notices.iter().for_each(|notice| info!("{notice}"));
-        if let Some(file) = wanted.key_log {
-            warn!("The keys of all TLS sessions are written to {}: who has it reads their traffic.", file.display());
-        }
-        if local_only {
-            info!(
-                "Starting in local only mode. Connections will only be possible from clients running on this machine."
-            );
-            info!("Create a configuration file which defines a listener to allow remote access: `listener 1883`.");
-        }
-    });
+    let outcome = serve::run_on(
+        read.settings,
+        load,
+        move |_| {
+            info!("lockgate version {} starting, in Mosquitto's stead", env!("CARGO_PKG_VERSION"));
+            match &file {
+                Some(file) => info!("Config loaded from {}.", file.display()),
+                None => info!("Using default config."),
+            }
+            notices.iter().for_each(|notice| info!("{notice}"));
+            if let Some(file) = wanted.key_log {
+                warn!(
+                    "The keys of all TLS sessions are written to {}: who has it reads their traffic.",
+                    file.display()
+                );
+            }
+            if local_only {
+                info!(
+                    "Starting in local only mode. Connections will only be possible from clients running on this machine."
+                );
+                info!("Create a configuration file which defines a listener to allow remote access: `listener 1883`.");
+            }
+        },
+        |_| {},
+    );
     // Nothing in it is to be kept.
     drop(std::fs::remove_dir_all(scratch));
     outcome

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
 
 use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session};
 use super::{Failure, site};
-use crate::client::{Connection, Incoming};
+use crate::client::{Connection, Incoming, describe};
 use crate::codec::{Ack, Packet, PropertyBlock, Publish, Version};
 use crate::types::{PacketId, QoS, ReasonCode, Topic};
 
@@ -82,11 +82,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut messages = Messages::of(arguments, &properties)?;
     site::runtime().block_on(async {
         let (connection, welcome) = arguments.session.open(&target, &properties).await?;
-        let mut publisher = Publisher::new(connection, &welcome);
-        while let Some(message) = messages.next().await? {
-            publisher.publish(&message).await?;
+        let mut publisher = Publisher::new(connection, &welcome, arguments.session.keepalive);
+        loop {
+            tokio::select! {
+                message = messages.next() => match message? {
+                    Some(message) => publisher.publish(&message).await?,
+                    None => return publisher.finish().await,
+                },
+                // While nothing is to be sent, what comes is heard.
+                incoming = publisher.connection.receive() => {
+                    let incoming = incoming.map_err(|error| publisher.lost(&error))?;
+                    publisher.take(&incoming).await?;
+                }
+                () = tokio::time::sleep(publisher.quiet) => publisher.ping().await?,
+            }
         }
-        publisher.finish().await
     })
 }
 
@@ -222,16 +232,24 @@ struct Publisher {
     /// The first refusal.
     refused: Option<String>,
     count: u64,
+    /// After so long without a word the broker is told that this client lives.
+    quiet: Duration,
 }
 
 impl Publisher {
-    fn new(connection: Connection, welcome: &Incoming) -> Publisher {
-        let receive_maximum = match welcome.packet() {
-            Ok(Packet::ConnAck(connack)) => connack.receive_maximum.unwrap_or(u16::MAX),
-            _ => u16::MAX,
+    fn new(connection: Connection, welcome: &Incoming, keep_alive: u16) -> Publisher {
+        let (receive_maximum, keep_alive) = match welcome.packet() {
+            Ok(Packet::ConnAck(connack)) => {
+                (connack.receive_maximum.unwrap_or(u16::MAX), connack.server_keep_alive.unwrap_or(keep_alive))
+            }
+            _ => (u16::MAX, keep_alive),
+        };
+        let quiet = match keep_alive {
+            0 => Duration::from_secs(86_400),
+            secs => Duration::from_millis(u64::from(secs) * 500),
         };
         let window = WINDOW.min(receive_maximum.into());
-        Publisher { connection, window, pending: BTreeMap::new(), refused: None, count: 0 }
+        Publisher { connection, window, pending: BTreeMap::new(), refused: None, count: 0, quiet }
     }
 
     async fn publish(&mut self, message: &Message) -> Result<(), Failure> {
@@ -271,6 +289,15 @@ impl Publisher {
                 )));
             }
         };
+        self.take(&incoming).await
+    }
+
+    /// A sign of life, where there is nothing to say for long.
+    async fn ping(&mut self) -> Result<(), Failure> {
+        self.connection.send(&Packet::PingReq).await.map_err(|error| self.lost(&error))
+    }
+
+    async fn take(&mut self, incoming: &Incoming) -> Result<(), Failure> {
         let packet = incoming.packet().map_err(|error| Failure::new(format!("the broker's answer: {error}")))?;
         match packet {
             Packet::PubAck(ack) | Packet::PubComp(ack) => self.done(&ack),
@@ -299,7 +326,8 @@ impl Publisher {
 
     fn lost(&self, error: &std::io::Error) -> Failure {
         Failure::new(format!(
-            "the connection broke ({error}) after {} message(s), {} of them not acknowledged; before MQTT 5 that is how a broker refuses a message, too",
+            "the connection broke ({}) after {} message(s), {} of them not acknowledged; before MQTT 5 that is how a broker refuses a message, too",
+            describe(error),
             self.count,
             self.pending.len()
         ))
@@ -317,7 +345,7 @@ impl Publisher {
         }
         match left {
             Err(error) if version != Version::V5 || count > 0 => {
-                Err(Failure::new(format!("the connection broke before all was sent: {error}")))
+                Err(Failure::new(format!("the connection broke before all was sent: {}", describe(&error))))
             }
             _ => Ok(()),
         }

@@ -31,7 +31,7 @@ use crate::gate::{self, Asked, Bound, Gate, Material, Seen, Severity};
 use crate::handover::Handover;
 use crate::pki;
 use crate::shard::{self, Handle};
-use crate::store::{Durability, DurableStore, NoStore, Opened, Store, StoreHandle};
+use crate::store::{Durability, DurableStore, FullStore, NoStore, Opened, Store, StoreHandle};
 
 #[derive(Args, Clone)]
 #[command(after_help = "Example:\n  lockgate serve --config /etc/lockgate/lockgate.yaml")]
@@ -59,15 +59,20 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         return check(&settings);
     }
     let site = arguments.site;
-    run_on(settings, Arc::new(move || site::load(&site)), |_| {})
+    run_on(settings, Arc::new(move || site::load(&site)), |_| {}, |_| {})
 }
 
 /// Reads a configuration anew.
 pub(super) type Load = Arc<dyn Fn() -> Result<Settings, Failure> + Send + Sync>;
 
-/// Serves until a signal ends it. `announced` is called once the log is there.
-pub(super) fn run_on(settings: Settings, load: Load, announced: impl FnOnce(&Settings)) -> Result<(), Failure> {
-    let prepared = Prepared::of(&settings, announced)?;
+/// Serves until a signal ends it. `announced` is called once the log is there, `ready` when clients can come.
+pub(super) fn run_on(
+    settings: Settings,
+    load: Load,
+    announced: impl FnOnce(&Settings),
+    ready: impl FnOnce(&admin::Site) + Send + 'static,
+) -> Result<(), Failure> {
+    let prepared = Prepared::of(&settings, announced, Box::new(ready))?;
     let _pid_file = settings.pid_file.as_deref().map(PidFile::write).transpose()?;
     let user = privileges::drop_to(&settings, &prepared.files)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -145,10 +150,14 @@ struct Prepared {
     bound: Vec<Bound>,
     metrics: Option<std::net::TcpListener>,
     enrolment: Option<std::net::TcpListener>,
+    ready: Ready,
 }
 
+/// Called when clients can come.
+type Ready = Box<dyn FnOnce(&admin::Site) + Send>;
+
 impl Prepared {
-    fn of(settings: &Settings, announced: impl FnOnce(&Settings)) -> Result<Prepared, Failure> {
+    fn of(settings: &Settings, announced: impl FnOnce(&Settings), ready: Ready) -> Result<Prepared, Failure> {
         let material = load_material(settings)?;
         can_sign(settings)?;
         if admin::is_data_taken(&settings.data) {
@@ -165,6 +174,7 @@ impl Prepared {
             bound: bind_all(&settings.listeners)?,
             metrics: bind_beside(settings.metrics, "metrics.address")?,
             enrolment: bind_beside(settings.enrolment, "enrolment.address")?,
+            ready,
         })
     }
 }
@@ -172,7 +182,7 @@ impl Prepared {
 async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<String>) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let read = Snapshot::take(&settings);
-    let Prepared { material, set_level, flood, files, lines, bound, metrics, enrolment } = prepared;
+    let Prepared { material, set_level, flood, files, lines, bound, metrics, enrolment, ready } = prepared;
     let data_lock = admin::lock_data(&settings.data).map_err(Failure::new)?;
     if let Some(user) = &user {
         info!("running as {user}");
@@ -191,6 +201,7 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
         restored,
         methods: Methods::default(),
         questions,
+        faults: settings.faults.clone(),
     };
     let (shard, threads) = shard::spawn(start).map_err(Failure::new)?;
     let seen_file = settings.data.join("seen.json");
@@ -284,6 +295,7 @@ async fn serve(settings: Settings, load: Load, prepared: Prepared, user: Option<
     tasks.push(tokio::spawn(state.clone().watch()));
     tasks.push(tokio::spawn(state.clone().keep_time()));
     announce(&site.load(), &material);
+    ready(&site.load());
     notify(&[NotifyState::Ready]);
     let mut engine = tokio::task::JoinSet::new();
     for thread in threads {
@@ -332,6 +344,10 @@ type Stores = Vec<Box<dyn Store + Send>>;
 
 /// The store and what it had; with `durability: off` there is none.
 fn open_store(settings: &Settings) -> Result<(Stores, Option<Restored>, Option<StoreHandle>), Failure> {
+    if settings.faults.full_disk {
+        let (store, restored) = FullStore::new();
+        return Ok((vec![Box::new(store)], Some(restored), None));
+    }
     if settings.durability == Durability::Off {
         let stores = (0..settings.shards).map(|_| Box::new(NoStore::default()) as Box<dyn Store + Send>).collect();
         return Ok((stores, None, None));

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, TIMED_OUT};
 use super::{Failure, site};
-use crate::client::Connection;
+use crate::client::{Connection, describe};
 use crate::codec::{Ack, Packet, Publish, SubscriptionOptions, Version, encode_subscription};
 use crate::types::{Filter, PacketId, QoS, ReasonCode, RetainHandling};
 
@@ -135,7 +135,7 @@ async fn subscribe(
 }
 
 fn broke(error: std::io::Error) -> Failure {
-    Failure::new(format!("the connection broke: {error}"))
+    Failure::new(format!("the connection broke: {}", describe(&error)))
 }
 
 fn disconnected(disconnect: &crate::codec::Disconnect<'_>) -> Failure {

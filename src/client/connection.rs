@@ -29,7 +29,7 @@ pub enum ConnectError {
     /// CONNACK's reason (before MQTT 5 the one that its return code stands for), and its reason string.
     #[error("the broker refuses: {reason}{}", .why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default())]
     Refused { reason: ReasonCode, why: Option<String> },
-    #[error("the connection ended before the broker answered CONNECT: {0}")]
+    #[error("no answer to CONNECT: {}", super::words::describe(.0))]
     Ended(io::Error),
     #[error("the broker does not answer CONNECT within {0} s")]
     TimedOut(u64),
@@ -61,7 +61,9 @@ impl Connection {
         let answer = tokio::time::timeout(patience, asked).await;
         let answer =
             answer.map_err(|_| ConnectError::TimedOut(patience.as_secs()))?.map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => ConnectError::NotMqtt(error.to_string()),
+                io::ErrorKind::InvalidData if super::words::tls_error(&error).is_none() => {
+                    ConnectError::NotMqtt(error.to_string())
+                }
                 _ => ConnectError::Ended(error),
             })?;
         let refused = match answer.packet() {

@@ -4,7 +4,9 @@ pub mod blocking;
 mod connection;
 mod trust;
 mod way;
+mod words;
 
 pub use connection::{ConnectError, Connection, Incoming};
 pub use trust::{Trust, TrustError, Versions, configuration};
 pub use way::{Stream, Way, WayError};
+pub use words::{describe, tls_error};

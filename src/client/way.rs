@@ -29,7 +29,7 @@ pub enum WayError {
     Name { host: String, error: io::Error },
     #[error("{address}: {error}")]
     Connect { address: String, error: io::Error },
-    #[error("{address}: no TLS: {error}")]
+    #[error("{address}: {}", super::words::describe(.error))]
     Tls { address: String, error: io::Error },
     #[error("{0:?} is neither a name nor an address")]
     BadName(String),

@@ -4,6 +4,7 @@
 //! over it; [`read`] takes it apart by name, collects every problem there is, and what remains is a
 //! checked [`Settings`]. Every configuration format ends in the same [`Settings`].
 
+mod faults;
 mod listeners;
 pub mod mosquitto;
 mod read;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use faults::Faults;
 pub use settings::{
     Acme, Admission, AtExpiry, Challenge, ClientCerts, ClientIds, KeyLog, Listener, ListenerAddress, ListenerFiles,
     Log, LogDestination, LogFormat, LogStyle, Pages, SUBSCRIBE_LINES, Settings, TlsFiles, TlsVersion, Transport,

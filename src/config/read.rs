@@ -93,6 +93,7 @@ pub(super) fn settings(source: &Source, root: Located, problems: &mut Vec<Proble
         sys_interval,
         pid_file: None,
         stands_in: false,
+        faults: super::Faults::default(),
         control_api: false,
         plugins: Vec::new(),
     })

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::Faults;
 use crate::auth::{IdentityRule, ListenerRules};
 use crate::broker::Limits;
 use crate::pki::ServerName;
@@ -56,6 +59,8 @@ pub struct Settings {
     pub pid_file: Option<PathBuf>,
     /// It was read from mosquitto.conf: names are whatever its files say.
     pub stands_in: bool,
+    /// What it does wrong on purpose.
+    pub faults: Faults,
     /// Where it stands in: whether `$CONTROL/broker/v1` answers.
     pub control_api: bool,
     /// The plugins of Mosquitto's that it named, as they call themselves.
@@ -426,7 +431,7 @@ impl ClientCerts {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TlsVersion {
     #[default]
     V12,

@@ -1,5 +1,6 @@
 //! One connection's way from accept to the shard, or to a refusal.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -192,6 +193,15 @@ impl Arrival {
         let size_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let _ = self.terms.set(Terms { version: connect.version, size_max: size_max as usize });
         let version = connect.version;
+        if self.current.busy > 0 && self.gate.turned_away.fetch_add(1, Ordering::Relaxed) < self.current.busy {
+            return Err(Stop::Refused {
+                version: Some(version),
+                reason: ReasonCode::ServerBusy,
+                kind: "busy",
+                why: "the broker is too busy, on purpose".to_owned(),
+                client: describe(&connect),
+            });
+        }
         let takes = match version {
             Version::V31 => self.material.versions[0],
             Version::V311 => self.material.versions[1],

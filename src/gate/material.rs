@@ -126,6 +126,7 @@ impl Material {
                     let mut loader = TlsLoader {
                         files,
                         stands_in: settings.stands_in,
+                        faults: &settings.faults,
                         host,
                         now,
                         own_cas: &own_cas,
@@ -214,7 +215,8 @@ fn enrolment(
     let (mut findings, mut revoked, mut list_ends) = (Vec::new(), Vec::new(), Vec::new());
     let (files, findings, revoked, list_ends) = (&files, &mut findings, &mut revoked, &mut list_ends);
     let stands_in = settings.stands_in;
-    let mut loader = TlsLoader { files, stands_in, host, now, own_cas, problems, findings, revoked, list_ends };
+    let faults = &settings.faults;
+    let mut loader = TlsLoader { files, stands_in, faults, host, now, own_cas, problems, findings, revoked, list_ends };
     loader.load().map(|(tls, _)| tls.without_alpn)
 }
 

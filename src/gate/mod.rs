@@ -24,7 +24,7 @@ mod upgrade;
 mod verifier;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -70,6 +70,8 @@ pub struct Gate {
     weak_logins: OnceLock<Sender<WeakLogin>>,
     /// Who answers what is asked by HTTP, once somebody does.
     told: OnceLock<Told>,
+    /// Connections that were refused on purpose.
+    turned_away: AtomicU32,
     pub stats: Arc<Stats>,
     pub seen: Arc<Seen>,
     deliver: Deliver,
@@ -99,6 +101,8 @@ struct Current {
     words: Words,
     /// Weak hashes are made anew.
     rehash: bool,
+    /// So many connections are refused, on purpose.
+    busy: u32,
 }
 
 impl Gate {
@@ -130,6 +134,7 @@ impl Gate {
             methods,
             weak_logins: OnceLock::new(),
             told: OnceLock::new(),
+            turned_away: AtomicU32::new(0),
             stats: Arc::default(),
             seen,
             current: ArcSwap::from_pointee(Current::new(settings, material)),
@@ -188,6 +193,7 @@ impl Current {
             listeners: material.listeners.clone(),
             own_issuers: material.own_issuers.clone(),
             rehash: settings.rehash,
+            busy: settings.faults.server_busy,
             words: match settings.log.style {
                 LogStyle::Own => Words::Own,
                 LogStyle::Mosquitto { connections: true, .. } => Words::Mosquitto,

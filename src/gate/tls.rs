@@ -16,7 +16,7 @@ use super::openssl_like::OpensslLike;
 use super::revocation::Revocations;
 use super::tickets::Tickets;
 use super::verifier::Remembering;
-use crate::config::{ClientCerts, KeyLog, TlsFiles, TlsVersion};
+use crate::config::{ClientCerts, Faults, KeyLog, TlsFiles, TlsVersion};
 use crate::pki::{self, CertificateInfo, FileError, HostNames, RevocationList};
 use crate::types::CertificateId;
 
@@ -24,6 +24,7 @@ use crate::types::CertificateId;
 pub(super) struct TlsLoader<'a> {
     pub(super) files: &'a TlsFiles,
     pub(super) stands_in: bool,
+    pub(super) faults: &'a Faults,
     pub(super) host: &'a HostNames,
     pub(super) now: OffsetDateTime,
     pub(super) own_cas: &'a [CertificateInfo],
@@ -88,7 +89,9 @@ impl TlsLoader<'_> {
                 return None;
             }
         }
-        self.check_server(certificate, &info)?;
+        if !self.faults.any_certificate {
+            self.check_server(certificate, &info)?;
+        }
         self.check_root(certificate, &chain);
         let signing = aws_lc_rs::sign::any_supported_type(&loaded).map_err(|error| self.content(key, error)).ok()?;
         Some((CertifiedKey::new(chain, signing), info))
@@ -275,10 +278,12 @@ impl TlsLoader<'_> {
             }
             false => verifier,
         };
-        let versions: &[&rustls::SupportedProtocolVersion] = match self.files.min_version {
-            TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
-            TlsVersion::V13 => &[&rustls::version::TLS13],
-        };
+        let versions: &[&rustls::SupportedProtocolVersion] =
+            match self.faults.only_tls.unwrap_or(self.files.min_version) {
+                TlsVersion::V12 if self.faults.only_tls.is_some() => &[&rustls::version::TLS12],
+                TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+                TlsVersion::V13 => &[&rustls::version::TLS13],
+            };
         let resolver = rustls::sign::SingleCertAndKey::from(certified);
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?

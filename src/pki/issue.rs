@@ -314,6 +314,23 @@ fn blank(now: OffsetDateTime, days: u32, serial: &[u8]) -> CertificateParams {
     params
 }
 
+/// A server certificate that nobody vouches for but its own key: what clients are to refuse.
+pub fn self_signed(
+    site: &str,
+    names: &[ServerName],
+    kind: KeyType,
+    days: u32,
+    now: OffsetDateTime,
+) -> Result<Issued, IssueError> {
+    let key = generate(kind)?;
+    let mut params = blank(now, days, &random_serial());
+    params.distinguished_name = distinguished_name(&[(DnType::CommonName, site)]);
+    params.subject_alt_names = subject_alt_names(names)?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    issued(&params.self_signed(&key)?, &key)
+}
+
 pub(super) fn distinguished_name(parts: &[(DnType, &str)]) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     for (kind, value) in parts {

@@ -26,7 +26,7 @@ pub use inspect::{
     CertificateInfo, InspectError, certificate_pem, fingerprint, key_matches, load_certificates, load_key,
     openssl_subject, rfc2253,
 };
-pub use issue::{Authority, IssueError, Issued, random_serial};
+pub use issue::{Authority, IssueError, Issued, random_serial, self_signed};
 pub use keystore::{KeystoreError, Protection, certificate_der, pkcs12, truststore};
 pub use ledger::{Entry, Event, Kind, Ledger, LedgerError, Reason, Revocation};
 pub use pkcs7::certs_only;

@@ -7,6 +7,7 @@
 
 mod farewell;
 mod link;
+mod mischief;
 mod output;
 mod report;
 mod requests;
@@ -21,10 +22,14 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
+pub use mischief::DIED;
 pub use report::{ClientRow, ConnectedRow, ShardReport};
+
+use wire::Wire;
 
 use crate::auth::{Acl, Methods};
 use crate::broker::{Announcement, Core, Letter, Limits, Options, Restored, ShardId};
+use crate::config::Faults;
 use crate::handover::Handover;
 use crate::store::Store;
 use crate::types::{CertificateId, ClientId, Identity, Realm};
@@ -224,6 +229,8 @@ pub struct Start {
     pub methods: Methods,
     /// Who answers what clients ask of the broker.
     pub questions: Option<tokio::sync::mpsc::Sender<Question>>,
+    /// What goes wrong on purpose.
+    pub faults: Faults,
 }
 
 /// Starts a thread for each shard.
@@ -243,7 +250,7 @@ pub fn spawn(mut start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
     }
     let shards = Arc::new(Inboxes(inboxes));
     let mut threads = Vec::new();
-    for (at, ((poll, inbox, waker), store)) in ends.into_iter().zip(std::mem::take(&mut start.stores)).enumerate() {
+    for (at, ((poll, inbox, waker), mut store)) in ends.into_iter().zip(std::mem::take(&mut start.stores)).enumerate() {
         let me = ShardId(at as u16);
         let options = Options {
             limits: start.limits.clone(),
@@ -256,12 +263,11 @@ pub fn spawn(mut start: Start) -> io::Result<(Handle, Vec<JoinHandle<()>>)> {
         let core = Core::new(options, start.acl.clone());
         let peers = Peers { me, inboxes: Arc::downgrade(&shards) };
         let restored = start.restored.take();
-        let questions = start.questions.clone();
-        let mut store = store;
         let bell = waker.clone();
         store.set_waker(Box::new(move || drop(bell.wake())));
+        let wire = Wire::new(store, peers, start.questions.clone(), mischief::Mischief::of(&start.faults));
         let thread = std::thread::Builder::new().name(format!("shard-{at}")).spawn(move || {
-            turn::Shard::new(poll, inbox, core, store, peers, questions).run(restored);
+            turn::Shard::new(poll, inbox, core, wire).run(restored);
             // A waker that is gone before its event was seen wakes nobody.
             drop(waker);
         })?;

@@ -6,20 +6,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mio::event::Event;
 use mio::{Events, Poll, Token};
-use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
+use super::Message;
 use super::farewell;
 use super::link::{Link, Taken};
 use super::output::Output;
 use super::requests::Listing;
 use super::wire::{Connection, Wire, who};
-use super::{Message, Peers, Question};
 use crate::broker::{Admission, Closing, ConnectionId, Core, Input, Restored};
 use crate::codec::{self, DecodeError, Packet};
 use crate::handover::Handover;
-use crate::store::{Answer, Store};
+use crate::store::Answer;
 use crate::websocket::{End, close_frame};
 
 pub(super) const WAKER: Token = Token(usize::MAX);
@@ -79,19 +78,12 @@ pub(super) struct Stopping {
 }
 
 impl Shard {
-    pub(super) fn new(
-        poll: Poll,
-        inbox: Receiver<Message>,
-        core: Core,
-        store: Box<dyn Store + Send>,
-        peers: Peers,
-        questions: Option<Sender<Question>>,
-    ) -> Shard {
+    pub(super) fn new(poll: Poll, inbox: Receiver<Message>, core: Core, wire: Wire) -> Shard {
         Shard {
             poll,
             inbox,
             core,
-            wire: Wire::new(store, peers, questions),
+            wire,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             sealed: vec![0; BUFFER / 2].into_boxed_slice(),
             ready: VecDeque::new(),
@@ -140,6 +132,7 @@ impl Shard {
             if self.core.next_deadline(now).is_some_and(|at| at <= now) {
                 self.core.handle(now, Input::Timer, &mut self.wire);
             }
+            self.misbehave(now);
             self.settle(now);
             self.unpark(now);
             self.list();
@@ -363,6 +356,9 @@ impl Shard {
             match decoded {
                 Ok((packet, end)) => {
                     self.packets_received += 1;
+                    if self.wire.mischief.as_mut().is_some_and(|mischief| !mischief.takes(id, &packet)) {
+                        return bytes.len();
+                    }
                     self.core.handle(now, Input::Received(id, packet), &mut self.wire);
                     used += end;
                 }
@@ -389,6 +385,28 @@ impl Shard {
         }
         self.core.handle(now, Input::Lost(id), &mut self.wire);
         self.remove(key);
+    }
+
+    /// What goes wrong on purpose, before what was written leaves.
+    fn misbehave(&mut self, now: Instant) {
+        let Some(mischief) = &mut self.wire.mischief else { return };
+        if !self.wire.dirty.is_empty() {
+            mischief.delay();
+        }
+        let cut = std::mem::take(&mut mischief.cut);
+        if cut.is_empty() {
+            return;
+        }
+        // Long enough for the store to have kept what came before.
+        std::thread::sleep(Duration::from_millis(50));
+        self.settle(now);
+        for id in cut {
+            if let Some(connection) = self.wire.connection(id)
+                && connection.closing.is_none()
+            {
+                self.lost(now, id.index as usize, Some(&io::Error::other("cut on purpose")));
+            }
+        }
     }
 
     fn remove(&mut self, key: usize) {

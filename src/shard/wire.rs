@@ -5,6 +5,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::link::Link;
+use super::mischief::Mischief;
 use super::output::Output;
 use super::{Peers, Question};
 use crate::broker::{Change, Closing, ConnectionId, Letter, MessageId, Note, Outbox, Payload, ShardId, Ticket, Wanted};
@@ -73,13 +74,19 @@ pub(super) struct Wire {
     pub(super) peers: Peers,
     /// Where questions to the broker itself go.
     pub(super) questions: Option<Sender<Question>>,
+    pub(super) mischief: Option<Box<Mischief>>,
     /// Control packets of all kinds.
     pub(super) packets_sent: u64,
 }
 
 impl Wire {
-    pub(super) fn new(store: Box<dyn Store + Send>, peers: Peers, questions: Option<Sender<Question>>) -> Wire {
-        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers, questions, packets_sent: 0 }
+    pub(super) fn new(
+        store: Box<dyn Store + Send>,
+        peers: Peers,
+        questions: Option<Sender<Question>>,
+        mischief: Option<Box<Mischief>>,
+    ) -> Wire {
+        Wire { connections: Slab::new(), dirty: Vec::new(), store, peers, questions, mischief, packets_sent: 0 }
     }
 
     /// The store has so much to write down that nobody is asked for more.
@@ -136,6 +143,13 @@ impl Wire {
 
 impl Outbox for Wire {
     fn write(&mut self, to: ConnectionId, bytes: &[u8]) {
+        if let Some(mischief) = &self.mischief {
+            let left = mischief.leaving(bytes);
+            if let Some(connection) = self.open(to) {
+                connection.output.copy(&left);
+            }
+            return;
+        }
         if let Some(connection) = self.open(to) {
             connection.output.copy(bytes);
             self.packets_sent += 1;
@@ -143,6 +157,17 @@ impl Outbox for Wire {
     }
 
     fn publish(&mut self, to: ConnectionId, head: &[u8], payload: Payload<'_>) {
+        let doubles = self.mischief.as_mut().is_some_and(|mischief| mischief.doubles(to, head[0]));
+        if doubles && let Some(connection) = self.open(to) {
+            connection.output.copy(head);
+            connection.output.copy(payload.as_slice());
+            let mut again = head.to_vec();
+            // DUP
+            again[0] |= 1 << 3;
+            connection.output.copy(&again);
+            connection.output.copy(payload.as_slice());
+            return;
+        }
         if let Some(connection) = self.open(to) {
             connection.output.copy(head);
             match payload {

@@ -116,6 +116,7 @@ fn shards_end_when_nobody_holds_them_any_more() {
             restored: None,
             methods: Methods::default(),
             questions: None,
+            faults: lockgate::config::Faults::default(),
         })
         .unwrap();
         drop(handle);

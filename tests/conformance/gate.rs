@@ -224,6 +224,7 @@ async fn with_method(change: impl FnOnce(&Site)) -> Broker {
         restored: None,
         methods: methods.clone(),
         questions: None,
+        faults: lockgate::config::Faults::default(),
     };
     let (shard, _threads) = lockgate::shard::spawn(start).unwrap();
     let deliver = {

@@ -29,6 +29,7 @@ mod refusals;
 mod rotation;
 mod rust;
 mod stand_in;
+mod throw_away;
 mod up;
 mod version_one;
 mod websocket;

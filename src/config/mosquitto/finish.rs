@@ -9,7 +9,7 @@ use super::{CommandLine, Read, Wrong};
 use crate::broker::Limits;
 use crate::config::settings::set_realms;
 use crate::config::{
-    Admission, AtExpiry, Listener, Log, LogDestination, LogFormat, LogStyle, SUBSCRIBE_LINES, Settings,
+    Admission, AtExpiry, Faults, Listener, Log, LogDestination, LogFormat, LogStyle, SUBSCRIBE_LINES, Settings,
     UNSUBSCRIBE_LINES,
 };
 use crate::store::Durability;
@@ -101,6 +101,7 @@ impl Draft {
             sys_interval: Some(self.sys_interval.unwrap_or(10)).filter(|secs| *secs > 0).map(Duration::from_secs),
             pid_file: self.pid_file.clone(),
             stands_in: true,
+            faults: Faults::default(),
             control_api: self.control_api,
             plugins: self.plugins.iter().map(|plugin| plugin.name()).collect(),
         };
