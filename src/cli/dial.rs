@@ -40,7 +40,7 @@ pub(super) struct Dial {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
     pub(super) unix: Option<PathBuf>,
     /// The user name
-    #[arg(short = 'u', long, value_name = "NAME")]
+    #[arg(short = 'u', long, visible_alias = "user", value_name = "NAME")]
     pub(super) username: Option<String>,
     /// The password (others on this machine see it: --password-file is better)
     #[arg(short = 'P', long, value_name = "PASSWORD", conflicts_with = "password_file")]

@@ -170,7 +170,7 @@ pub(super) fn for_run(dir: &Path, client: &str) -> Result<Report, Failure> {
         arguments: Arguments,
     }
     let Defaults { mut arguments } =
-        <Defaults as clap::Parser>::parse_from(["init", "--client", client, "--days", "30", "--yes"]);
+        <Defaults as clap::Parser>::parse_from(["init", "--client", client, "--days", "90", "--yes"]);
     arguments.dir = dir.to_owned();
     make(&arguments)
 }

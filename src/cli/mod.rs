@@ -18,6 +18,7 @@ mod ca;
 mod client;
 mod control;
 mod dial;
+mod doctor;
 mod enroll;
 mod environment;
 mod import;
@@ -109,6 +110,9 @@ enum Command {
     /// Subscribe at any broker, and print what comes
     #[command(disable_help_flag = true)]
     Sub(Box<subscribe::Arguments>),
+    /// Find out what is wrong between a client and a broker, or with a site, and what mends it
+    #[command(disable_help_flag = true)]
+    Doctor(Box<doctor::Arguments>),
     /// Run a command with a broker of its own, which goes with it: for tests; or with a broken one
     Run(run::Arguments),
     /// Show what a running broker does
@@ -193,6 +197,7 @@ pub fn main() -> ExitCode {
         Command::Store(arguments) => store::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
+        Command::Doctor(arguments) => return doctor::run(&arguments),
         Command::Run(arguments) => return run::run(&arguments),
         Command::Pub(arguments) => publish::run(&arguments),
         Command::Sub(arguments) => subscribe::run(&arguments),

@@ -7,6 +7,6 @@ mod way;
 mod words;
 
 pub use connection::{ConnectError, Connection, Incoming};
-pub use trust::{Trust, TrustError, Versions, configuration};
-pub use way::{Stream, Way, WayError};
+pub use trust::{Trust, TrustError, Versions, configuration, observing, verify};
+pub use way::{Stream, Way, WayError, resolve};
 pub use words::{describe, tls_error};

@@ -56,6 +56,41 @@ pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
 /// What handshakes are done with.
 pub fn configuration(trust: &Trust) -> Result<ClientConfig, TrustError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = verifier(trust, &provider)?;
+    let verifier: Arc<dyn ServerCertVerifier> = match trust.any_name {
+        false => verifier,
+        true => Arc::new(Lenient { verifier: Some(verifier), provider: provider.clone() }),
+    };
+    with(trust, provider, verifier)
+}
+
+/// For looking at a server: it may show whatever it likes. Nothing that is secret goes to it.
+pub fn observing(trust: &Trust) -> Result<ClientConfig, TrustError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(Lenient { verifier: None, provider: provider.clone() });
+    with(trust, provider, verifier)
+}
+
+/// What a client that trusts so says of a chain, now; `by_name`: for that name too.
+pub fn verify(trust: &Trust, chain: &[CertificateDer<'_>], name: &str, by_name: bool) -> Result<(), Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = verifier(trust, &provider).map_err(|error| Error::General(error.to_string()))?;
+    let (leaf, between) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| Error::General(error.to_string()))?;
+    match by_name {
+        true => verifier.verify_server_cert(leaf, between, &name, &[], UnixTime::now()),
+        false => Lenient { verifier: Some(verifier), provider }.verify_server_cert(
+            leaf,
+            between,
+            &name,
+            &[],
+            UnixTime::now(),
+        ),
+    }
+    .map(drop)
+}
+
+fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TrustError> {
     let mut roots = RootCertStore::empty();
     match &trust.ca {
         Some(file) => {
@@ -70,19 +105,22 @@ pub fn configuration(trust: &Trust) -> Result<ClientConfig, TrustError> {
             }
         }
     }
+    let built = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone()).build();
+    built.map_err(|error| unusable(trust.ca.as_deref().unwrap_or(Path::new("CA")), error))
+}
+
+fn with(
+    trust: &Trust,
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig, TrustError> {
     let versions: &[&rustls::SupportedProtocolVersion] = match trust.versions {
         Versions::All => rustls::ALL_VERSIONS,
         Versions::Only12 => &[&rustls::version::TLS12],
         Versions::Only13 => &[&rustls::version::TLS13],
     };
-    let builder = ClientConfig::builder_with_provider(provider.clone());
+    let builder = ClientConfig::builder_with_provider(provider);
     let builder = builder.with_protocol_versions(versions).expect("the provider has both");
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone()).build();
-    let verifier = verifier.map_err(|error| unusable(trust.ca.as_deref().unwrap_or(Path::new("CA")), error))?;
-    let verifier: Arc<dyn ServerCertVerifier> = match trust.any_name {
-        false => verifier,
-        true => Arc::new(AnyName { verifier, provider }),
-    };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     match &trust.identity {
         None => Ok(builder.with_no_client_auth()),
@@ -94,14 +132,14 @@ pub fn configuration(trust: &Trust) -> Result<ClientConfig, TrustError> {
     }
 }
 
-/// Verifies the chain, and lets the certificate have any name.
+/// Verifies the chain, if it is to, and lets the certificate have any name.
 #[derive(Debug)]
-struct AnyName {
-    verifier: Arc<WebPkiServerVerifier>,
+struct Lenient {
+    verifier: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -111,7 +149,8 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let name = CertificateError::NotValidForName;
-        match self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        let Some(verifier) = &self.verifier else { return Ok(ServerCertVerified::assertion()) };
+        match verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(Error::InvalidCertificate(error))
                 if error == name || matches!(error, CertificateError::NotValidForNameContext { .. }) =>
             {

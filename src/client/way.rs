@@ -81,7 +81,7 @@ impl Way {
 }
 
 /// The addresses that a name has, at least one.
-pub(crate) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, WayError> {
+pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, WayError> {
     let failed = |error| WayError::Name { host: host.to_owned(), error };
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(failed)?.collect();
     if found.is_empty() { Err(failed(io::ErrorKind::NotFound.into())) } else { Ok(found) }

@@ -19,6 +19,7 @@ mod acme;
 mod api;
 mod brought_over;
 mod clients;
+mod doctor;
 mod enrol;
 mod export;
 mod mosquitto;

@@ -130,17 +130,17 @@ fn spoil(settings: &Settings, how: Spoilt) -> Result<(), Failure> {
             server(own()?.issue_server(site, &names, kind, 1, now - day * 2).map_err(Failure::new)?)
         }
         Spoilt::NotYetValidServer => {
-            server(own()?.issue_server(site, &names, kind, 30, now + day).map_err(Failure::new)?)
+            server(own()?.issue_server(site, &names, kind, 90, now + day).map_err(Failure::new)?)
         }
         Spoilt::WrongHost => {
             let other = [ServerName::Dns("other.invalid".to_owned())];
-            server(own()?.issue_server(site, &other, kind, 30, now).map_err(Failure::new)?)
+            server(own()?.issue_server(site, &other, kind, 90, now).map_err(Failure::new)?)
         }
         Spoilt::UnknownCa => {
-            let (stranger, _) = Authority::create("stranger", kind, 30, now).map_err(Failure::new)?;
-            server(stranger.issue_server(site, &names, kind, 30, now).map_err(Failure::new)?)
+            let (stranger, _) = Authority::create("stranger", kind, 90, now).map_err(Failure::new)?;
+            server(stranger.issue_server(site, &names, kind, 90, now).map_err(Failure::new)?)
         }
-        Spoilt::SelfSigned => server(pki::self_signed(site, &names, kind, 30, now).map_err(Failure::new)?),
+        Spoilt::SelfSigned => server(pki::self_signed(site, &names, kind, 90, now).map_err(Failure::new)?),
         Spoilt::ExpiredClient => {
             let identity = Identity::parse(CLIENT).expect("a name");
             let issued = own()?.issue_client(site, &identity, kind, 1, now - day * 2).map_err(Failure::new)?;
