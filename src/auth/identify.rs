@@ -248,7 +248,7 @@ fn decide<'a>(
     credentials: &Credentials<'a>,
 ) -> Result<Decided<'a>, Refusal> {
     let certificate = match credentials.certificate {
-        Some(certificate) if certificate.own && directory.certificate_owner(&certificate.serial).is_none() => {
+        Some(certificate) if certificate.own && !is_current(directory, certificate) => {
             return Err(Refusal::CertificateNotCurrent { serial: certificate.serial.clone() });
         }
         other => other,
@@ -284,6 +284,12 @@ fn decide<'a>(
             (None, None) => Err(Refusal::NoCredentials),
         },
     }
+}
+
+/// Whether the ledger has it, for the name that it bears: a serial number alone says little where the CA's key was stolen.
+fn is_current(directory: &Directory, certificate: &Certificate) -> bool {
+    let owner = directory.certificate_owner(&certificate.serial);
+    owner.is_some_and(|owner| certificate.common_name.as_deref() == Some(owner.as_str()))
 }
 
 fn certificate_name(certificate: &Certificate, rule: IdentityRule, foreign: bool) -> Result<Identity, Refusal> {
@@ -352,6 +358,10 @@ mod tests {
         assert_eq!(ask(RULES, Some(&old), None, false, true), refused);
         assert_eq!(ask(RULES, Some(&old), Some("device1"), true, true), refused);
         assert_eq!(ask(STRICT, Some(&old), None, false, true), refused);
+        // A current serial number with another's name on it was made by nobody who keeps the ledger.
+        let forged = certificate("alice", 1, true);
+        let refused = Identification::Refused(Refusal::CertificateNotCurrent { serial: vec![1] });
+        assert_eq!(ask(RULES, Some(&forged), None, false, true), refused);
     }
 
     #[test]

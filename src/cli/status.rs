@@ -41,14 +41,18 @@ struct Whole {
     status: api::Status,
     /// Of clients: with a private key or a password that is still here.
     bundles_with_secrets: usize,
+    /// Who came over TLS last, and who did not.
+    by_transport: client::Countdown,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = site::load(&arguments.site)?;
     let status: api::Status = site::ask(&settings, "/status", None::<&()>).map_err(Failure::new)?;
     let bundles = client::bundles_with_secrets(&settings);
+    let clients: api::Clients = site::ask(&settings, "/clients", None::<&()>).map_err(Failure::new)?;
+    let countdown = client::Countdown::of_clients(&clients);
     if arguments.json {
-        let whole = Whole { status, bundles_with_secrets: bundles };
+        let whole = Whole { status, bundles_with_secrets: bundles, by_transport: countdown };
         say!("{}", serde_json::to_string_pretty(&whole).map_err(Failure::new)?);
         return Ok(());
     }
@@ -73,6 +77,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let levels = status.connections;
     let all = levels.plain + levels.tls + levels.mtls;
     say!("  clients:       {all} connected: {} mtls, {} tls, {} plain", levels.mtls, levels.tls, levels.plain);
+    for (at, line) in countdown.lines(&settings).iter().enumerate() {
+        let label = if at == 0 { "migration:" } else { "" };
+        say!("  {label:<14} {line}");
+    }
     say!("  sessions:      {} with {} subscriptions", status.sessions, status.subscriptions);
     say!(
         "  messages:      {:.1}/s in, {:.1}/s out, {} dropped",

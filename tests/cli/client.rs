@@ -316,3 +316,45 @@ fn what_cannot_be_renewed_says_why_and_changes_nothing() {
     assert!(complaint.contains("the CA's key is needed"), "{complaint}");
     assert_eq!(site.text("pki/ledger.jsonl"), ledger);
 }
+
+#[test]
+fn a_migration_to_tls_is_counted_down_and_the_bundles_for_the_rest_are_made() {
+    let site = Site::new(&["--client", "device1", "--client", "device2"]);
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    site.edit("config/lockgate.yaml", "address: loopback", "address: all");
+    site.edit("config/lockgate.yaml", "port: 0", &format!("port: {port}"));
+    let broker = site.serve();
+    let publish = |name: &str, port: u16, tls: bool| {
+        let mut command = lockgate();
+        command.args(["pub", "-h", "localhost", "-p", &port.to_string(), "-u", name, "-t", "t", "-m", "m", "-q", "1"]);
+        command.args(["-P", &site.variable(name, "MQTT_PASSWORD")]);
+        if tls {
+            command.arg("--cafile").arg(site.path("pki/ca.crt"));
+        }
+        assert!(command.output().unwrap().status.success());
+    };
+    publish("device1", broker.tls_port, true);
+    publish("device2", broker.plain_port, false);
+    for command in ["status", "client list"] {
+        let words: Vec<&str> = command.split(' ').collect();
+        let said = site.ok(&words);
+        assert!(said.contains("1 of 2 on TLS; still plain: device2"), "{said}");
+    }
+    let status: serde_json::Value = serde_json::from_str(&site.ok(&["status", "--json"])).unwrap();
+    assert_eq!(status["by-transport"], serde_json::json!({ "on-tls": ["device1"], "still-plain": ["device2"] }));
+    let out = site.path("bundles").to_str().unwrap().to_owned();
+    let said = site.ok(&["client", "env", "--all", "--level", "tls", "--host", "localhost", "--out", &out]);
+    assert!(said.contains("1 bundle(s) in") && said.contains("1 come over TLS already"), "{said}");
+    assert!(site.path("bundles/device2/mqtt.env").exists() && !site.path("bundles/device1").exists());
+    let mut command = lockgate();
+    command.args(["pub", "--env", &format!("{out}/device2/mqtt.env"), "-p", &broker.tls_port.to_string()]);
+    assert!(command.args(["-t", "t", "-m", "m", "-q", "1"]).output().unwrap().status.success());
+    let said = site.ok(&["status"]);
+    assert!(said.contains("2 of 2 on TLS: nobody comes over plain"), "{said}");
+    // One line closes the door.
+    assert!(said.contains("`address: loopback` at that listener"), "{said}");
+    site.edit("config/lockgate.yaml", "address: all", "address: loopback");
+    site.ok(&["reload"]);
+    let said = site.ok(&["client", "list"]);
+    assert!(said.contains("2 of 2 on TLS\n"), "{said}");
+}

@@ -1,6 +1,7 @@
 //! What changes who may connect.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
@@ -8,7 +9,7 @@ use super::super::bundle::{self, Export, Issuing, Password, Reach, Wanted};
 use super::super::environment::Environment;
 use super::super::site::{self, Files};
 use super::super::{Failure, SiteArguments, ask};
-use super::{Add, Editing, Env, Passwd, edit, learned, nobody, passwords};
+use super::{Add, Editing, Env, Passwd, edit, learned, list, nobody, passwords};
 use crate::admin::api;
 use crate::auth::Cost;
 use crate::config::Settings;
@@ -85,34 +86,66 @@ pub(super) fn env(arguments: &Env) -> Result<(), Failure> {
     let level = Level::parse(&arguments.level).expect("clap takes no other");
     let files = Files::of(&settings);
     let (_, names) = passwords(&files)?;
-    if !names.contains(&arguments.name) && files.ledger()?.current_of(&arguments.name).is_empty() {
-        return Err(nobody(&arguments.name));
+    let Some(name) = &arguments.name else { return env_of_all(arguments, &settings, level, names) };
+    if !names.contains(name) && files.ledger()?.current_of(name).is_empty() {
+        return Err(nobody(name));
     }
-    let out = arguments.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}-{level}", arguments.name)));
+    let out = arguments.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-{level}")));
+    write_env(arguments, &settings, level, name, &out)
+}
+
+/// For those who do not come over TLS yet. What cannot be made is said, and the others are made all the same.
+fn env_of_all(arguments: &Env, settings: &Settings, level: Level, names: BTreeSet<Identity>) -> Result<(), Failure> {
+    let files = Files::of(settings);
+    let mut all = names;
+    all.extend(files.ledger()?.current_by_owner().into_keys());
+    let countdown = list::countdown(settings)?;
+    let (done, left): (Vec<_>, Vec<_>) = all.into_iter().partition(|name| countdown.is_on_tls(name.as_str()));
+    let folder = arguments.out.as_ref().expect("clap demands it");
+    std::fs::create_dir_all(folder).map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
+    let (mut made, mut failed) = (0, 0);
+    for name in &left {
+        match write_env(arguments, settings, level, name, &folder.join(name.as_str())) {
+            Ok(()) => made += 1,
+            Err(failure) => {
+                failed += 1;
+                say!("{name}: not made: {}", failure.message);
+            }
+        }
+    }
+    say!("{made} bundle(s) in {}; {} come over TLS already", folder.display(), done.len());
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure::new(format!("{failed} bundle(s) could not be made"))),
+    }
+}
+
+fn write_env(arguments: &Env, settings: &Settings, level: Level, name: &Identity, out: &Path) -> Result<(), Failure> {
+    let files = Files::of(settings);
     let host = match &arguments.host {
         Some(host) => host.clone(),
         None => crate::pki::host_names().host,
     };
     let prefix = match &arguments.path_prefix {
         Some(prefix) => prefix.clone(),
-        None => std::path::absolute(&out).map_err(Failure::new)?,
+        None => std::path::absolute(out).map_err(Failure::new)?,
     };
     let owner = arguments.owner.as_deref().map(find_owner).transpose()?;
-    let export = Export { identity: &arguments.name, level, host: host.clone(), prefix };
-    let made = export.files(&settings)?;
+    let export = Export { identity: name, level, host: host.clone(), prefix };
+    let made = export.files(settings)?;
     if out.exists() {
         return Err(Failure::new(format!("{} exists: name another folder with --out", out.display())));
     }
-    crate::pki::write_folder(&out, &made, owner)?;
-    say!("{}: a bundle for {} to connect to {host} at level {level}", out.display(), arguments.name);
+    crate::pki::write_folder(out, &made, owner)?;
+    say!("{}: a bundle for {name} to connect to {host} at level {level}", out.display());
     if level == Level::Plain {
         say!("  without TLS: whoever is on the way reads its password and its messages");
     }
-    let environment = site::read_or_empty(&files.bundles.join(arguments.name.as_str()).join("mqtt.env"))?;
+    let environment = site::read_or_empty(&files.bundles.join(name.as_str()).join("mqtt.env"))?;
     let has_password = Environment::value(&environment, "MQTT_PASSWORD").is_some();
-    let levels = crate::gate::read_min_levels(&settings).map_err(Failure::configuration)?;
-    let min_level = levels.get(&arguments.name).copied().unwrap_or_default();
-    for warning in export.warnings(&settings, has_password, min_level) {
+    let levels = crate::gate::read_min_levels(settings).map_err(Failure::configuration)?;
+    let min_level = levels.get(name).copied().unwrap_or_default();
+    for warning in export.warnings(settings, has_password, min_level) {
         say!("  warning: {warning}");
     }
     Ok(())

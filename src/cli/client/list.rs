@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::super::report::new_table;
 use super::super::site::{self, Files};
 use super::super::{Failure, SiteArguments};
+use super::countdown::Countdown;
 use super::passwords;
 use crate::admin::{CallError, api};
 use crate::config::Settings;
@@ -42,6 +43,18 @@ struct CertificateRow {
     fingerprint: String,
     /// Of the CA before this one, which is to be retired.
     of_old_ca: bool,
+}
+
+/// Who came over TLS last, and who did not: from the running broker, or from what it left.
+pub(super) fn countdown(settings: &Settings) -> Result<Countdown, Failure> {
+    match site::ask::<api::Clients>(settings, "/clients", None::<&()>) {
+        Ok(clients) => Ok(Countdown::of_clients(&clients)),
+        Err(CallError::NotRunning(_)) => {
+            let seen = Seen::load(&settings.data.join("seen.json")).entries();
+            Ok(Countdown::of(std::iter::empty(), &seen))
+        }
+        Err(error) => Err(Failure::new(error)),
+    }
 }
 
 /// Everybody, and whether a broker runs.
@@ -144,6 +157,9 @@ pub(super) fn list(arguments: &SiteArguments, json: bool) -> Result<(), Failure>
         ]);
     }
     say!("{table}");
+    for line in countdown(&settings)?.lines(&settings) {
+        say!("{line}");
+    }
     if !running {
         say!("No broker is running: who is connected is not known.");
     }

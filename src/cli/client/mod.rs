@@ -1,6 +1,7 @@
 //! `lockgate client`: who may connect.
 
 mod change;
+mod countdown;
 mod export;
 mod formats;
 mod list;
@@ -53,7 +54,7 @@ enum Command {
     },
     /// Make a bundle for another machine
     #[command(
-        after_help = "Example:\n  lockgate client env pump7 --level mtls --host broker.local --path-prefix /etc/pump"
+        after_help = "Examples:\n  lockgate client env pump7 --level mtls --host broker.local --path-prefix /etc/pump\n  lockgate client env --all --level tls --host broker.local --out bundles"
     )]
     Env(Env),
     /// Hand out what a device or a program needs, in its own form: PEM, PKCS #12, C arrays, a ready program
@@ -136,8 +137,12 @@ struct Add {
 
 #[derive(Args)]
 struct Env {
-    /// Letters, digits, '.', '_' and '-', 64 at the most
-    name: Identity,
+    /// Whose
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    name: Option<Identity>,
+    /// Everybody's who does not come over TLS yet, each in a folder of its own below --out
+    #[arg(long, requires = "out")]
+    all: bool,
     /// What it is to connect with: without TLS, with TLS and password, with TLS and certificate
     #[arg(long, value_name = "LEVEL", value_parser = PossibleValuesParser::new(["plain", "tls", "mtls"]))]
     level: String,
@@ -205,6 +210,7 @@ struct Renew {
     site: SiteArguments,
 }
 
+pub(super) use countdown::Countdown;
 pub(super) use export::bundles_with_secrets;
 pub(super) use sign::{Signing, has_generated_key};
 
