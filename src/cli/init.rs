@@ -149,7 +149,12 @@ pub(super) fn run(mut arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// What `up` makes where nothing exists yet.
-pub(super) fn for_up(dir: &Path, plain_port: Option<u16>, tls_port: Option<u16>) -> Result<Report, Failure> {
+pub(super) fn for_up(
+    dir: &Path,
+    plain_port: Option<u16>,
+    tls_port: Option<u16>,
+    san: Vec<String>,
+) -> Result<Report, Failure> {
     #[derive(clap::Parser)]
     struct Defaults {
         #[command(flatten)]
@@ -157,6 +162,7 @@ pub(super) fn for_up(dir: &Path, plain_port: Option<u16>, tls_port: Option<u16>)
     }
     let Defaults { mut arguments } = <Defaults as clap::Parser>::parse_from(["init", "--client", "device1"]);
     arguments.dir = dir.to_owned();
+    arguments.san = san;
     arguments.plain_port = plain_port.unwrap_or(arguments.plain_port);
     arguments.tls_port = tls_port.unwrap_or(arguments.tls_port);
     make(&arguments)
@@ -181,7 +187,7 @@ pub(super) fn existing(dir: &Path) -> Result<Option<Report>, Failure> {
     if !layout.pki.join("clients/device1/mqtt.env").exists() {
         return Ok(None);
     }
-    for_up(dir, None, None).map(Some)
+    for_up(dir, None, None, Vec::new()).map(Some)
 }
 
 /// The few things that matter, with good defaults.

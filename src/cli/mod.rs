@@ -27,6 +27,7 @@ mod log;
 mod make;
 mod mosquitto;
 mod mosquitto_passwd;
+mod pages;
 mod passwd;
 mod privileges;
 mod publish;
@@ -56,7 +57,7 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "lockgate",
-    version,
+    version = env!("LOCKGATE_VERSION"),
     about,
     max_term_width = 100,
     subcommand_required = true,
@@ -121,6 +122,10 @@ enum Command {
     Reload(status::ReloadArguments),
     /// Exit 0 if the broker is alive and ready, 1 otherwise (for containers)
     Health(status::HealthArguments),
+    /// Write a shell's completions to standard output
+    Completions(pages::Completions),
+    /// Write the man pages of all commands
+    Man(pages::Man),
 }
 
 /// Arguments that are another program's.
@@ -204,6 +209,8 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => status::reload(arguments),
         Command::Health(arguments) => status::health(arguments),
+        Command::Completions(arguments) => pages::completions(&arguments),
+        Command::Man(arguments) => pages::man(&arguments),
     };
     finish(outcome)
 }

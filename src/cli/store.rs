@@ -26,8 +26,10 @@ pub(super) struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Read everything that is kept, and say whether it is sound
+    #[command(after_help = "Example:\n  lockgate store check")]
     Check(Look),
     /// Say how much is kept, and what keeping it has cost
+    #[command(after_help = "Example:\n  lockgate store stats --json")]
     Stats(Look),
     /// Copy what is kept to a new folder, also while the broker runs
     Backup(Backup),

@@ -15,6 +15,9 @@ pub(super) struct Arguments {
     /// Port of plain MQTT, where a new site is made
     #[arg(long, value_name = "PORT")]
     plain_port: Option<u16>,
+    /// Another name or address that clients dial, where a new site is made (repeatable)
+    #[arg(long, value_name = "NAME|IP", env = "LOCKGATE_SAN", value_delimiter = ',')]
+    san: Vec<String>,
     /// Port of MQTT over TLS, where a new site is made
     #[arg(long, value_name = "PORT")]
     tls_port: Option<u16>,
@@ -35,7 +38,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 )));
             }
         }
-        let report = init::for_up(&arguments.dir, arguments.plain_port, arguments.tls_port)?;
+        let report = init::for_up(&arguments.dir, arguments.plain_port, arguments.tls_port, arguments.san)?;
         say!("{}{}", report.table(), report.commands(""));
         say!("\nThe broker runs until you press Ctrl-C. Next time `lockgate serve` (or `up`) starts it again.\n");
     } else {

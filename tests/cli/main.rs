@@ -16,6 +16,7 @@ mod site;
 mod authority;
 mod bench;
 mod client;
+mod docs;
 mod files;
 mod hierarchy;
 mod import;
