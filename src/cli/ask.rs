@@ -11,6 +11,15 @@ use super::Failure;
 
 static SILENT: AtomicBool = AtomicBool::new(false);
 
+/// Something turns while it lasts, where output is a terminal.
+pub(super) fn while_waiting<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
+    let bar = indicatif::ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    let done = work();
+    bar.finish_and_clear();
+    done
+}
+
 /// From now on nobody is asked: a broker runs on whether somebody sits at its terminal or not.
 pub(super) fn no_more() {
     SILENT.store(true, Ordering::Relaxed);

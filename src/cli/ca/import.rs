@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::super::report::shell;
 use super::super::site::{self, Files};
-use super::super::{Failure, SiteArguments, bundle};
+use super::super::{Failure, SiteArguments, ask, bundle};
 use crate::config::{self, Settings, Template};
 use crate::pki::{
     self, Authority, CertificateInfo, Entry, Event, FoundCertificate, FoundKey, Indexed, Kind, Lock, Owner, Reason,
@@ -42,7 +42,7 @@ pub(super) fn import(arguments: &Arguments) -> Result<(), Failure> {
     let (settings, exists) = destination(&arguments.site)?;
     let mut paths = arguments.paths.clone();
     paths.extend(arguments.ca.iter().chain(&arguments.server).cloned());
-    let survey = Survey::of(&paths)?;
+    let survey = ask::while_waiting("looking through the files", || Survey::of(&paths))?;
     let now = OffsetDateTime::now_utc();
     let plan = Plan::of(&survey, arguments.ca.as_deref(), arguments.server.as_deref(), now)?;
     plan.say(now);
@@ -54,7 +54,7 @@ pub(super) fn import(arguments: &Arguments) -> Result<(), Failure> {
         say!("Nothing was changed: this was a dry run.");
         return Ok(());
     }
-    plan.carry_out(&settings, now)?;
+    ask::while_waiting("writing", || plan.carry_out(&settings, now))?;
     say!("Taken over to {}/.", settings.pki.display());
     match exists {
         true => say!("Next: `lockgate serve --check` looks at the whole."),

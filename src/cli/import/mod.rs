@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::ca::import::Plan;
 use super::site::{self, Files};
-use super::{Failure, init, make, report};
+use super::{Failure, ask, init, make, report};
 use crate::auth::{self, Acl, DirectoryError};
 use crate::config::mosquitto::{self, CommandLine};
 use crate::config::{self, ClientCerts, Listener, LogDestination, Settings, TlsFiles, TlsVersion, Transport};
@@ -73,7 +73,7 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
             destination.display()
         )));
     }
-    let survey = survey(&arguments.paths, &theirs)?;
+    let survey = ask::while_waiting("looking through the files", || survey(&arguments.paths, &theirs))?;
     let mut findings = Findings::default();
     let mut plan = plan(&survey, &theirs, now, &mut findings)?;
     if let Some(plan) = &mut plan
@@ -147,7 +147,7 @@ fn import(arguments: &Mosquitto) -> Result<(), Failure> {
     if let Some(plan) = &plan {
         plan.stage(&mut change, &settings, owner, now)?;
     }
-    change.commit()?;
+    ask::while_waiting("writing", || change.commit())?;
     say!("Next:");
     let made = settings.ca_certificate().exists() && settings.tls_files().all(|tls| tls.certificate.exists());
     if !made {
