@@ -10,15 +10,15 @@ fn main() {
     // A build for development is made anew too often to look at git each time.
     let commit = match given {
         Some(commit) => Some(commit),
-        None if is_release => {
+        // Whether something was changed since is not asked: it would have to be asked at each build. Releases say
+        // their commit from outside, and are made of nothing else.
+        None if is_release && is_own_checkout() => {
             if let Some(head) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
                 println!("cargo:rerun-if-changed={head}");
             }
-            let clean =
-                git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| changes.is_empty());
-            git(&["rev-parse", "--short=10", "HEAD"])
-                .map(|commit| if clean { commit } else { format!("{commit}, changed") })
+            git(&["rev-parse", "--short=10", "HEAD"]).map(|commit| format!("built from or after {commit}"))
         }
+        None if is_release => None,
         None => Some("a debug build".to_owned()),
     };
     let version = env!("CARGO_PKG_VERSION");
@@ -26,7 +26,13 @@ fn main() {
     println!("cargo:rustc-env=LOCKGATE_VERSION={text}");
 }
 
-/// What git says; `None` where it is not there, or this is no checkout of its own.
+/// Not of a project that has this one's files in it.
+fn is_own_checkout() -> bool {
+    let own = std::fs::canonicalize(env!("CARGO_MANIFEST_DIR")).ok();
+    git(&["rev-parse", "--show-toplevel"]).is_some_and(|top| std::fs::canonicalize(top).ok() == own)
+}
+
+/// What git says; `None` where it is not there, or this is no checkout.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
