@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 use super::environment::Environment;
 use super::site::{self, Files};
 use super::{Failure, SiteArguments};
-use crate::client::{ConnectError, Connection, Incoming, Trust, Versions, Way, WayError, configuration};
-use crate::codec::{Connect, ConnectProperties, PropertyBlock, Version, Will, WillPropertiesOf};
-use crate::types::{Identity, QoS, ReasonCode};
+use crate::client::{ConnectError, Connection, Incoming, Trust, Versions, Way, WayError, because, configuration};
+use crate::codec::{Connect, ConnectProperties, Disconnect, Packet, PropertyBlock, Version, Will, WillPropertiesOf};
+use crate::types::{Identity, QoS, ReasonCode, Topic};
 
 /// How long a broker may take for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -129,18 +129,21 @@ impl Dial {
             Some(file) => Some(first_line(file)?),
             None => self.pw.clone().or_else(|| value("MQTT_PASSWORD")).map(Zeroizing::new),
         };
-        let trust = self.trust(&value, &file);
+        let trust = self.trust(&source, &value, &file)?;
         let port = match value("MQTT_PORT").map(|port| port.parse::<u16>()) {
             Some(Err(_)) => return Err(Failure::configuration(format!("{source}: MQTT_PORT is no port"))),
             Some(Ok(port)) => Some(port),
             None => None,
         };
+        let user = self.username.clone().or_else(|| value("MQTT_USER"));
+        fits("the user name", user.as_deref().unwrap_or_default())?;
+        fits("the password", password.as_ref().map_or("", |password| password))?;
         Ok(Target {
             host: self.host.clone().or_else(|| value("MQTT_HOST")).unwrap_or_else(|| "localhost".to_owned()),
             port: self.port.or(port).unwrap_or(if trust.is_some() { 8883 } else { 1883 }),
             unix: self.unix.clone(),
             trust: trust.filter(|_| self.unix.is_none()),
-            user: self.username.clone().or_else(|| value("MQTT_USER")),
+            user,
             password,
             source,
         })
@@ -167,30 +170,81 @@ impl Dial {
             let folder = file.parent().unwrap_or(Path::new("")).to_owned();
             return Ok((file.display().to_string(), text, folder));
         }
+        if self.host.is_some() || self.port.is_some() || self.unix.is_some() {
+            // Whoever names a broker by hand does not mean to send it another one's password.
+            return Ok(("the command line".to_owned(), String::new(), PathBuf::new()));
+        }
         let own =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let lines = own.filter(|(name, _)| name.starts_with("MQTT_")).map(|(name, value)| format!("{name}={value}\n"));
         Ok(("the environment".to_owned(), lines.collect(), PathBuf::new()))
     }
 
-    fn trust(&self, value: &impl Fn(&str) -> Option<String>, file: &impl Fn(&str) -> Option<PathBuf>) -> Option<Trust> {
-        let is_true = |name: &str| value(name).is_some_and(|text| matches!(text.as_str(), "true" | "1" | "yes"));
-        let asked = self.cafile.is_some() || self.tls_use_os_certs || self.cert.is_some() || self.insecure;
-        let usual = self.port == Some(8883) && self.unix.is_none();
-        (asked || usual || is_true("MQTT_USE_TLS")).then(|| Trust {
+    /// `None` where nothing asks for TLS.
+    fn trust(
+        &self,
+        source: &str,
+        value: &impl Fn(&str) -> Option<String>,
+        file: &impl Fn(&str) -> Option<PathBuf>,
+    ) -> Result<Option<Trust>, Failure> {
+        let flag = |name: &str| match value(name).map(|text| text.to_ascii_lowercase()).as_deref() {
+            None => Ok(None),
+            Some("true" | "1" | "yes" | "on") => Ok(Some(true)),
+            Some("false" | "0" | "no" | "off") => Ok(Some(false)),
+            Some(other) => {
+                Err(Failure::configuration(format!("{source}: {name} is {other:?}; it is either true or false")))
+            }
+        };
+        let (given, any_name) = (flag("MQTT_USE_TLS")?, flag("MQTT_TLS_INSECURE")?.unwrap_or(false));
+        let (certificate, key) = (file("MQTT_CERTFILE"), file("MQTT_KEYFILE"));
+        if certificate.is_some() != key.is_some() {
+            return Err(Failure::configuration(format!(
+                "{source}: MQTT_CERTFILE and MQTT_KEYFILE go together, and one is missing"
+            )));
+        }
+        let asked = self.cafile.is_some()
+            || self.tls_use_os_certs
+            || self.cert.is_some()
+            || self.insecure
+            || self.tls_version.is_some();
+        let usual = self.unix.is_none()
+            && (self.port == Some(8883)
+                || file("MQTT_CA_CERTS").is_some()
+                || certificate.is_some()
+                || (self.port.is_none() && value("MQTT_PORT").is_some_and(|port| port == "8883")));
+        let wanted = asked || given.unwrap_or(usual);
+        Ok(wanted.then(|| Trust {
             ca: self.cafile.clone().or_else(|| file("MQTT_CA_CERTS")).filter(|_| !self.tls_use_os_certs),
-            identity: self
-                .cert
-                .clone()
-                .zip(self.key.clone())
-                .or_else(|| file("MQTT_CERTFILE").zip(file("MQTT_KEYFILE"))),
-            any_name: self.insecure || is_true("MQTT_TLS_INSECURE"),
+            identity: self.cert.clone().zip(self.key.clone()).or_else(|| certificate.zip(key)),
+            any_name: self.insecure || any_name,
             versions: match self.tls_version.as_deref() {
                 Some("tlsv1.2") => Versions::Only12,
                 Some(_) => Versions::Only13,
                 None => Versions::All,
             },
-        })
+        }))
+    }
+}
+
+/// Texts and binary data are 65,535 bytes at most (sections 1.5.4 and 1.5.6).
+pub(super) fn fits(what: &str, text: impl AsRef<[u8]>) -> Result<(), Failure> {
+    let size = text.as_ref().len();
+    match size > usize::from(u16::MAX) {
+        true => Err(Failure::configuration(format!("{what} has {size} bytes; MQTT has room for 65535"))),
+        false => Ok(()),
+    }
+}
+
+/// How long a client that says nothing may wait before it sends PINGREQ: half of what the broker bears, in CONNACK or
+/// else as asked for [MQTT-3.2.2-21]. A day where there is no limit.
+pub(super) fn quiet(welcome: &Incoming, keep_alive: u16) -> Duration {
+    let said = match welcome.packet() {
+        Ok(Packet::ConnAck(connack)) => connack.server_keep_alive,
+        _ => None,
+    };
+    match said.unwrap_or(keep_alive) {
+        0 => Duration::from_secs(86_400),
+        secs => Duration::from_millis(u64::from(secs) * 500),
     }
 }
 
@@ -244,16 +298,34 @@ impl Session {
                 "will" => &mut made.will,
                 other => return Err(bad_property(other, "packets are publish, subscribe, connect and will")),
             };
+            fits(&format!("-D {name}"), value)?;
+            let packet = packet.to_ascii_lowercase();
+            let goes_with = match name {
+                "payload-format-indicator"
+                | "message-expiry-interval"
+                | "content-type"
+                | "response-topic"
+                | "correlation-data" => &["publish", "will"][..],
+                "will-delay-interval" => &["will"],
+                "receive-maximum" => &["connect"],
+                "session-expiry-interval" => return Err(bad_property(name, "that is -x SECONDS here")),
+                _ => &["publish", "subscribe", "connect", "will"],
+            };
+            if !goes_with.contains(&packet.as_str()) {
+                return Err(bad_property(name, &format!("it goes with {}", goes_with.join(" and "))));
+            }
             let number = || value.parse::<u32>().map_err(|_| bad_property(name, "its value is a number"));
             match name {
                 "user-property" => {
                     let Some(second) = words.next() else {
                         return Err(bad_property(name, "it has a name and a value"));
                     };
+                    fits("-D user-property", second)?;
                     block.user_property(value, second);
                 }
-                "payload-format-indicator" if matches!(value, "1") => block.payload_is_utf8(),
-                "payload-format-indicator" => {}
+                "payload-format-indicator" if value == "1" => block.payload_is_utf8(),
+                "payload-format-indicator" if value == "0" => {}
+                "payload-format-indicator" => return Err(bad_property(name, "it is 0 or 1")),
                 "message-expiry-interval" => block.message_expiry_interval(number()?),
                 "will-delay-interval" => block.will_delay_interval(number()?),
                 "content-type" => block.content_type(value),
@@ -274,6 +346,8 @@ impl Session {
 
     fn will(&self, properties: &Properties) -> Result<Option<(String, WillPropertiesOf)>, Failure> {
         let Some(topic) = &self.will_topic else { return Ok(None) };
+        Topic::parse(topic)
+            .map_err(|error| Failure::configuration(format!("--will-topic {topic:?} is no topic: {error}")))?;
         let made = properties.will.will().map_err(|error| Failure::configuration(format!("-D will: {error}")))?;
         Ok(Some((topic.clone(), made)))
     }
@@ -284,8 +358,10 @@ impl Session {
         target: &Target,
         properties: &Properties,
     ) -> Result<(Connection, Incoming), Failure> {
-        let stream = target.way()?.open(PATIENCE).await.map_err(|error| explain_way(target, &error))?;
         let will = self.will(properties)?;
+        fits("the client id", self.id.as_deref().unwrap_or_default())?;
+        fits("the will's payload", self.will_payload.as_deref().unwrap_or_default())?;
+        let stream = target.way()?.open(PATIENCE).await.map_err(|error| explain_way(target, &error))?;
         let id = match &self.id {
             Some(id) => id.clone(),
             None if self.version() == Version::V31 => made_up_id(),
@@ -322,6 +398,16 @@ fn bad_property(name: &str, what: &str) -> Failure {
     Failure::configuration(format!("-D {name}: {what}"))
 }
 
+/// A DISCONNECT of the broker's: it refuses what was sent, unless it just goes.
+pub(super) fn ended(disconnect: &Disconnect<'_>) -> Failure {
+    let why = because(disconnect.reason_string);
+    let failure = Failure::new(format!("the broker ended the connection: {}{why}", disconnect.reason));
+    match disconnect.reason {
+        ReasonCode::ServerShuttingDown => failure,
+        _ => failure.with_code(REFUSED),
+    }
+}
+
 /// 23 characters at most, as MQTT 3.1 has it.
 pub(super) fn made_up_id() -> String {
     let mut random = [0; 6];
@@ -330,7 +416,10 @@ pub(super) fn made_up_id() -> String {
 }
 
 fn doctor(target: &Target) -> String {
-    format!("`lockgate doctor {}:{}` looks into it", target.host, target.port)
+    match &target.unix {
+        Some(path) => format!("`lockgate doctor --unix {}` looks into it", path.display()),
+        None => format!("`lockgate doctor {}:{}` looks into it", target.host, target.port),
+    }
 }
 
 pub(super) fn explain_way(target: &Target, error: &WayError) -> Failure {

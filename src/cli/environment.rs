@@ -30,11 +30,16 @@ pub(super) struct ValueError {
 }
 
 impl Environment {
+    /// Whether a value may have this character.
+    pub(super) fn takes(c: char) -> bool {
+        c.is_ascii_alphanumeric() || "_./:@+=-".contains(c)
+    }
+
     /// The file's text: unquoted, so every value is checked. A password is refused by its name only.
     pub(super) fn render(&self) -> Result<String, ValueError> {
         let mut text = String::new();
         let mut line = |name: &'static str, value: &str| {
-            let bad = value.chars().find(|c| !(c.is_ascii_alphanumeric() || "_./:@+=-".contains(*c)));
+            let bad = value.chars().find(|c| !Environment::takes(*c));
             if let Some(character) = bad {
                 let value = if name == "MQTT_PASSWORD" { "(the password)" } else { value };
                 return Err(ValueError { name, value: value.to_owned(), character });

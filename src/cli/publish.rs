@@ -8,12 +8,13 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgAction, Args};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
+use tokio::io::{AsyncBufReadExt, BufReader, Stdin};
+use tokio::time::Instant;
 
-use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session};
+use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, ended, fits, quiet};
 use super::{Failure, site};
-use crate::client::{Connection, Incoming, describe};
-use crate::codec::{Ack, Packet, PropertyBlock, Publish, Version};
+use crate::client::{Connection, Incoming, because, describe};
+use crate::codec::{Ack, PACKET_SIZE_MAX, Packet, PropertyBlock, Publish, Version};
 use crate::types::{PacketId, QoS, ReasonCode, Topic};
 
 #[derive(Args)]
@@ -80,34 +81,45 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let target = arguments.dial.target()?;
     let properties = arguments.session.properties()?;
     let mut messages = Messages::of(arguments, &properties)?;
-    site::runtime().block_on(async {
+    let runtime = site::runtime();
+    let published = runtime.block_on(async {
         let (connection, welcome) = arguments.session.open(&target, &properties).await?;
         let mut publisher = Publisher::new(connection, &welcome, arguments.session.keepalive);
         loop {
-            tokio::select! {
-                message = messages.next() => match message? {
-                    Some(message) => publisher.publish(&message).await?,
-                    None => return publisher.finish().await,
-                },
+            let message = tokio::select! {
+                message = messages.next() => message,
                 // While nothing is to be sent, what comes is heard.
-                incoming = publisher.connection.receive() => {
-                    let incoming = incoming.map_err(|error| publisher.lost(&error))?;
-                    publisher.take(&incoming).await?;
+                event = publisher.event() => {
+                    publisher.react(event?).await?;
+                    continue;
                 }
-                () = tokio::time::sleep(publisher.quiet) => publisher.ping().await?,
+            };
+            match message.and_then(|message| message.map(|message| publisher.check(message)).transpose()) {
+                Ok(Some(message)) => publisher.publish(&message).await?,
+                Ok(None) => return publisher.finish().await,
+                Err(failure) => {
+                    // What came before it is published all the same.
+                    publisher.finish().await?;
+                    return Err(failure);
+                }
             }
         }
-    })
+    });
+    // Whoever still reads standard input does not keep this from ending.
+    runtime.shutdown_background();
+    published
 }
 
 /// Where messages come from.
-enum Messages<'a> {
-    Given { message: Message, left: u32, delay: Duration, is_first: bool },
-    Lines { lines: Lines<BufReader<Stdin>>, template: Message, as_json: Option<&'a str>, number: u64 },
+enum Messages {
+    /// `due`: the next one.
+    Given { message: Message, left: u32, delay: Duration, due: Instant },
+    /// `line`: as much as came of it.
+    Lines { input: BufReader<Stdin>, line: Vec<u8>, template: Message, as_json: bool, number: u64 },
 }
 
-impl<'a> Messages<'a> {
-    fn of(arguments: &'a Arguments, properties: &Properties) -> Result<Messages<'a>, Failure> {
+impl Messages {
+    fn of(arguments: &Arguments, properties: &Properties) -> Result<Messages, Failure> {
         let mut message = Message {
             topic: arguments.topic.clone().unwrap_or_default(),
             payload: Vec::new(),
@@ -119,9 +131,9 @@ impl<'a> Messages<'a> {
             check_topic(topic)?;
         }
         if arguments.json || arguments.stdin_line {
-            let lines = BufReader::new(tokio::io::stdin()).lines();
-            let as_json = arguments.json.then_some("standard input");
-            return Ok(Messages::Lines { lines, template: message, as_json, number: 0 });
+            let input = BufReader::new(tokio::io::stdin());
+            let as_json = arguments.json;
+            return Ok(Messages::Lines { input, line: Vec::new(), template: message, as_json, number: 0 });
         }
         message.payload = match (&arguments.message, &arguments.file) {
             (Some(text), _) => text.clone().into_bytes(),
@@ -143,31 +155,37 @@ impl<'a> Messages<'a> {
         };
         let delay = Duration::try_from_secs_f64(arguments.repeat_delay)
             .map_err(|_| Failure::configuration("--repeat-delay is a number of seconds"))?;
-        Ok(Messages::Given { message, left: arguments.repeat, delay, is_first: true })
+        Ok(Messages::Given { message, left: arguments.repeat, delay, due: Instant::now() })
     }
 
+    /// The next; nothing is lost where this is given up half-way.
     async fn next(&mut self) -> Result<Option<Message>, Failure> {
         match self {
-            Messages::Given { message, left, delay, is_first } => {
+            Messages::Given { message, left, delay, due } => {
                 if *left == 0 {
                     return Ok(None);
                 }
-                if !std::mem::replace(is_first, false) {
-                    tokio::time::sleep(*delay).await;
-                }
+                tokio::time::sleep_until(*due).await;
+                *due = Instant::now() + *delay;
                 *left -= 1;
                 Ok(Some(message.clone()))
             }
-            Messages::Lines { lines, template, as_json, number } => {
-                let read = lines.next_line().await;
-                let line = read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
+            Messages::Lines { input, line, template, as_json, number } => {
+                let read = input.read_until(b'\n', line).await;
+                read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
+                let mut line = std::mem::take(line);
+                if line.is_empty() {
+                    return Ok(None);
+                }
+                if line.ends_with(b"\n") {
+                    line.pop();
+                }
                 *number += 1;
-                let Some(line) = line else { return Ok(None) };
                 match as_json {
-                    None => Ok(Some(Message { payload: line.into_bytes(), ..template.clone() })),
-                    Some(source) => parse(&line, template)
+                    false => Ok(Some(Message { payload: line, ..template.clone() })),
+                    true => parse(&line, template)
                         .map(Some)
-                        .map_err(|what| Failure::configuration(format!("{source}:{number}: {what}"))),
+                        .map_err(|what| Failure::configuration(format!("standard input:{number}: {what}"))),
                 }
             }
         }
@@ -179,9 +197,10 @@ fn check_topic(topic: &str) -> Result<(), Failure> {
 }
 
 /// A line of `lockgate sub --json`; what it does not say is as in `template`.
-fn parse(line: &str, template: &Message) -> Result<Message, String> {
-    let value: serde_json::Value = serde_json::from_str(line).map_err(|error| format!("this is no JSON: {error}"))?;
+fn parse(line: &[u8], template: &Message) -> Result<Message, String> {
+    let value: serde_json::Value = serde_json::from_slice(line).map_err(|error| format!("this is no JSON: {error}"))?;
     let text = |name: &str| value.get(name).and_then(serde_json::Value::as_str);
+    let room = |name: &str, value: &[u8]| fits(name, value).map_err(|failure| failure.message);
     let mut message = template.clone();
     if let Some(topic) = text("topic") {
         message.topic = topic.to_owned();
@@ -196,27 +215,33 @@ fn parse(line: &str, template: &Message) -> Result<Message, String> {
         },
     };
     if let Some(qos) = value.get("qos") {
-        let qos = qos.as_u64().and_then(|qos| QoS::from_bits(qos as u8));
+        let qos = qos.as_u64().and_then(|qos| QoS::from_bits(u8::try_from(qos).ok()?));
         message.qos = qos.ok_or("qos is 0, 1 or 2")?;
     }
     if let Some(retain) = value.get("retain").and_then(serde_json::Value::as_bool) {
         message.retain = retain;
     }
     if let Some(text) = text("content-type") {
+        room("content-type", text.as_bytes())?;
         message.properties.content_type(text);
     }
     if let Some(text) = text("response-topic") {
+        room("response-topic", text.as_bytes())?;
         message.properties.response_topic(text);
     }
     if let Some(data) = text("correlation-data") {
         let data = STANDARD.decode(data).map_err(|error| format!("correlation-data: {error}"))?;
+        room("correlation-data", &data)?;
         message.properties.correlation_data(&data);
     }
-    if let Some(secs) = value.get("message-expiry-interval").and_then(serde_json::Value::as_u64) {
-        message.properties.message_expiry_interval(secs as u32);
+    if let Some(secs) = value.get("message-expiry-interval") {
+        let secs = secs.as_u64().and_then(|secs| u32::try_from(secs).ok());
+        message.properties.message_expiry_interval(secs.ok_or("message-expiry-interval is a number of seconds")?);
     }
     for pair in value.get("user-properties").and_then(serde_json::Value::as_array).into_iter().flatten() {
         if let (Some(name), Some(value)) = (pair[0].as_str(), pair[1].as_str()) {
+            room("user-properties", name.as_bytes())?;
+            room("user-properties", value.as_bytes())?;
             message.properties.user_property(name, value);
         }
     }
@@ -234,27 +259,66 @@ struct Publisher {
     count: u64,
     /// After so long without a word the broker is told that this client lives.
     quiet: Duration,
+    /// When it last said one.
+    spoke: Instant,
+    maximum_qos: QoS,
+    retain_available: bool,
+    /// Bytes of a packet that the broker takes.
+    packet_size_max: usize,
 }
 
 impl Publisher {
     fn new(connection: Connection, welcome: &Incoming, keep_alive: u16) -> Publisher {
-        let (receive_maximum, keep_alive) = match welcome.packet() {
-            Ok(Packet::ConnAck(connack)) => {
-                (connack.receive_maximum.unwrap_or(u16::MAX), connack.server_keep_alive.unwrap_or(keep_alive))
-            }
-            _ => (u16::MAX, keep_alive),
+        let mut publisher = Publisher {
+            connection,
+            window: WINDOW,
+            pending: BTreeMap::new(),
+            refused: None,
+            count: 0,
+            quiet: quiet(welcome, keep_alive),
+            spoke: Instant::now(),
+            maximum_qos: QoS::ExactlyOnce,
+            retain_available: true,
+            packet_size_max: PACKET_SIZE_MAX,
         };
-        let quiet = match keep_alive {
-            0 => Duration::from_secs(86_400),
-            secs => Duration::from_millis(u64::from(secs) * 500),
-        };
-        let window = WINDOW.min(receive_maximum.into());
-        Publisher { connection, window, pending: BTreeMap::new(), refused: None, count: 0, quiet }
+        if let Ok(Packet::ConnAck(connack)) = welcome.packet() {
+            publisher.window = WINDOW.min(connack.receive_maximum.unwrap_or(u16::MAX).into());
+            publisher.maximum_qos = connack.maximum_qos;
+            publisher.retain_available = connack.retain_available;
+            publisher.packet_size_max =
+                connack.maximum_packet_size.map_or(PACKET_SIZE_MAX, |size| PACKET_SIZE_MAX.min(size as usize));
+        }
+        publisher
+    }
+
+    /// Whether the broker takes such a message, by its CONNACK (section 3.2.2.3).
+    fn check(&self, message: Message) -> Result<Message, Failure> {
+        let refused = |what: String| Err(Failure::new(what).with_code(REFUSED));
+        // The fixed header, the lengths and a packet identifier take 11 bytes at most.
+        let size = message.payload.len() + message.topic.len() + message.properties.size() + 11;
+        if size > self.packet_size_max {
+            return refused(format!(
+                "a message for {:?} takes a packet of {size} bytes, and the broker takes {} at most (`limits: packet-size-max` there)",
+                message.topic, self.packet_size_max
+            ));
+        }
+        if message.qos > self.maximum_qos {
+            return refused(format!(
+                "the broker takes QoS {} at most, and the message for {:?} has QoS {}: say so with -q",
+                self.maximum_qos.bits(),
+                message.topic,
+                message.qos.bits()
+            ));
+        }
+        if message.retain && !self.retain_available {
+            return refused(format!("the broker retains nothing, and the message for {:?} is to be", message.topic));
+        }
+        Ok(message)
     }
 
     async fn publish(&mut self, message: &Message) -> Result<(), Failure> {
         while self.pending.len() >= self.window {
-            self.take_answer().await?;
+            self.wait().await?;
         }
         let properties = message.properties.publish();
         let properties = properties.map_err(|error| Failure::configuration(format!("properties: {error}")))?;
@@ -269,6 +333,7 @@ impl Publisher {
             payload: &message.payload,
         });
         self.connection.send(&packet).await.map_err(|error| self.lost(&error))?;
+        self.spoke = Instant::now();
         self.count += 1;
         if let Some(packet_id) = packet_id {
             self.pending.insert(packet_id, message.topic.clone());
@@ -276,24 +341,37 @@ impl Publisher {
         Ok(())
     }
 
-    async fn take_answer(&mut self) -> Result<(), Failure> {
-        let received = tokio::time::timeout(PATIENCE, self.connection.receive()).await;
-        let incoming = match received {
-            Ok(Ok(incoming)) => incoming,
-            Ok(Err(error)) => return Err(self.lost(&error)),
-            Err(_) => {
-                return Err(Failure::new(format!(
-                    "the broker did not acknowledge {} message(s) within {} s: whether they arrived is not known; publish them again",
-                    self.pending.len(),
-                    PATIENCE.as_secs()
-                )));
+    /// Until something that was published is acknowledged.
+    async fn wait(&mut self) -> Result<(), Failure> {
+        let (deadline, before) = (Instant::now() + PATIENCE, self.pending.len());
+        while self.pending.len() == before {
+            if let Ok(event) = tokio::time::timeout_at(deadline, self.event()).await {
+                self.react(event?).await?;
+                continue;
             }
-        };
-        self.take(&incoming).await
+            let refused = self.refused.as_ref().map(|refused| format!("; before, {refused}")).unwrap_or_default();
+            return Err(Failure::new(format!(
+                "the broker did not acknowledge {before} message(s) within {} s: whether they arrived is not known; publish them again{refused}",
+                PATIENCE.as_secs()
+            )));
+        }
+        Ok(())
     }
 
-    /// A sign of life, where there is nothing to say for long.
-    async fn ping(&mut self) -> Result<(), Failure> {
+    /// What comes next; `None` where there was nothing to say for long. Nothing is lost where this is given up half-way.
+    async fn event(&mut self) -> Result<Option<Incoming>, Failure> {
+        let received = tokio::select! {
+            received = self.connection.receive() => received,
+            () = tokio::time::sleep_until(self.spoke + self.quiet) => return Ok(None),
+        };
+        received.map(Some).map_err(|error| self.lost(&error))
+    }
+
+    async fn react(&mut self, event: Option<Incoming>) -> Result<(), Failure> {
+        if let Some(incoming) = event {
+            return self.take(&incoming).await;
+        }
+        self.spoke = Instant::now();
         self.connection.send(&Packet::PingReq).await.map_err(|error| self.lost(&error))
     }
 
@@ -306,11 +384,18 @@ impl Publisher {
                 let release = Packet::PubRel(Ack::new(ack.packet_id, ReasonCode::Success));
                 self.connection.send(&release).await.map_err(|error| self.lost(&error))?;
             }
-            Packet::Disconnect(disconnect) => {
-                let why = disconnect.reason_string.map(|why| format!(" ({why})")).unwrap_or_default();
-                let what = format!("the broker ended the connection: {}{why}", disconnect.reason);
-                return Err(Failure::new(what).with_code(REFUSED));
+            // A session that is taken up (-c) brings what is meant for it.
+            Packet::Publish(publish) => {
+                if let Some(packet_id) = publish.packet_id {
+                    let acknowledged = self.connection.acknowledge(packet_id, publish.qos).await;
+                    acknowledged.map_err(|error| self.lost(&error))?;
+                }
             }
+            Packet::PubRel(ack) => {
+                let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
+                self.connection.send(&complete).await.map_err(|error| self.lost(&error))?;
+            }
+            Packet::Disconnect(disconnect) => return Err(ended(&disconnect)),
             _ => {}
         }
         Ok(())
@@ -319,7 +404,7 @@ impl Publisher {
     fn done(&mut self, ack: &Ack<'_>) {
         let Some(topic) = self.pending.remove(&ack.packet_id) else { return };
         if ack.reason.is_error() && self.refused.is_none() {
-            let why = ack.reason_string.map(|why| format!(" ({why})")).unwrap_or_default();
+            let why = because(ack.reason_string);
             self.refused = Some(format!("the broker refuses a message for {topic:?}: {}{why}", ack.reason));
         }
     }
@@ -335,7 +420,7 @@ impl Publisher {
 
     async fn finish(mut self) -> Result<(), Failure> {
         while !self.pending.is_empty() {
-            self.take_answer().await?;
+            self.wait().await?;
         }
         let version = self.connection.version();
         let (refused, count) = (self.refused.take(), self.count);
@@ -344,7 +429,8 @@ impl Publisher {
             return Err(Failure::new(refused).with_code(REFUSED));
         }
         match left {
-            Err(error) if version != Version::V5 || count > 0 => {
+            // Before MQTT 5 a refusal is nothing but the end of the connection.
+            Err(error) if count > 0 || version != Version::V5 => {
                 Err(Failure::new(format!("the connection broke before all was sent: {}", describe(&error))))
             }
             _ => Ok(()),

@@ -271,6 +271,21 @@ pub(super) fn ask<A: serde::de::DeserializeOwned>(
     runtime().block_on(admin::call(&settings.data, path, body))
 }
 
+/// This program, to be started for a site of its own: what the environment says of another one is not meant for it, nor
+/// what a service manager told this process.
+pub(super) fn this_program() -> Result<std::process::Command, Failure> {
+    let mut command = std::process::Command::new(std::env::current_exe().map_err(Failure::new)?);
+    for (name, _) in std::env::vars_os() {
+        if ["LOCKGATE_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_"]
+            .iter()
+            .any(|of| name.to_string_lossy().starts_with(of))
+        {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
 pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

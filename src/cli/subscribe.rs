@@ -1,6 +1,7 @@
 //! `lockgate sub`: what any broker has to tell.
 
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
@@ -12,9 +13,9 @@ use time::format_description::well_known::Rfc3339;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, TIMED_OUT};
+use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, TIMED_OUT, ended, quiet};
 use super::{Failure, site};
-use crate::client::{Connection, describe};
+use crate::client::{Connection, because, describe};
 use crate::codec::{Ack, Packet, Publish, SubscriptionOptions, Version, encode_subscription};
 use crate::types::{Filter, PacketId, QoS, ReasonCode, RetainHandling};
 
@@ -78,9 +79,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let stop = |kind| signal(kind).map_err(|error| Failure::new(format!("cannot take signals: {error}")));
         let mut stops = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
         let deadline = deadline.map(|timeout| Instant::now() + timeout);
-        let (mut connection, _) = arguments.session.open(&target, &properties).await?;
-        let early = subscribe(&mut connection, arguments, &properties).await?;
-        let mut listener = Listener { connection, arguments, count: 0 };
+        let begun = async {
+            let (mut connection, welcome) = arguments.session.open(&target, &properties).await?;
+            let early = subscribe(&mut connection, arguments, &properties).await?;
+            let quiet = quiet(&welcome, arguments.session.keepalive);
+            Ok::<_, Failure>((Listener { connection, arguments, count: 0, unreleased: BTreeSet::new(), quiet }, early))
+        };
+        let (mut listener, early) = tokio::select! {
+            begun = begun => begun?,
+            () = over(deadline) => {
+                let secs = arguments.timeout.unwrap_or_default();
+                return Err(Failure::new(format!("the broker did not take the subscription within {secs} s")).with_code(TIMED_OUT));
+            }
+            _ = stops.0.recv() => return Ok(()),
+            _ = stops.1.recv() => return Ok(()),
+        };
         let ended = listener.listen(early, deadline, &mut stops).await;
         // Whatever it was, the broker is told.
         drop(listener.connection.leave(ReasonCode::Success).await);
@@ -120,7 +133,7 @@ async fn subscribe(
             Packet::SubAck(suback) => {
                 let refused = arguments.topic.iter().zip(&suback.reasons).find(|(_, reason)| reason.is_error());
                 if let Some((filter, reason)) = refused {
-                    let why = suback.reason_string.map(|why| format!(" ({why})")).unwrap_or_default();
+                    let why = because(suback.reason_string);
                     let what = format!(
                         "the broker refuses the subscription {filter:?}: {reason}{why}; on the broker's machine `lockgate acl test NAME read TOPIC` says by which line"
                     );
@@ -128,7 +141,7 @@ async fn subscribe(
                 }
                 return Ok(early);
             }
-            Packet::Disconnect(disconnect) => return Err(disconnected(&disconnect)),
+            Packet::Disconnect(disconnect) => return Err(ended(&disconnect)),
             _ => early.push(incoming),
         }
     }
@@ -138,15 +151,21 @@ fn broke(error: std::io::Error) -> Failure {
     Failure::new(format!("the connection broke: {}", describe(&error)))
 }
 
-fn disconnected(disconnect: &crate::codec::Disconnect<'_>) -> Failure {
-    let why = disconnect.reason_string.map(|why| format!(" ({why})")).unwrap_or_default();
-    Failure::new(format!("the broker ended the connection: {}{why}", disconnect.reason))
+async fn over(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 struct Listener<'a> {
     connection: Connection,
     arguments: &'a Arguments,
     count: u64,
+    /// Messages at QoS 2 that came and are not released yet: one that comes again is the same (section 4.3.3).
+    unreleased: BTreeSet<PacketId>,
+    /// PINGREQ is due after so long.
+    quiet: Duration,
 }
 
 /// What a packet meant.
@@ -168,18 +187,10 @@ impl Listener<'_> {
                 return Ok(());
             }
         }
-        // Half as often as has to be: one that is lost does no harm.
-        let pause = Duration::from_millis(u64::from(self.arguments.session.keepalive) * 500);
-        let mut ping = tokio::time::interval(if pause.is_zero() { Duration::from_secs(86_400) } else { pause });
+        let mut ping = tokio::time::interval(self.quiet);
         ping.tick().await;
         let mut unanswered = 0;
         loop {
-            let over = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 received = self.connection.receive() => {
                     unanswered = 0;
@@ -195,7 +206,7 @@ impl Listener<'_> {
                     unanswered += 1;
                     self.connection.send(&Packet::PingReq).await.map_err(broke)?;
                 }
-                () = over => {
+                () = over(deadline) => {
                     return match self.arguments.count {
                         Some(count) => Err(Failure::new(format!(
                             "{} of {count} messages came within {} s",
@@ -218,10 +229,16 @@ impl Listener<'_> {
                 if self.arguments.retained_only && !publish.retain {
                     return Ok(Turn::Ends);
                 }
-                let hidden = self.arguments.no_retained && publish.retain;
-                if !hidden && !self.print(&publish) {
-                    // Nobody reads it any more.
-                    return Ok(Turn::Ends);
+                let is_again = publish.qos == QoS::ExactlyOnce
+                    && publish.packet_id.is_some_and(|packet_id| !self.unreleased.insert(packet_id));
+                let hidden = is_again || (self.arguments.no_retained && publish.retain);
+                if !hidden {
+                    match self.print(&publish) {
+                        Ok(()) => {}
+                        // Nobody reads it any more.
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Turn::Ends),
+                        Err(error) => return Err(Failure::new(format!("cannot print a message: {error}"))),
+                    }
                 }
                 if let Some(packet_id) = publish.packet_id {
                     self.connection.acknowledge(packet_id, publish.qos).await.map_err(broke)?;
@@ -233,10 +250,11 @@ impl Listener<'_> {
                 }
             }
             Packet::PubRel(ack) => {
+                self.unreleased.remove(&ack.packet_id);
                 let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
                 self.connection.send(&complete).await.map_err(broke)?;
             }
-            Packet::Disconnect(disconnect) => return Err(disconnected(&disconnect)),
+            Packet::Disconnect(disconnect) => return Err(ended(&disconnect)),
             _ => {}
         }
         Ok(Turn::Goes)
@@ -259,8 +277,7 @@ impl Listener<'_> {
         drop(tokio::time::timeout(Duration::from_secs(2), settled).await);
     }
 
-    /// Whether it could be printed.
-    fn print(&self, publish: &Publish<'_>) -> bool {
+    fn print(&self, publish: &Publish<'_>) -> io::Result<()> {
         let mut out = std::io::stdout().lock();
         let mut print = || {
             if self.arguments.json {
@@ -275,7 +292,7 @@ impl Listener<'_> {
             }
             out.flush()
         };
-        print().is_ok()
+        print()
     }
 }
 

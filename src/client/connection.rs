@@ -27,7 +27,7 @@ impl Incoming {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// CONNACK's reason (before MQTT 5 the one that its return code stands for), and its reason string.
-    #[error("the broker refuses: {reason}{}", .why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default())]
+    #[error("the broker refuses: {reason}{}", super::words::because(.why.as_deref()))]
     Refused { reason: ReasonCode, why: Option<String> },
     #[error("no answer to CONNECT: {}", super::words::describe(.0))]
     Ended(io::Error),

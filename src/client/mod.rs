@@ -9,4 +9,4 @@ mod words;
 pub use connection::{ConnectError, Connection, Incoming};
 pub use trust::{Trust, TrustError, Versions, configuration, observing, verify};
 pub use way::{Stream, Way, WayError, resolve};
-pub use words::{describe, tls_error};
+pub use words::{because, describe, harmless, is_about_client, is_about_versions, tls_error};

@@ -20,6 +20,56 @@ pub fn describe(error: &io::Error) -> String {
     }
 }
 
+/// ` (what it says)`, where a peer says something; nothing in it moves a terminal's cursor.
+pub fn because(reason_string: Option<&str>) -> String {
+    reason_string.map(|why| format!(" ({})", harmless(why))).unwrap_or_default()
+}
+
+/// Control characters as escapes.
+pub fn harmless(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut made, c| {
+        match c.is_control() {
+            true => made.extend(c.escape_default()),
+            false => made.push(c),
+        }
+        made
+    })
+}
+
+/// Whether a server ended the handshake over the client's certificate.
+pub fn is_about_client(error: &io::Error) -> bool {
+    matches!(
+        tls_error(error),
+        Some(Error::AlertReceived(
+            AlertDescription::CertificateRequired
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::UnknownCA
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::DecryptError
+                | AlertDescription::AccessDenied
+        ))
+    )
+}
+
+/// Whether both ends have no version of TLS in common.
+pub fn is_about_versions(error: &io::Error) -> bool {
+    use PeerIncompatible::{
+        ServerDoesNotSupportTls12Or13, ServerTlsVersionIsDisabledByOurConfig, Tls12NotOfferedOrEnabled,
+    };
+    matches!(
+        tls_error(error),
+        Some(
+            Error::AlertReceived(AlertDescription::ProtocolVersion)
+                | Error::PeerIncompatible(
+                    ServerDoesNotSupportTls12Or13 | ServerTlsVersionIsDisabledByOurConfig | Tls12NotOfferedOrEnabled
+                )
+        )
+    )
+}
+
 /// A client's view: the peer is a broker.
 fn describe_tls(error: &Error) -> String {
     match error {

@@ -42,6 +42,11 @@ impl PropertyBlock {
         user_property(&mut self.bytes, name, value);
     }
 
+    /// Bytes, with as many for its length as that may take.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + 4
+    }
+
     /// As a PUBLISH has them; one that is given twice or is no topic is refused.
     pub fn publish(&self) -> Result<PublishPropertiesOf, DecodeError> {
         let whole = self.whole();

@@ -154,12 +154,116 @@ fn exit_codes_tell_a_script_what_was_wrong() {
         ("sub -t 'a#'".to_owned(), 2, "is no topic filter"),
         ("pub -t a -m m -D publish nonsense 1".to_owned(), 2, "it is not known here"),
         ("pub -t a -m m -V 311 -D publish content-type x".to_owned(), 2, "needs MQTT 5"),
+        ("pub -t a -m m -D connect content-type x".to_owned(), 2, "it goes with publish and will"),
+        (format!("pub -t a -m m -u {}", "u".repeat(65_536)), 2, "MQTT has room for 65535"),
+        (format!("pub -t a -m m -i {}", "i".repeat(65_536)), 2, "MQTT has room for 65535"),
+        (format!("pub -t a -m m -D publish content-type {}", "c".repeat(65_536)), 2, "MQTT has room for 65535"),
     ] {
         let (exit, said) = ours(&site, &line, b"");
         assert!(exit == Some(code) && said.contains(what), "{line}: {exit:?} {said}");
     }
     assert_eq!(ours(&site, &format!("sub --as device1 -p {tls} -t device1/x -W 0.3"), b"").0, Some(0));
     drop(broker);
+}
+
+/// What CONNACK says, the client heeds [MQTT-3.2.2-11], [MQTT-3.2.2-14], [MQTT-3.2.2-15].
+#[test]
+fn what_the_broker_does_not_take_is_not_sent_and_what_came_before_is() {
+    let site = Site::new(&["--client", "device1"]);
+    let text = site.text("config/lockgate.yaml").replace("qos-max: 2", "qos-max: 1");
+    let sized = |line: &str| line.trim_start().starts_with("packet-size-max:");
+    assert!(text.lines().any(sized));
+    let lines = text.lines().map(|line| if sized(line) { "  packet-size-max: 1024" } else { line });
+    site.write("config/lockgate.yaml", &lines.collect::<Vec<_>>().join("\n"));
+    let broker = site.serve();
+    let tls = broker.tls_port;
+    let (code, said) = ours(&site, &format!("pub --as device1 -p {tls} -t t -m m -q 2"), b"");
+    assert!(code == Some(3) && said.contains("takes QoS 1 at most"), "{said}");
+    let (code, said) = ours(&site, &format!("pub --as device1 -p {tls} -t t -s"), &[b'x'; 2000]);
+    assert!(code == Some(3) && said.contains("takes 1024 at most"), "{said}");
+    // Lines before the bad one arrive, one that is no UTF-8 too.
+    let lines =
+        b"{\"topic\":\"t\",\"payload\":\"good\",\"retain\":true}\n{\"topic\":\"t\",\"payload\":\"x\",\"qos\":256}\n";
+    let (code, said) = ours(&site, &format!("pub --as device1 -p {tls} --json -q 1"), lines);
+    assert!(code == Some(2) && said.contains("standard input:2: qos is 0, 1 or 2"), "{said}");
+    let line = format!("sub --as device1 -p {tls} -t t -C 1 -W 10");
+    assert_eq!(ours(&site, &line, b""), (Some(0), "good\n".to_owned()));
+    assert_eq!(ours(&site, &format!("pub --as device1 -p {tls} -t u -l -r -q 1"), b"\xff").0, Some(0));
+    let (_, said) = ours(&site, &format!("sub --as device1 -p {tls} -t u -C 1 -W 10 --json"), b"");
+    assert!(said.contains("\"payload-base64\":\"/w==\""), "{said}");
+}
+
+/// A broker that is named by hand does not get the password of the one that the environment speaks of.
+#[test]
+fn a_password_goes_to_no_other_broker_and_words_of_the_environment_are_read_or_refused() {
+    let site = Site::new(&["--client", "device1"]);
+    let broker = site.serve();
+    let ask = |line: &str, variables: &[(&str, &str)]| {
+        let mut command = lockgate();
+        command.args(shlex::split(line).unwrap()).current_dir(site.path("")).envs(variables.iter().copied());
+        run_with(&mut command, b"")
+    };
+    let bundle = site.text("pki/clients/device1/mqtt.env");
+    let value = |name: &str| bundle.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+    let password = value("MQTT_PASSWORD=");
+    let plain = broker.plain_port;
+    let port = plain.to_string();
+    let who = [("MQTT_USER", "device1"), ("MQTT_PASSWORD", &password), ("MQTT_HOST", "localhost")];
+    let with = |more: &[(&'static str, &str)]| {
+        let all = who.iter().copied().chain(more.iter().copied());
+        all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<Vec<_>>()
+    };
+    let run = |line: &str, variables: Vec<(String, String)>| {
+        let all: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        ask(line, &all)
+    };
+    assert_eq!(run("pub -t t -m m -q 1", with(&[("MQTT_PORT", &port)])).0, Some(0));
+    let (code, said) = run(&format!("pub -h localhost -p {plain} -t t -m m -q 1"), with(&[]));
+    assert!(code == Some(3), "without a name it is refused: {said}");
+    let (code, said) = run(&format!("doctor localhost:{plain}"), with(&[]));
+    assert!(code == Some(3) && said.contains("wants to know who comes"), "{said}");
+    let (code, said) = run("pub -t t -m m", with(&[("MQTT_PORT", &port), ("MQTT_USE_TLS", "maybe")]));
+    assert!(code == Some(2) && said.contains("MQTT_USE_TLS is \"maybe\""), "{said}");
+    let (code, said) = run("pub -t t -m m", with(&[("MQTT_CERTFILE", "client.crt")]));
+    assert!(code == Some(2) && said.contains("go together"), "{said}");
+    let tls = broker.tls_port.to_string();
+    let ca = site.path("pki/ca.crt");
+    let ca = ca.to_str().unwrap();
+    // As Python writes it, and where only the CA is named.
+    for word in [("MQTT_USE_TLS", "True"), ("MQTT_NONSENSE", "")] {
+        let variables = with(&[("MQTT_PORT", &tls), ("MQTT_CA_CERTS", ca), word]);
+        assert_eq!(run("pub -t t -m m -q 1", variables), (Some(0), String::new()));
+    }
+}
+
+/// A message that comes again before it was released is the same [MQTT-4.3.3-10].
+#[test]
+fn a_message_at_qos_2_is_printed_once_however_often_it_comes() {
+    let site = Site::empty();
+    let own = env!("CARGO_BIN_EXE_lockgate");
+    for (qos, expected) in [(1, "m\nm\n"), (2, "m\n")] {
+        let script = format!("{own} pub -t t -m m -q {qos} -r && {own} sub -t t -q {qos} -W 1");
+        let line = format!("run --break duplicate-publish -- sh -c '{script}'");
+        assert_eq!(ours(&site, &line, b""), (Some(0), expected.to_owned()), "QoS {qos}");
+    }
+}
+
+#[test]
+fn a_subscriber_keeps_its_time_though_nothing_answers() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let site = Site::empty();
+    let (code, said) = ours(&site, &format!("sub -h 127.0.0.1 -p {port} -t t -W 0.3"), b"");
+    assert!(code == Some(27) && said.contains("did not take the subscription within 0.3 s"), "{said}");
+    let mut command = lockgate();
+    command.args(["sub", "-h", "127.0.0.1", "-p", &port.to_string(), "-t", "t"]).stdout(Stdio::null());
+    let mut waits = Running(command.spawn().unwrap());
+    let (mut taken, _) = silent.accept().and_then(|_| silent.accept()).unwrap();
+    // It is past its start once CONNECT comes.
+    std::io::Read::read_exact(&mut taken, &mut [0; 2]).unwrap();
+    let status = Command::new("kill").args(["-s", "TERM", &waits.0.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    assert_eq!(waits.0.wait().unwrap().code(), Some(0));
 }
 
 /// Only that it ends: the rest is asked above.

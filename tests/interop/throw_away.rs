@@ -116,6 +116,48 @@ fn signals_reach_the_command_and_a_kill_leaves_nothing_either() {
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
 }
 
+/// A trouble is made in the temporary site alone, whatever the environment says of a real one.
+#[test]
+fn a_real_site_that_the_environment_speaks_of_is_not_touched() {
+    let site = Site::new(&["--client", "device1"]);
+    let before = site.ok(&["client", "list", "--json"]);
+    let mut command = run(&site, &["--level", "mtls", "--break", "revoked-client", "--", "true"]);
+    for (name, below) in [
+        ("LOCKGATE_CONFIG", "config/lockgate.yaml"),
+        ("LOCKGATE__PKI", "pki"),
+        ("LOCKGATE__DATA", "data"),
+        ("LOCKGATE__PASSWORDS", "config/passwd"),
+    ] {
+        command.env(name, site.path(below));
+    }
+    assert_eq!(run_with(&mut command, b""), (Some(0), String::new()));
+    assert_eq!(site.ok(&["client", "list", "--json"]), before);
+    assert!(site.path("pki/clients/device1/client.crt").exists());
+}
+
+#[test]
+fn a_command_ends_with_its_broker_and_a_signal_ends_what_waits_for_its_input() {
+    let site = Site::empty();
+    let script = "trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut running = spawn(run(&site, &["--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    assert_eq!(line_of(&mut running.0), "ready\n");
+    let broker =
+        Command::new("pgrep").args(["-P", &running.0.id().to_string(), "-f", "run --parent"]).output().unwrap();
+    let broker = String::from_utf8(broker.stdout).unwrap();
+    assert!(Command::new("kill").args(["-s", "KILL", broker.trim()]).status().unwrap().success());
+    assert_eq!(line_of(&mut running.0), "told\n");
+    assert_eq!(running.0.wait().unwrap().code(), Some(1));
+    assert!(left(&site).is_empty());
+    let mut waits = spawn(run(&site, &["--json"]).stdin(Stdio::piped()).stdout(Stdio::piped()));
+    assert!(line_of(&mut waits.0).starts_with('{'));
+    signal(&waits.0, "TERM");
+    // Its input is still open.
+    assert_eq!(waits.0.wait().unwrap().code(), Some(0));
+    assert!(left(&site).is_empty());
+    let (code, said) = run_with(run(&site, &["--", "true"]).env("TMPDIR", "/tmp/with space"), b"");
+    assert!(code == Some(2) && said.contains("name another place by TMPDIR"), "{said}");
+}
+
 #[test]
 fn without_a_command_it_lives_until_its_input_closes() {
     let site = Site::empty();

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 
 use super::dial::{Dial, Target};
 use super::{Failure, finish, site};
+use crate::client::harmless;
 
 #[derive(Args)]
 #[command(
@@ -77,6 +78,8 @@ pub(super) struct Examination {
 
 impl Examination {
     fn add(&mut self, severity: Severity, what: String, mend: Option<String>) {
+        // What a peer says may hold anything.
+        let (what, mend) = (harmless(&what), mend.map(|mend| harmless(&mend)));
         // The same of two certificates of a chain, or of two attempts.
         if self.findings.iter().any(|finding| finding.what == what) {
             return;
@@ -122,7 +125,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(Severity::Good | Severity::Note) => ExitCode::SUCCESS,
         Ok(Severity::Warning) => ExitCode::from(1),
         Ok(Severity::Problem) => ExitCode::from(3),
-        Err(failure) => finish(Err(failure)),
+        // 1 is for warnings.
+        Err(failure) => finish(Err(failure.with_code(2))),
     }
 }
 
@@ -136,7 +140,10 @@ fn examine(arguments: &Arguments) -> Result<Severity, Failure> {
         subject
     } else {
         let target = target(arguments)?;
-        let subject = format!("{}:{}", target.host, target.port);
+        let subject = match &target.unix {
+            Some(path) => path.display().to_string(),
+            None => format!("{}:{}", target.host, target.port),
+        };
         files::examine(&target, &mut examination);
         site::runtime().block_on(wire::examine(&target, arguments.topic.as_deref(), &mut examination));
         subject

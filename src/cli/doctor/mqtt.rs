@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::super::dial::{Target, made_up_id};
 use super::Examination;
 use super::wire::PATIENCE;
-use crate::client::{ConnectError, Connection, Way, describe, tls_error};
+use crate::client::{ConnectError, Connection, Way, WayError, describe, is_about_client, tls_error};
 use crate::codec::{
     Ack, Connect, ConnectProperties, Packet, Publish, PublishProperties, SubscriptionOptions, UserProperties, Version,
     encode_subscription,
@@ -15,11 +15,14 @@ use crate::types::{QoS, ReasonCode};
 
 /// A broker on the same continent takes less.
 const SLOW: Duration = Duration::from_millis(300);
-const TRIP: Duration = Duration::from_secs(3);
+const TRIP: Duration = Duration::from_secs(5);
 
-async fn connect(target: &Target, version: Version, named: bool) -> Result<Connection, ConnectError> {
+async fn connect(target: &Target, version: Version, named: bool) -> Result<(Connection, QoS), ConnectError> {
     let way = target.way().map_err(|failure| ConnectError::Ended(io::Error::other(failure.message)))?;
-    let stream = way.open(PATIENCE).await.map_err(|error| ConnectError::Ended(io::Error::other(error.to_string())))?;
+    let stream = way.open(PATIENCE).await.map_err(|error| match error {
+        WayError::Tls { error, .. } => ConnectError::Ended(error),
+        other => ConnectError::Ended(io::Error::other(other.to_string())),
+    })?;
     let id = made_up_id();
     let connect = Connect {
         version,
@@ -31,7 +34,12 @@ async fn connect(target: &Target, version: Version, named: bool) -> Result<Conne
         user_name: target.user.as_deref().filter(|_| named),
         password: target.password.as_ref().map(|password| password.as_bytes()).filter(|_| named),
     };
-    Connection::connect(stream, &connect, PATIENCE).await.map(|(connection, _)| connection)
+    let (connection, welcome) = Connection::connect(stream, &connect, PATIENCE).await?;
+    let maximum_qos = match welcome.packet() {
+        Ok(Packet::ConnAck(connack)) => connack.maximum_qos,
+        _ => QoS::ExactlyOnce,
+    };
+    Ok((connection, maximum_qos))
 }
 
 /// Whether MQTT answers without TLS, whatever it says.
@@ -58,7 +66,7 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
         other => other,
     };
     let took = began.elapsed();
-    let connection = match connected {
+    let (connection, maximum_qos) = match connected {
         Ok(connection) => connection,
         Err(error) => return refused(target, &error, examination),
     };
@@ -81,7 +89,7 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
     if took > SLOW {
         slow("to let this client in", took, examination);
     }
-    let mut trips = Trips { connection, target, topic: String::new(), seen: Seen::default() };
+    let mut trips = Trips { connection, maximum_qos, target, topic: String::new(), seen: Seen::default() };
     let given = topic.map(str::to_owned);
     let usual = format!("lockgate-doctor/{}", made_up_id());
     trips.topic = given.clone().unwrap_or(usual);
@@ -94,9 +102,9 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
     if let Err(error) = &outcome {
         broke(target, error, examination).await;
     } else if let Some(narrow) = narrow
-        && let Ok(connection) = connect(target, Version::V5, true).await
+        && let Ok((connection, maximum_qos)) = connect(target, Version::V5, true).await
     {
-        let mut own = Trips { connection, target, topic: narrow, seen: Seen::default() };
+        let mut own = Trips { connection, maximum_qos, target, topic: narrow, seen: Seen::default() };
         if own.all(examination).await.is_ok() && !own.seen.denied {
             examination.note(format!(
                 "the ACL lets this client write below its own name ({}), and not to {}",
@@ -128,6 +136,10 @@ fn refused(target: &Target, error: &ConnectError, examination: &mut Examination)
                     format!("{what}; they are from {}", target.source),
                     format!("on the broker's machine: `lockgate client list`, and `lockgate client passwd {whom}` sets a new one"),
                 ),
+                ReasonCode::NotAuthorized if has_certificate && target.user.is_some() => (
+                    format!("{what}: the client shows a certificate and a password (of {whom}), and one of them does not admit it: the certificate was revoked or is of another name, or the password is wrong"),
+                    "leave one away; on the broker's machine `lockgate client list` and `lockgate ca ledger` say what is good".to_owned(),
+                ),
                 ReasonCode::NotAuthorized if has_certificate => (
                     format!("{what}: the broker knows the certificate's CA, and does not let this certificate in: it was revoked, its name removed, or the client id is another identity's"),
                     "on the broker's machine: `lockgate client list` and `lockgate ca ledger`; `lockgate client add NAME` lets a name in again".to_owned(),
@@ -151,12 +163,12 @@ fn refused(target: &Target, error: &ConnectError, examination: &mut Examination)
             }
         }
         ConnectError::Ended(error) => match tls_error(error) {
+            Some(_) if is_about_client(error) => {
+                (format!("client certificate error: {}", describe(error)), mend_certificate(target).to_owned())
+            }
             Some(_) => (
-                format!("client certificate error: {}", describe(error)),
-                match has_certificate {
-                    true => "compare the certificate's dates and CA with what the broker trusts (`client-ca`); `lockgate client renew NAME` makes a new one".to_owned(),
-                    false => "name the client's certificate: --cert and --key, or a bundle of level mtls".to_owned(),
-                },
+                format!("TLS broke: {}", describe(error)),
+                "the broker's log says why it ended the connection".to_owned(),
             ),
             None => (
                 format!("the broker ends the connection without an answer to CONNECT: {}", describe(error)),
@@ -168,13 +180,26 @@ fn refused(target: &Target, error: &ConnectError, examination: &mut Examination)
     examination.problem(what, mend);
 }
 
+/// After a server refused the client's certificate, or missed it.
+pub(super) fn mend_certificate(target: &Target) -> &'static str {
+    match target.trust.as_ref().is_some_and(|trust| trust.identity.is_some()) {
+        true => {
+            "compare the certificate's dates and CA with what the broker trusts (`client-ca`); `lockgate client renew NAME` makes a new one"
+        }
+        false => "name the client's certificate: --cert and --key, or a bundle of level mtls",
+    }
+}
+
 /// The connection ended in the middle.
 async fn broke(target: &Target, error: &io::Error, examination: &mut Examination) {
     let began = Instant::now();
     // A broker that is gone refuses for a while; one that cut a connection does not.
     let (mut was_gone, mut is_back) = (false, false);
     while began.elapsed() < Duration::from_secs(3) {
-        let way = Way::Network { host: target.host.clone(), port: target.port, tls: None };
+        let way = match &target.unix {
+            Some(path) => Way::Unix(path.clone()),
+            None => Way::Network { host: target.host.clone(), port: target.port, tls: None },
+        };
         match way.open(PATIENCE).await {
             Ok(_) => {
                 is_back = true;
@@ -211,10 +236,12 @@ struct Seen {
     no_ack: bool,
     doubled: bool,
     arrived_at_0: bool,
+    lost_at_0: bool,
 }
 
 struct Trips<'a> {
     connection: Connection,
+    maximum_qos: QoS,
     target: &'a Target,
     topic: String,
     seen: Seen,
@@ -224,7 +251,17 @@ impl Trips<'_> {
     async fn all(&mut self, examination: &mut Examination) -> io::Result<()> {
         self.subscribe().await?;
         for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            if qos > self.maximum_qos {
+                examination.note(format!("the broker takes QoS {} at most", self.maximum_qos.bits()));
+                break;
+            }
             self.trip(qos, examination).await?;
+        }
+        if self.seen.lost_at_0 && !self.seen.denied && !self.seen.quota {
+            examination.note(format!(
+                "QoS 0: the message did not come back within {} s, which QoS 0 allows: a broker under load drops such",
+                TRIP.as_secs()
+            ));
         }
         if self.seen.doubled {
             examination.warn(
@@ -299,6 +336,9 @@ impl Trips<'_> {
                     let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
                     self.connection.send(&complete).await?;
                 }
+                // Of an earlier one, which was given up.
+                Packet::PubAck(ack) | Packet::PubRec(ack) | Packet::PubComp(ack)
+                    if Some(ack.packet_id) != packet_id => {}
                 Packet::PubRec(ack) if !ack.reason.is_error() => {
                     let release = Packet::PubRel(Ack::new(ack.packet_id, ReasonCode::Success));
                     self.connection.send(&release).await?;
@@ -337,7 +377,7 @@ impl Trips<'_> {
             Some(ReasonCode::QuotaExceeded) => {}
             Some(other) => examination.problem(format!("QoS {level}: the broker refuses the message: {other}"), "its log says why"),
             None if !acknowledged => self.seen.no_ack = true,
-            None if !arrived && qos == QoS::AtMostOnce => {}
+            None if !arrived && qos == QoS::AtMostOnce => self.seen.lost_at_0 = true,
             None if !arrived => examination.problem(
                 format!("QoS {level}: the message was acknowledged, and did not come back within {} s", TRIP.as_secs()),
                 "the ACL may let this client write and not read the topic: `lockgate acl test NAME read TOPIC` on the broker's machine",

@@ -11,7 +11,10 @@ use tokio::net::TcpStream;
 use super::super::dial::Target;
 use super::files::dates;
 use super::{Examination, mqtt};
-use crate::client::{Stream, Trust, Versions, Way, WayError, describe, observing, resolve, tls_error, verify};
+use crate::client::{
+    Stream, Trust, Versions, Way, WayError, describe, is_about_client, is_about_versions, observing, resolve,
+    tls_error, verify,
+};
 use crate::pki::CertificateInfo;
 
 /// How long each step may take.
@@ -21,9 +24,23 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
     if target.unix.is_none() && !reach(target, examination).await {
         return;
     }
+    if let Some(trust) = &target.trust
+        && let Err(error) = observing(trust)
+    {
+        // Where it is the key's own, that was said.
+        if !examination.is_broken() {
+            examination.problem(
+                format!("the client's files cannot be used: {error}"),
+                "copy the bundle anew: `lockgate client env NAME` writes it",
+            );
+        }
+        return;
+    }
     match &target.trust {
         Some(trust) if target.unix.is_none() => tls(target, trust, examination).await,
-        _ => plain(target, examination).await,
+        // What is secret does not go where it cannot be understood.
+        _ if !plain(target, examination).await => return,
+        _ => {}
     }
     // What TLS found to be wrong keeps every client out.
     if !examination.is_broken() || target.trust.is_none() {
@@ -105,7 +122,7 @@ async fn tls(target: &Target, trust: &Trust, examination: &mut Examination) {
     let mut spoken = Vec::new();
     for (versions, name) in [(Versions::Only12, "1.2"), (Versions::Only13, "1.3")] {
         match shake(target, &Trust { versions, ..trust.clone() }).await {
-            Err(WayError::Tls { error, .. }) if describe(&error).contains("no version of TLS") => {}
+            Err(WayError::Tls { error, .. }) if is_about_versions(&error) => {}
             _ => spoken.push(name),
         }
     }
@@ -142,6 +159,10 @@ async fn no_tls(target: &Target, error: &WayError, examination: &mut Examination
         }
     };
     let what = match error {
+        WayError::Tls { error, .. } if is_about_client(error) => {
+            return examination
+                .problem(format!("client certificate error: {}", describe(error)), mqtt::mend_certificate(target));
+        }
         WayError::Tls { error, .. } => describe(error),
         other => other.to_string(),
     };
@@ -163,6 +184,10 @@ fn certificate(target: &Target, trust: &Trust, chain: &[CertificateDer<'static>]
         "on the broker's machine: `lockgate server renew` (with `self-renew: true` it does so itself)",
         examination,
     );
+    for above in chain.iter().skip(1).filter_map(|der| CertificateInfo::parse(der).ok()) {
+        let whose = format!("the CA {} that the server shows", above.subject);
+        dates(&above, &whose, "on the broker's machine: `lockgate ca rotate` makes a new CA", examination);
+    }
     if info.is_v1 {
         examination.problem(
             format!("{of} is X.509 version 1, as `openssl x509 -req` makes it without extensions: it has no names, and most clients refuse it"),
@@ -199,6 +224,12 @@ fn certificate(target: &Target, trust: &Trust, chain: &[CertificateDer<'static>]
     }
     if named.is_ok() {
         let list = if names.is_empty() { "no name at all".to_owned() } else { names.join(", ") };
+        if trust.any_name {
+            return examination.warn(
+                format!("the certificate does not name {}: it is for {list}; the client does not mind (--insecure, MQTT_TLS_INSECURE), so whoever has any certificate of that CA can be its broker", target.host),
+                format!("dial one of these, or on the broker's machine: `lockgate server renew --san {}`", target.host),
+            );
+        }
         return examination.problem(
             format!("certificate verify failed: the certificate does not name {}: it is for {list}", target.host),
             format!("dial one of these, or on the broker's machine: `lockgate server renew --san {}`", target.host),
@@ -233,10 +264,10 @@ fn certificate(target: &Target, trust: &Trust, chain: &[CertificateDer<'static>]
     examination.problem(what, mend);
 }
 
-/// Where no TLS is wanted: does the port speak it?
-async fn plain(target: &Target, examination: &mut Examination) {
+/// Where no TLS is wanted: does the port speak it? `false`: nothing can go on.
+async fn plain(target: &Target, examination: &mut Examination) -> bool {
     if target.unix.is_some() {
-        return;
+        return true;
     }
     let port = target.port;
     if !mqtt::speaks_plain(target).await && shake(target, &Trust::default()).await.is_ok() {
@@ -244,12 +275,13 @@ async fn plain(target: &Target, examination: &mut Examination) {
             format!("TLS is spoken on port {port}, and the client sends plain bytes"),
             "switch TLS on at the client (--ca ca.crt, MQTT_USE_TLS=true), or dial the plain port (1883, mostly)",
         );
-    } else {
-        examination.warn(
-            format!("port {port} is without TLS: whoever is on the way reads passwords and messages"),
-            "where it leaves this machine use the TLS port: `lockgate client env NAME --level tls` makes the bundle",
-        );
+        return false;
     }
+    examination.warn(
+        format!("port {port} is without TLS: whoever is on the way reads passwords and messages"),
+        "where it leaves this machine use the TLS port: `lockgate client env NAME --level tls` makes the bundle",
+    );
+    true
 }
 
 /// What else is open on that host.

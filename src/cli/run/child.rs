@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child as Process, Command};
 
 use super::workshop;
-use crate::cli::{Failure, ask, serve};
+use crate::cli::{Failure, ask, serve, site};
 use crate::config::{self, Settings};
 use crate::shard::DIED;
 
@@ -20,9 +20,9 @@ pub(super) const LOG: &str = "broker.log";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves `folder`, and says the port on standard output once clients can come.
-pub(super) fn serve(folder: &Path) -> Result<(), Failure> {
-    // Whoever started it may be killed: then nobody needs it, and nobody else clears up.
-    let parent = getppid();
+pub(super) fn serve(folder: &Path, parent: i32) -> Result<(), Failure> {
+    // Whoever started it may be killed, even before this line: then nobody needs it, and nobody else clears up.
+    let parent = Pid::from_raw(parent);
     set_parent_process_death_signal(Some(Signal::TERM)).map_err(Failure::new)?;
     ask::no_more();
     let file = folder.join("config/lockgate.yaml");
@@ -41,8 +41,8 @@ pub(super) fn serve(folder: &Path) -> Result<(), Failure> {
             settings,
             Arc::new(load),
             |_| {},
-            |site| {
-                let port = site
+            |ready| {
+                let port = ready
                     .listeners
                     .iter()
                     .flat_map(|listener| &listener.addresses)
@@ -67,15 +67,11 @@ impl Child {
     /// Starts the broker of `folder`, and waits until clients can come.
     pub(super) async fn start(folder: &Path) -> Result<Child, Failure> {
         let log = File::options().create(true).append(true).open(folder.join(LOG)).map_err(Failure::new)?;
-        let mut command = Command::new(std::env::current_exe().map_err(Failure::new)?);
-        command.args(["run", "--serve"]).arg(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        // Ctrl-C is for the command; and whatever the environment says of another broker is not meant for this one.
+        let mut command = Command::from(site::this_program()?);
+        command.args(["run", "--parent", &std::process::id().to_string(), "--serve"]).arg(folder);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        // Ctrl-C is for the command.
         command.process_group(0).kill_on_drop(true);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LOCKGATE_") {
-                command.env_remove(name);
-            }
-        }
         let mut process = command.spawn().map_err(|error| Failure::new(format!("cannot start the broker: {error}")))?;
         let stdout = process.stdout.take().expect("piped above");
         let mut lines = BufReader::new(stdout).lines();

@@ -1,11 +1,11 @@
 //! The command that a throw-away broker is for.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use crate::cli::Failure;
@@ -49,7 +49,9 @@ pub(super) async fn run(
     words: &[OsString],
     variables: &[(String, String)],
     signals: &mut Signals,
+    gone: impl Future<Output = Failure>,
 ) -> Result<u8, Failure> {
+    let mut gone = std::pin::pin!(gone);
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
     for (name, _) in std::env::vars_os() {
@@ -64,7 +66,6 @@ pub(super) async fn run(
         let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
         Failure::new(what).with_code(code)
     })?;
-    let by_hand = std::io::stdin().is_terminal();
     loop {
         tokio::select! {
             status = child.wait() => {
@@ -73,12 +74,30 @@ pub(super) async fn run(
                 return Ok(code as u8);
             }
             signal = signals.next() => {
-                // The terminal has told it already.
-                let told = by_hand && matches!(signal, Signal::INT | Signal::QUIT);
-                if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)).filter(|_| !told) {
-                    let _ = rustix::process::kill_process(pid, signal);
+                // A terminal tells those in its foreground itself.
+                let told = matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground();
+                if !told {
+                    tell(&child, signal);
                 }
+            }
+            failure = &mut gone => {
+                // What it was for is gone.
+                tell(&child, Signal::TERM);
+                if tokio::time::timeout(Duration::from_secs(3), child.wait()).await.is_err() {
+                    drop(child.kill().await);
+                }
+                return Err(failure);
             }
         }
     }
+}
+
+fn tell(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+fn is_in_foreground() -> bool {
+    rustix::termios::tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
 }

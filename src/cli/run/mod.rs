@@ -14,6 +14,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::environment::Environment;
 use super::report::new_table;
 use super::{Failure, finish};
 use crate::types::Level;
@@ -46,11 +47,14 @@ pub(super) struct Arguments {
     /// Be the broker of this folder
     #[arg(long, hide = true, value_name = "FOLDER")]
     serve: Option<PathBuf>,
+    /// And end with this process
+    #[arg(long, hide = true, value_name = "PID", default_value_t = 0)]
+    parent: i32,
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     if let Some(folder) = &arguments.serve {
-        return finish(child::serve(folder));
+        return finish(child::serve(folder, arguments.parent));
     }
     match go(arguments) {
         Ok(code) => ExitCode::from(code),
@@ -69,6 +73,13 @@ fn go(arguments: &Arguments) -> Result<u8, Failure> {
         ));
     }
     let level = level(arguments)?;
+    let place = std::env::temp_dir();
+    if place.to_str().is_none_or(|place| !place.chars().all(Environment::takes)) {
+        return Err(Failure::configuration(format!(
+            "TMPDIR is {}: paths in mqtt.env have letters, digits and _ . / : @ + = - alone; name another place by TMPDIR",
+            place.display()
+        )));
+    }
     let home = TempDir::with_prefix("lockgate-run-").map_err(|error| {
         Failure::new(format!("cannot make a temporary folder: {error}; TMPDIR names another place"))
     })?;
@@ -132,31 +143,30 @@ async fn live(arguments: &Arguments, level: Level, folder: &Path) -> Result<u8, 
             })
         );
     }
-    let done = async {
-        match arguments.command.is_empty() {
-            true => until_input_closes(&mut signals).await,
-            false => command::run(&arguments.command, &variables, &mut signals).await,
-        }
-    };
-    let code = tokio::select! {
-        code = done => code,
-        failure = broker.watch(folder, restarts) => Err(failure),
+    let gone = broker.watch(folder, restarts);
+    let code = match arguments.command.is_empty() {
+        true => until_input_closes(&mut signals, gone).await,
+        false => command::run(&arguments.command, &variables, &mut signals, gone).await,
     };
     broker.stop().await;
     code
 }
 
-async fn until_input_closes(signals: &mut command::Signals) -> Result<u8, Failure> {
-    let closes = tokio::task::spawn_blocking(|| {
+async fn until_input_closes(
+    signals: &mut command::Signals,
+    gone: impl Future<Output = Failure>,
+) -> Result<u8, Failure> {
+    // A thread of its own: one of the runtime's would keep it from ending where a signal comes first.
+    let (closed, closes) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
         let mut sink = [0; 1024];
         while matches!(std::io::stdin().lock().read(&mut sink), Ok(1..)) {}
+        let _ = closed.send(());
     });
     tokio::select! {
         _ = closes => Ok(0),
-        _ = signals.next() => {
-            // A thread that reads standard input keeps a runtime from ending.
-            Ok(0)
-        }
+        _ = signals.next() => Ok(0),
+        failure = gone => Err(failure),
     }
 }
 

@@ -1,13 +1,13 @@
 //! The site of a throw-away broker, in a temporary folder.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use time::{Duration, OffsetDateTime};
 
 use super::breaks::{Does, Spoilt, Wanted};
 use crate::cli::environment::Environment;
-use crate::cli::{Failure, bundle, init};
+use crate::cli::{Failure, bundle, init, site};
 use crate::config::{self, Faults, Settings};
 use crate::pki::{self, Authority, Issued, KeyType, ServerName};
 use crate::types::{Identity, Level};
@@ -116,7 +116,7 @@ pub(super) fn variables(
 
 fn spoil(settings: &Settings, how: Spoilt) -> Result<(), Failure> {
     let now = OffsetDateTime::now_utc();
-    let site = &settings.name;
+    let name = &settings.name;
     let names = pki::host_names().names;
     let kind = KeyType::EcdsaP256;
     let server = |issued: Issued| {
@@ -127,23 +127,23 @@ fn spoil(settings: &Settings, how: Spoilt) -> Result<(), Failure> {
     let day = Duration::days(1);
     match how {
         Spoilt::ExpiredServer => {
-            server(own()?.issue_server(site, &names, kind, 1, now - day * 2).map_err(Failure::new)?)
+            server(own()?.issue_server(name, &names, kind, 1, now - day * 2).map_err(Failure::new)?)
         }
         Spoilt::NotYetValidServer => {
-            server(own()?.issue_server(site, &names, kind, 90, now + day).map_err(Failure::new)?)
+            server(own()?.issue_server(name, &names, kind, 90, now + day).map_err(Failure::new)?)
         }
         Spoilt::WrongHost => {
             let other = [ServerName::Dns("other.invalid".to_owned())];
-            server(own()?.issue_server(site, &other, kind, 90, now).map_err(Failure::new)?)
+            server(own()?.issue_server(name, &other, kind, 90, now).map_err(Failure::new)?)
         }
         Spoilt::UnknownCa => {
             let (stranger, _) = Authority::create("stranger", kind, 90, now).map_err(Failure::new)?;
-            server(stranger.issue_server(site, &names, kind, 90, now).map_err(Failure::new)?)
+            server(stranger.issue_server(name, &names, kind, 90, now).map_err(Failure::new)?)
         }
-        Spoilt::SelfSigned => server(pki::self_signed(site, &names, kind, 90, now).map_err(Failure::new)?),
+        Spoilt::SelfSigned => server(pki::self_signed(name, &names, kind, 90, now).map_err(Failure::new)?),
         Spoilt::ExpiredClient => {
             let identity = Identity::parse(CLIENT).expect("a name");
-            let issued = own()?.issue_client(site, &identity, kind, 1, now - day * 2).map_err(Failure::new)?;
+            let issued = own()?.issue_client(name, &identity, kind, 1, now - day * 2).map_err(Failure::new)?;
             let folder = settings.pki.join("clients").join(CLIENT);
             put_pair(&issued, &folder.join("client.crt"), &folder.join("client.key"))
         }
@@ -165,7 +165,7 @@ fn revoke(configuration: &Path) -> Result<(), Failure> {
     let bundle = folder.join("pki/clients").join(CLIENT);
     let copy = |name: &str| std::fs::read(bundle.join(name)).map_err(Failure::new);
     let kept = ["ca.crt", "client.crt", "client.key", "mqtt.env"].map(|name| (name, copy(name)));
-    let mut command = Command::new(std::env::current_exe().map_err(Failure::new)?);
+    let mut command = site::this_program()?;
     command.args(["client", "revoke", CLIENT, "--config"]).arg(configuration);
     let output = command.stdin(Stdio::null()).output().map_err(Failure::new)?;
     if !output.status.success() {

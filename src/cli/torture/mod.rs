@@ -7,7 +7,7 @@ mod subscriber;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use self::account::{Account, Received};
 use self::publisher::{Published, Publisher};
 use self::subscriber::Subscriber;
-use super::Failure;
+use super::{Failure, site};
 use crate::client::blocking::{Client, Event};
 use crate::store::Durability;
 use crate::types::QoS;
@@ -157,14 +157,7 @@ fn configure(folder: &Path, durability: &str) -> Result<(), Failure> {
 
 fn start(folder: &Path) -> Result<Victim, Failure> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log")).map_err(Failure::new)?;
-    let program = std::env::current_exe().map_err(Failure::new)?;
-    let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os() {
-        // Whatever the environment says of another broker is not meant for this one.
-        if name.to_string_lossy().starts_with("LOCKGATE_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = site::this_program()?;
     command.arg("serve").arg("--dir").arg(folder).stdin(Stdio::null());
     command.stdout(log.try_clone().map_err(Failure::new)?).stderr(log);
     let child = command.spawn().map_err(Failure::new)?;
