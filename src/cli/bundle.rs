@@ -314,7 +314,7 @@ impl Export<'_> {
             let read = |name: &str| {
                 std::fs::read(folder.join(name)).map_err(|error| {
                     Failure::new(format!(
-                        "cannot read {}: {error}; level mtls needs {}'s certificate and key",
+                        "cannot read {0}: {error}; level mtls needs {1}'s certificate and key: `lockgate client sign {1} REQUEST` makes a certificate for a key of its own",
                         folder.join(name).display(),
                         self.identity
                     ))

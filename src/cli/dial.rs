@@ -117,6 +117,8 @@ pub(super) struct Target {
     pub(super) password: Option<Zeroizing<String>>,
     /// Where this is from.
     pub(super) source: String,
+    /// The command that looks into it as the same client.
+    pub(super) doctor: String,
 }
 
 impl Dial {
@@ -146,7 +148,40 @@ impl Dial {
             user,
             password,
             source,
+            doctor: self.doctor(),
         })
+    }
+
+    /// As whoever comes so; a password is not repeated.
+    fn doctor(&self) -> String {
+        let mut line = "lockgate doctor".to_owned();
+        let mut add = |flag: &str, value: Option<String>| {
+            if let Some(value) = value {
+                let value = if value.contains(' ') { format!("'{value}'") } else { value };
+                line.push_str(&format!(" {flag} {value}"));
+            }
+        };
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        add("--config", path(&self.site.config));
+        add("--dir", path(&self.site.dir));
+        add("--as", self.identity.as_ref().map(ToString::to_string));
+        add("--env", path(&self.env_file));
+        add("-h", self.host.clone());
+        add("-p", self.port.map(|port| port.to_string()));
+        add("--unix", path(&self.unix));
+        add("-u", self.username.clone());
+        add("-P", self.pw.as_ref().map(|_| "PASSWORD".to_owned()));
+        add("--password-file", path(&self.password_file));
+        add("--cafile", path(&self.cafile));
+        add("--cert", path(&self.cert));
+        add("--key", path(&self.key));
+        add("--tls-version", self.tls_version.clone());
+        for (flag, is_given) in [("--tls-use-os-certs", self.tls_use_os_certs), ("--insecure", self.insecure)] {
+            if is_given {
+                line.push_str(&format!(" {flag}"));
+            }
+        }
+        line
     }
 
     /// Where from, in the words of `mqtt.env`, and the folder that relative paths in it are from.
@@ -157,7 +192,7 @@ impl Dial {
             let file = folder.join("mqtt.env");
             let text = site::read_or_empty(&file)?;
             if text.is_empty() {
-                return Err(Failure::new(format!(
+                return Err(Failure::configuration(format!(
                     "there is no bundle of {identity} here ({}): `lockgate client list` shows who there is; what was handed over is named by --env FILE",
                     file.display()
                 )));
@@ -166,7 +201,11 @@ impl Dial {
         }
         if let Some(file) = &self.env_file {
             let text = std::fs::read_to_string(file)
-                .map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?;
+                .map_err(|error| Failure::configuration(format!("cannot read {}: {error}", file.display())))?;
+            if Environment::value(&text, "MQTT_HOST").is_none() {
+                let what = format!("{}: there is no MQTT_HOST in it: --env takes an mqtt.env", file.display());
+                return Err(Failure::configuration(what));
+            }
             let folder = file.parent().unwrap_or(Path::new("")).to_owned();
             return Ok((file.display().to_string(), text, folder));
         }
@@ -251,16 +290,27 @@ pub(super) fn quiet(welcome: &Incoming, keep_alive: u16) -> Duration {
 fn first_line(file: &Path) -> Result<Zeroizing<String>, Failure> {
     let text = std::fs::read_to_string(file)
         .map(Zeroizing::new)
-        .map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?;
+        .map_err(|error| Failure::configuration(format!("cannot read {}: {error}", file.display())))?;
     Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
 
 impl Target {
+    /// Where name and password are from, or that there is none.
+    pub(super) fn credentials(&self) -> String {
+        match self.password {
+            Some(_) => format!("user name and password are from {}", self.source),
+            None => format!(
+                "no password was given, and none is in {}: -P PASSWORD or --password-file FILE, or MQTT_PASSWORD there",
+                self.source
+            ),
+        }
+    }
+
     pub(super) fn way(&self) -> Result<Way, Failure> {
         if let Some(path) = &self.unix {
             return Ok(Way::Unix(path.clone()));
         }
-        let tls = self.trust.as_ref().map(configuration).transpose().map_err(Failure::new)?;
+        let tls = self.trust.as_ref().map(configuration).transpose().map_err(Failure::configuration)?;
         Ok(Way::Network { host: self.host.clone(), port: self.port, tls: tls.map(Into::into) })
     }
 }
@@ -359,6 +409,9 @@ impl Session {
         properties: &Properties,
     ) -> Result<(Connection, Incoming), Failure> {
         let will = self.will(properties)?;
+        if self.session_expiry_interval.is_some() && self.version() != Version::V5 {
+            return Err(Failure::configuration("-x needs MQTT 5 (-V 5): earlier versions keep a session with -c"));
+        }
         fits("the client id", self.id.as_deref().unwrap_or_default())?;
         fits("the will's payload", self.will_payload.as_deref().unwrap_or_default())?;
         let stream = target.way()?.open(PATIENCE).await.map_err(|error| explain_way(target, &error))?;
@@ -415,23 +468,14 @@ pub(super) fn made_up_id() -> String {
     random.iter().fold("lockgate-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
 }
 
-fn doctor(target: &Target) -> String {
-    match &target.unix {
-        Some(path) => format!("`lockgate doctor --unix {}` looks into it", path.display()),
-        None => format!("`lockgate doctor {}:{}` looks into it", target.host, target.port),
-    }
-}
-
-pub(super) fn explain_way(target: &Target, error: &WayError) -> Failure {
-    Failure::new(format!("{error}; {}", doctor(target)))
+fn explain_way(target: &Target, error: &WayError) -> Failure {
+    Failure::new(format!("{error}; `{}` looks into it", target.doctor))
 }
 
 fn explain_connect(target: &Target, error: &ConnectError) -> Failure {
     let mend = match error {
-        ConnectError::Refused { reason: ReasonCode::BadUserNameOrPassword, .. } => {
-            format!("user name and password are from {}", target.source)
-        }
-        _ => doctor(target),
+        ConnectError::Refused { reason: ReasonCode::BadUserNameOrPassword, .. } => target.credentials(),
+        _ => format!("`{}` looks into it", target.doctor),
     };
     let failure = Failure::new(format!("{error}; {mend}"));
     match error {

@@ -148,6 +148,12 @@ impl Maker<'_> {
         }
         if (arguments.plain == "off") == plain.is_some() && arguments.plain != "loopback" {
             not_applied.push("--plain");
+            if arguments.plain == "off" {
+                self.note(format!(
+                    "to close plain MQTT take its listener out of {} (the block from `- address:` on that says `transport: tcp`), then `lockgate reload`",
+                    file.display()
+                ));
+            }
         }
         if arguments.self_renew && !settings.self_renew {
             not_applied.push("--self-renew");

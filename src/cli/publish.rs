@@ -138,7 +138,8 @@ impl Messages {
         message.payload = match (&arguments.message, &arguments.file) {
             (Some(text), _) => text.clone().into_bytes(),
             (None, Some(file)) => {
-                std::fs::read(file).map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?
+                let read = std::fs::read(file);
+                read.map_err(|error| Failure::configuration(format!("cannot read {}: {error}", file.display())))?
             }
             (None, None) if arguments.stdin_file => {
                 let mut payload = Vec::new();
@@ -199,6 +200,9 @@ fn check_topic(topic: &str) -> Result<(), Failure> {
 /// A line of `lockgate sub --json`; what it does not say is as in `template`.
 fn parse(line: &[u8], template: &Message) -> Result<Message, String> {
     let value: serde_json::Value = serde_json::from_slice(line).map_err(|error| format!("this is no JSON: {error}"))?;
+    if !value.is_object() {
+        return Err("this is no JSON object: {\"topic\": …, \"payload\": …}".to_owned());
+    }
     let text = |name: &str| value.get(name).and_then(serde_json::Value::as_str);
     let room = |name: &str, value: &[u8]| fits(name, value).map_err(|failure| failure.message);
     let mut message = template.clone();
@@ -220,6 +224,9 @@ fn parse(line: &[u8], template: &Message) -> Result<Message, String> {
     }
     if let Some(retain) = value.get("retain").and_then(serde_json::Value::as_bool) {
         message.retain = retain;
+    }
+    if value.get("payload-format-indicator").and_then(serde_json::Value::as_u64) == Some(1) {
+        message.properties.payload_is_utf8();
     }
     if let Some(text) = text("content-type") {
         room("content-type", text.as_bytes())?;

@@ -21,7 +21,7 @@ use crate::types::{Filter, PacketId, QoS, ReasonCode, RetainHandling};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  lockgate sub --as alice -t 'pumps/#' -v\n  lockgate sub --env mqtt.env -t pumps/7/level --count 1 --timeout 10\n  lockgate sub --as alice -t '$SYS/#' --json | jq .payload\n\nExit codes: 0 as many came as were wanted, or it was ended by Ctrl-C; 1 no connection, or it broke; 2 the command\nline; 3 the broker refused the client or a subscription; 27 the time was over before."
+    after_help = "Examples:\n  lockgate sub --as alice -t 'pumps/#' -v\n  lockgate sub --env mqtt.env -t pumps/7/level --count 1 --timeout 10\n  lockgate sub --as alice -t 'pumps/#' --json | jq .payload\n\nExit codes: 0 as many came as were wanted, or it was ended by Ctrl-C; 1 no connection, or it broke; 2 the command\nline; 3 the broker refused the client or a subscription; 27 the time was over before."
 )]
 pub(super) struct Arguments {
     /// The topic filter (repeatable)
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     /// Print the topic before each payload
     #[arg(short = 'v', long, conflicts_with = "json")]
     verbose: bool,
-    /// Print each message as a line of JSON: topic, payload (or payload-base64), qos, retain, properties
+    /// Print each message as a line of JSON: received, topic, payload (or payload-base64), qos, retain, properties by their names (correlation-data in base64)
     #[arg(long)]
     json: bool,
     /// Print no newline behind a payload
@@ -316,6 +316,9 @@ fn as_json(publish: &Publish<'_>, version: Version) -> Value {
         return value;
     }
     let properties = &publish.properties;
+    if properties.payload_is_utf8 {
+        value["payload-format-indicator"] = 1.into();
+    }
     if let Some(secs) = properties.message_expiry_interval {
         value["message-expiry-interval"] = secs.into();
     }

@@ -127,7 +127,12 @@ fn with(
         Some((certificate, key)) => {
             let chain = certificates(certificate)?;
             let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error))?;
-            builder.with_client_auth_cert(chain, secret).map_err(|error| unusable(certificate, error))
+            builder.with_client_auth_cert(chain, secret).map_err(|error| match error {
+                Error::InconsistentKeys(_) => {
+                    unusable(key, format!("this key does not belong to the certificate {}", certificate.display()))
+                }
+                other => unusable(certificate, other),
+            })
         }
     }
 }

@@ -263,6 +263,13 @@ impl Reader<'_> {
         match text.as_str() {
             "loopback" | "localhost" => Some(ListenerAddress::Loopback(port)),
             "all" | "*" => Some(ListenerAddress::All(port)),
+            off @ ("off" | "false" | "none") => {
+                let what = format!(
+                    "address is {off}, and a listener is not switched off: take its block out, from `- address:` on"
+                );
+                self.problem(&located.origin, what);
+                None
+            }
             other => match other.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
                 Ok(address) => Some(ListenerAddress::Ip(address, port)),
                 Err(_) => {

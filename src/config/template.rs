@@ -161,7 +161,7 @@ log:
                                    # reload); several with spaces
 
 # How often $SYS/broker/... is published: counts, loads, and the days left to each certificate.
-sys-interval: none                 # 10s
+sys-interval: none                 # 10s: publish $SYS/broker/# so often
 
 metrics:
   address: off                     # 127.0.0.1:9883 serves /metrics and /health there

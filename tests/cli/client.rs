@@ -344,8 +344,13 @@ fn a_migration_to_tls_is_counted_down_and_the_bundles_for_the_rest_are_made() {
     assert_eq!(status["by-transport"], serde_json::json!({ "on-tls": ["device1"], "still-plain": ["device2"] }));
     let out = site.path("bundles").to_str().unwrap().to_owned();
     let said = site.ok(&["client", "env", "--all", "--level", "tls", "--host", "localhost", "--out", &out]);
-    assert!(said.contains("1 bundle(s) in") && said.contains("1 come over TLS already"), "{said}");
+    assert!(said.contains("1 bundle(s) made in") && said.contains("1 come over TLS already"), "{said}");
     assert!(site.path("bundles/device2/mqtt.env").exists() && !site.path("bundles/device1").exists());
+    // Again: who is new is made, and who has nothing but a certificate gets it.
+    site.ok(&["client", "add", "bare", "--no-password"]);
+    let said = site.ok(&["client", "env", "--all", "--level", "tls", "--host", "localhost", "--out", &out]);
+    assert!(said.contains("1 bundle(s) made in") && said.contains("(1 lay there before)"), "{said}");
+    assert!(site.path("bundles/bare/client.key").exists());
     let mut command = lockgate();
     command.args(["pub", "--env", &format!("{out}/device2/mqtt.env"), "-p", &broker.tls_port.to_string()]);
     assert!(command.args(["-t", "t", "-m", "m", "-q", "1"]).output().unwrap().status.success());

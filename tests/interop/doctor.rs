@@ -114,7 +114,13 @@ fn the_usual_list_of_troubles_is_told_apart() {
     }
     // Without TLS it works, and that is said.
     let (code, findings) = examine(&site, &["doctor", &local(&plain), "-u", "device1", "-P", &secret], &[]);
-    assert!(code == Some(1) && findings.iter().any(|(_, what)| what.contains("is without TLS")), "{findings:#?}");
+    assert!(code == Some(0) && findings.iter().any(|(_, what)| what.contains("is without TLS")), "{findings:#?}");
+    // With TLS, but below the level that it has to come at.
+    site.ok(&["client", "add", "strict", "--min-level", "mtls"]);
+    let secret = site.variable("strict", "MQTT_PASSWORD");
+    let (code, findings) = examine(&site, &["doctor", &local(&plain), "-u", "strict", "-P", &secret], &[]);
+    let named = findings.iter().any(|(_, what)| what.contains("min-level") && what.contains("client show strict"));
+    assert!(code == Some(3) && named, "{findings:#?}");
     // A bundle with another's key, that others can read, and a CA that is none.
     let folder = bundle(&site, "device1", "mtls");
     shell(&site, &format!("cp pki/server.key {0}/client.key; chmod 644 {0}/client.key", folder.display()));
@@ -128,6 +134,26 @@ fn the_usual_list_of_troubles_is_told_apart() {
     // Names on the command line are the command line's errors.
     let (code, said) = run_with(lockgate().args(["doctor", "localhost:x"]), b"");
     assert!(code == Some(2) && said.contains("is no HOST:PORT"), "{said}");
+    for (line, words) in [
+        (["doctor", "mqtts://localhost:1", "--json"], "say localhost:1"),
+        (["doctor", "--topic", "a/#"], "is no topic"),
+        (["doctor", "--env", "config/acl"], "there is no MQTT_HOST in it"),
+        (["doctor", "--as", "nobody"], "there is no bundle of nobody"),
+    ] {
+        let (code, said) = run_with(lockgate().args(line).current_dir(site.path("")), b"");
+        assert!(code == Some(2) && said.contains(words), "{said}");
+    }
+}
+
+/// Who comes by a certificate alone is known by its name.
+#[test]
+fn a_client_that_may_only_write_below_its_name_is_well() {
+    let site = Site::new(&["--client", "device1", "--acl", "own"]);
+    let broker = site.serve();
+    site.ok(&["client", "add", "bare", "--no-password"]);
+    let (code, findings) = examine(&site, &["doctor", "--as", "bare", "-p", &broker.tls_port.to_string()], &[]);
+    let note = findings.iter().any(|(_, what)| what.contains("below its own name (bare/lockgate-doctor)"));
+    assert!(code == Some(0) && note, "{findings:#?}");
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn each_level_publishes_and_subscribes_by_its_bundle() {
     let tls = broker.tls_port;
     assert_eq!(ours(&site, &format!("pub --as device1 -p {tls} -t t -m m -q 1"), b"").0, Some(0));
     let (code, said) = ours(&site, "pub --as nobody -t t -m m", b"");
-    assert!(code == Some(1) && said.contains("there is no bundle of nobody here"), "{said}");
+    assert!(code == Some(2) && said.contains("there is no bundle of nobody here"), "{said}");
     let mut command = lockgate();
     command.args(["pub", "-t", "t", "-m", "m", "-q", "1"]).current_dir(site.path(""));
     let text = site.text("pki/clients/device1/mqtt.env");
@@ -146,7 +146,10 @@ fn exit_codes_tell_a_script_what_was_wrong() {
         (format!("pub --as device1 -p {tls} -t foreign/t -m m -q 1"), 3, "0x87 not authorized"),
         (format!("sub --as device1 -p {tls} -t foreign/t -W 5"), 3, "0x87 not authorized"),
         (format!("pub --as device1 -p {tls} -P wrong -u device1 -t t -m m"), 3, "user name and password are from"),
-        (format!("pub --as device1 -p {} -t t -m m", free_port()), 1, "lockgate doctor"),
+        (format!("pub -h localhost -p {tls} --cafile pki/ca.crt -u device1 -t t -m m"), 3, "no password was given"),
+        ("pub -t a -m m -V 311 -x 5".to_owned(), 2, "-x needs MQTT 5"),
+        (format!("pub -h localhost -p {tls} --cafile nothing -t a -m m"), 2, "nothing"),
+        (format!("pub --as device1 -p {} -t t -m m", free_port()), 1, "`lockgate doctor --as device1 -p "),
         (format!("sub --as device1 -p {tls} -t device1/x -C 1 -W 0.3"), 27, "0 of 1 messages came"),
         ("pub -h no-such-host.invalid -t t -m m".to_owned(), 1, "cannot be resolved"),
         ("pub -t 'a/#' -m m".to_owned(), 2, "is no topic"),

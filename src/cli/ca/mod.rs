@@ -307,7 +307,10 @@ fn show(arguments: &SiteArguments, json: bool) -> Result<(), Failure> {
                 let more = names.len().saturating_sub(10);
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
                 let first: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
-                say!("                   still used by {}{more}: `lockgate client renew NAME`", first.join(", "));
+                say!(
+                    "                   still used by {}{more}: `lockgate client renew NAME`, or `client sign NAME REQUEST` for a key that is not here",
+                    first.join(", ")
+                );
             }
         }
     }

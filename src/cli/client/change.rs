@@ -70,7 +70,15 @@ pub(super) fn add(arguments: &Add) -> Result<(), Failure> {
     };
     say!("{name} has {what}.");
     if let Some(folder) = &made.folder {
-        say!("  bundle: {}/ (mqtt.env is ready for an application)", folder.display());
+        let text = site::read_or_empty(&folder.join("mqtt.env"))?;
+        let lacks = made.events.is_empty() && Environment::value(&text, "MQTT_PASSWORD").is_none();
+        match lacks {
+            true => say!(
+                "  bundle: {}/ (mqtt.env lacks the password, which is not kept here: add MQTT_PASSWORD)",
+                folder.display()
+            ),
+            false => say!("  bundle: {}/ (mqtt.env is ready for an application)", folder.display()),
+        }
     }
     if let (Some(fingerprint), Some(expires)) = (&made.fingerprint, &made.expires) {
         say!("  certificate: expires {expires}, SHA-256 {fingerprint}");
@@ -94,7 +102,8 @@ pub(super) fn env(arguments: &Env) -> Result<(), Failure> {
     write_env(arguments, &settings, level, name, &out)
 }
 
-/// For those who do not come over TLS yet. What cannot be made is said, and the others are made all the same.
+/// For those who do not come over TLS yet, at a higher level where that is the lowest at which they get in. What cannot
+/// be made is said, and the others are made all the same; what lies there is not made again.
 fn env_of_all(arguments: &Env, settings: &Settings, level: Level, names: BTreeSet<Identity>) -> Result<(), Failure> {
     let files = Files::of(settings);
     let mut all = names;
@@ -103,9 +112,23 @@ fn env_of_all(arguments: &Env, settings: &Settings, level: Level, names: BTreeSe
     let (done, left): (Vec<_>, Vec<_>) = all.into_iter().partition(|name| countdown.is_on_tls(name.as_str()));
     let folder = arguments.out.as_ref().expect("clap demands it");
     std::fs::create_dir_all(folder).map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
-    let (mut made, mut failed) = (0, 0);
+    let levels = crate::gate::read_min_levels(settings).map_err(Failure::configuration)?;
+    let (mut made, mut kept, mut failed) = (0, 0, 0);
     for name in &left {
-        match write_env(arguments, settings, level, name, &folder.join(name.as_str())) {
+        let out = folder.join(name.as_str());
+        if out.exists() {
+            kept += 1;
+            continue;
+        }
+        let own = files.bundles.join(name.as_str());
+        let text = site::read_or_empty(&own.join("mqtt.env"))?;
+        let by_certificate_alone =
+            own.join("client.key").exists() && Environment::value(&text, "MQTT_PASSWORD").is_none();
+        let level = match by_certificate_alone {
+            true => Level::Mtls,
+            false => level.max(levels.get(name).copied().unwrap_or_default()),
+        };
+        match write_env(arguments, settings, level, name, &out) {
             Ok(()) => made += 1,
             Err(failure) => {
                 failed += 1;
@@ -113,7 +136,8 @@ fn env_of_all(arguments: &Env, settings: &Settings, level: Level, names: BTreeSe
             }
         }
     }
-    say!("{made} bundle(s) in {}; {} come over TLS already", folder.display(), done.len());
+    let kept = if kept > 0 { format!(" ({kept} lay there before)") } else { String::new() };
+    say!("{made} bundle(s) made in {}{kept}; {} come over TLS already", folder.display(), done.len());
     match failed {
         0 => Ok(()),
         _ => Err(Failure::new(format!("{failed} bundle(s) could not be made"))),

@@ -53,7 +53,7 @@ impl Countdown {
         self.on_tls.contains(name)
     }
 
-    /// `7 of 12 on TLS; still plain: …`, and what comes next; `None`: nobody was seen yet.
+    /// `7 of 12 on TLS; still plain: …`, and what comes next; empty where nobody was seen yet.
     pub(crate) fn lines(&self, settings: &Settings) -> Vec<String> {
         let (done, left) = (self.on_tls.len(), self.still_plain.len());
         let all = done + left;
@@ -68,7 +68,16 @@ impl Countdown {
             .find(|listener| listener.transport == Transport::Tcp && listener.address.is_remote());
         let port = |address: &ListenerAddress| address.port().unwrap_or(1883);
         match (left, open) {
-            (0, None) => vec![format!("{done} of {all} on TLS")],
+            (0, None) => {
+                let mut lines = vec![format!("{done} of {all} on TLS")];
+                if settings.listeners.iter().any(|listener| listener.transport == Transport::Tcp) {
+                    lines.push(format!(
+                        "plain MQTT is open to this machine alone; take that listener out of {}, then `lockgate reload`, and it is closed",
+                        settings.file.display()
+                    ));
+                }
+                lines
+            }
             (0, Some(listener)) => vec![
                 format!("{done} of {all} on TLS: nobody comes over plain {} any more", port(&listener.address)),
                 format!(
@@ -78,7 +87,7 @@ impl Countdown {
             ],
             (_, _) => vec![
                 format!("{done} of {all} on TLS; still plain: {}{more}", names.join(", ")),
-                "`lockgate client env --all --level tls --out DIR` makes their bundles".to_owned(),
+                "`lockgate client env --all --level tls --host NAME --path-prefix /etc/mqtt --out DIR` makes their bundles: NAME is what they dial, and the files lie in /etc/mqtt there".to_owned(),
             ],
         }
     }

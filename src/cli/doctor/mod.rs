@@ -15,10 +15,11 @@ use time::OffsetDateTime;
 use super::dial::{Dial, Target};
 use super::{Failure, finish, site};
 use crate::client::harmless;
+use crate::types::Topic;
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  lockgate doctor --as pump7                        # as a client of this site\n  lockgate doctor broker.example:8883 --ca ca.crt --cert client.crt --key client.key\n  lockgate doctor test.example:1883 -u alice -P secret --topic alice/test\n  lockgate doctor --offline                         # a site, from the server's side\n\nExit codes: 0 nothing to mend; 1 warnings; 2 the command line; 3 something is broken."
+    after_help = "Examples:\n  lockgate doctor --as pump7                        # as a client of this site\n  lockgate doctor broker.example:8883 --ca ca.crt --cert client.crt --key client.key\n  lockgate doctor test.example:1883 -u alice -P secret --topic alice/test\n  lockgate doctor --offline                         # a site, from the server's side\n\nExit codes: 0 nothing to mend; 1 warnings; 2 the command line; 3 something is broken. It dials several times: a broker's\nlog has lines of connections that were closed at once."
 )]
 pub(super) struct Arguments {
     /// The broker: HOST, HOST:PORT or [IPv6]:PORT [default: where the bundle, or the environment, says]
@@ -140,6 +141,10 @@ fn examine(arguments: &Arguments) -> Result<Severity, Failure> {
         subject
     } else {
         let target = target(arguments)?;
+        if let Some(topic) = &arguments.topic {
+            Topic::parse(topic)
+                .map_err(|error| Failure::configuration(format!("--topic {topic:?} is no topic: {error}")))?;
+        }
         let subject = match &target.unix {
             Some(path) => path.display().to_string(),
             None => format!("{}:{}", target.host, target.port),
@@ -167,6 +172,13 @@ fn target(arguments: &Arguments) -> Result<Target, Failure> {
     let mut dial = arguments.dial.clone();
     if let Some(address) = &arguments.address {
         let bad = || Failure::configuration(format!("{address:?} is no HOST:PORT"));
+        if let Some((_, rest)) = address.split_once("://") {
+            let what = format!(
+                "{address:?} is a URL: say {} (with TLS on port 8883, or by --ca FILE, --as NAME)",
+                rest.trim_end_matches('/')
+            );
+            return Err(Failure::configuration(what));
+        }
         let (host, port) = match address.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || host.starts_with('[') => {
                 (host, Some(port.parse().map_err(|_| bad())?))

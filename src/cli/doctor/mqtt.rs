@@ -11,6 +11,7 @@ use crate::codec::{
     Ack, Connect, ConnectProperties, Packet, Publish, PublishProperties, SubscriptionOptions, UserProperties, Version,
     encode_subscription,
 };
+use crate::pki::CertificateInfo;
 use crate::types::{QoS, ReasonCode};
 
 /// A broker on the same continent takes less.
@@ -94,9 +95,9 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
     let usual = format!("lockgate-doctor/{}", made_up_id());
     trips.topic = given.clone().unwrap_or(usual);
     let outcome = trips.all(examination).await;
-    let narrow = match (&given, &target.user, trips.seen.denied) {
+    let narrow = match (&given, name_of(target), trips.seen.denied) {
         // Where an identity may only write below its own name.
-        (None, Some(user), true) => Some(format!("{user}/lockgate-doctor")),
+        (None, Some(name), true) => Some(format!("{name}/lockgate-doctor")),
         _ => None,
     };
     if let Err(error) = &outcome {
@@ -116,6 +117,13 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
     trips.tell_denials(examination);
 }
 
+/// As whom the broker takes this client: by its certificate, or else by its user name.
+fn name_of(target: &Target) -> Option<String> {
+    let identity = target.trust.as_ref().and_then(|trust| trust.identity.as_ref());
+    let of_certificate = identity.and_then(|(certificate, _)| CertificateInfo::read(certificate).ok()?.common_name);
+    of_certificate.or_else(|| target.user.clone())
+}
+
 fn slow(what: &str, took: Duration, examination: &mut Examination) {
     examination.warn(
         format!("slow: the broker took {} ms {what}", took.as_millis()),
@@ -133,7 +141,7 @@ fn refused(target: &Target, error: &ConnectError, examination: &mut Examination)
             let what = format!("CONNACK {reason}{said}");
             match reason {
                 ReasonCode::BadUserNameOrPassword => (
-                    format!("{what}; they are from {}", target.source),
+                    format!("{what}; {}", target.credentials()),
                     format!("on the broker's machine: `lockgate client list`, and `lockgate client passwd {whom}` sets a new one"),
                 ),
                 ReasonCode::NotAuthorized if has_certificate && target.user.is_some() => (
@@ -143,6 +151,10 @@ fn refused(target: &Target, error: &ConnectError, examination: &mut Examination)
                 ReasonCode::NotAuthorized if has_certificate => (
                     format!("{what}: the broker knows the certificate's CA, and does not let this certificate in: it was revoked, its name removed, or the client id is another identity's"),
                     "on the broker's machine: `lockgate client list` and `lockgate ca ledger`; `lockgate client add NAME` lets a name in again".to_owned(),
+                ),
+                ReasonCode::NotAuthorized if target.password.is_some() => (
+                    format!("{what}: {whom} may not come this way: most often it has to come at a higher level (min-level), with TLS or a certificate"),
+                    format!("on the broker's machine: `lockgate client show {whom}` shows its level, `lockgate client env {whom} --level mtls` makes a bundle of the highest"),
                 ),
                 ReasonCode::NotAuthorized => (
                     format!("{what}: the broker wants to know who comes: this client showed neither a right password nor a certificate that admits it"),
@@ -154,7 +166,7 @@ fn refused(target: &Target, error: &ConnectError, examination: &mut Examination)
                 ),
                 ReasonCode::QuotaExceeded => (
                     format!("{what}: a limit of the broker's is reached (sessions, wrong passwords in a row, or a full disk)"),
-                    "its log says which; `lockgate status` shows its store".to_owned(),
+                    "after wrong passwords wait a while; its log says which it is, `lockgate status` shows its store".to_owned(),
                 ),
                 ReasonCode::ClientIdentifierNotValid => {
                     (what, "give the client another id (-i): the broker does not take this one".to_owned())
@@ -396,17 +408,17 @@ impl Trips<'_> {
 
     /// What the ACL keeps this client from.
     fn tell_denials(&self, examination: &mut Examination) {
-        let whom = self.target.user.as_deref().unwrap_or("NAME");
+        let whom = name_of(self.target).unwrap_or_else(|| "NAME".to_owned());
         if let Some(subscribe) = &self.seen.subscribe {
             examination.problem(
                 format!("not authorized: {subscribe} for the subscription {}", self.topic),
-                format!("the ACL keeps this client out: `lockgate acl test {whom} read {}` says by which line; --topic names one that it may use", self.topic),
+                format!("the ACL keeps this client out: `lockgate acl test {whom} read '{}'` says by which line; --topic names one that it may use", self.topic),
             );
         }
         if let Some(publish) = self.seen.publish.first() {
             examination.problem(
                 format!("not authorized: publishing to {} is refused ({publish})", self.topic),
-                format!("the ACL keeps this client out: `lockgate acl test {whom} write {}` says by which line; --topic names one that it may use", self.topic),
+                format!("the ACL keeps this client out: `lockgate acl test {whom} write '{}'` says by which line; --topic names one that it may use", self.topic),
             );
         }
     }

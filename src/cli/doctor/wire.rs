@@ -1,10 +1,11 @@
 //! The way to the broker: names, TCP, TLS and the server's certificate.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::ProtocolVersion;
+use rustls::{AlertDescription, CertificateError, Error, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
@@ -150,7 +151,7 @@ async fn no_tls(target: &Target, error: &WayError, examination: &mut Examination
     }
     let mend = match error {
         WayError::Tls { error, .. }
-            if tls_error(error).is_some_and(|error| error.to_string().contains("HandshakeFailure")) =>
+            if matches!(tls_error(error), Some(Error::AlertReceived(AlertDescription::HandshakeFailure))) =>
         {
             "if the broker requires a client certificate, name one: --cert and --key, or a bundle of level mtls (`lockgate client env NAME --level mtls`)"
         }
@@ -236,9 +237,10 @@ fn certificate(target: &Target, trust: &Trust, chain: &[CertificateDer<'static>]
         );
     }
     let Err(error) = named else { return };
-    let text = describe(&io::Error::other(error));
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     // Its dates have been spoken of.
-    if text.contains("expired") || text.contains("valid from") {
+    if let Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }) = error
+    {
         return;
     }
     let is_self_signed = info.subject == info.issuer;
@@ -277,11 +279,19 @@ async fn plain(target: &Target, examination: &mut Examination) -> bool {
         );
         return false;
     }
+    if is_local(&target.host) {
+        examination.note(format!("port {port} is without TLS, which is good enough on this machine alone"));
+        return true;
+    }
     examination.warn(
         format!("port {port} is without TLS: whoever is on the way reads passwords and messages"),
         "where it leaves this machine use the TLS port: `lockgate client env NAME --level tls` makes the bundle",
     );
     true
+}
+
+fn is_local(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What else is open on that host.

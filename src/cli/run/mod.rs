@@ -80,6 +80,9 @@ fn go(arguments: &Arguments) -> Result<u8, Failure> {
             place.display()
         )));
     }
+    if let Some(log) = &arguments.log {
+        std::fs::write(log, "").map_err(|error| Failure::configuration(format!("--log {}: {error}", log.display())))?;
+    }
     let home = TempDir::with_prefix("lockgate-run-").map_err(|error| {
         Failure::new(format!("cannot make a temporary folder: {error}; TMPDIR names another place"))
     })?;
@@ -185,7 +188,8 @@ fn list(as_json: bool) -> Result<(), Failure> {
     let mut table = new_table(&["--break", "What happens", "A good client"]);
     for one in BREAKS {
         let name = match one.counts {
-            Some(_) => format!("{}[=N]", one.name),
+            Some((what, u32::MAX)) => format!("{}[=N], N {what} [all]", one.name),
+            Some((what, usual)) => format!("{}[=N], N {what} [{usual}]", one.name),
             None => one.name.to_owned(),
         };
         let levels: Vec<&str> = one.levels.iter().map(|level| level.as_str()).collect();
