@@ -115,7 +115,7 @@ pub(super) struct Target {
     pub(super) trust: Option<Trust>,
     pub(super) user: Option<String>,
     pub(super) password: Option<Zeroizing<String>>,
-    /// Where this is from.
+    /// Where the password is from, or what has none.
     pub(super) source: String,
     /// The command that looks into it as the same client.
     pub(super) doctor: String,
@@ -146,8 +146,12 @@ impl Dial {
             unix: self.unix.clone(),
             trust: trust.filter(|_| self.unix.is_none()),
             user,
+            source: match (&password, &self.pw, &self.password_file) {
+                (Some(_), Some(_), _) => "the command line".to_owned(),
+                (Some(_), None, Some(file)) => file.display().to_string(),
+                _ => source,
+            },
             password,
-            source,
             doctor: self.doctor(),
         })
     }
@@ -245,10 +249,10 @@ impl Dial {
             || self.tls_use_os_certs
             || self.cert.is_some()
             || self.insecure
-            || self.tls_version.is_some();
+            || self.tls_version.is_some()
+            || (self.port == Some(8883) && self.unix.is_none());
         let usual = self.unix.is_none()
-            && (self.port == Some(8883)
-                || file("MQTT_CA_CERTS").is_some()
+            && (file("MQTT_CA_CERTS").is_some()
                 || certificate.is_some()
                 || (self.port.is_none() && value("MQTT_PORT").is_some_and(|port| port == "8883")));
         let wanted = asked || given.unwrap_or(usual);
@@ -298,9 +302,9 @@ impl Target {
     /// Where name and password are from, or that there is none.
     pub(super) fn credentials(&self) -> String {
         match self.password {
-            Some(_) => format!("user name and password are from {}", self.source),
+            Some(_) => format!("the password is from {}", self.source),
             None => format!(
-                "no password was given, and none is in {}: -P PASSWORD or --password-file FILE, or MQTT_PASSWORD there",
+                "no password was given, and none is in {}: -P PASSWORD or --password-file FILE gives one",
                 self.source
             ),
         }
@@ -451,13 +455,23 @@ fn bad_property(name: &str, what: &str) -> Failure {
     Failure::configuration(format!("-D {name}: {what}"))
 }
 
-/// A DISCONNECT of the broker's: it refuses what was sent, unless it just goes.
+/// A DISCONNECT of the broker's: it refuses what was sent, or just ends the connection.
 pub(super) fn ended(disconnect: &Disconnect<'_>) -> Failure {
     let why = because(disconnect.reason_string);
     let failure = Failure::new(format!("the broker ended the connection: {}{why}", disconnect.reason));
     match disconnect.reason {
-        ReasonCode::ServerShuttingDown => failure,
-        _ => failure.with_code(REFUSED),
+        ReasonCode::NotAuthorized
+        | ReasonCode::QuotaExceeded
+        | ReasonCode::PacketTooLarge
+        | ReasonCode::TopicFilterInvalid
+        | ReasonCode::TopicNameInvalid
+        | ReasonCode::PayloadFormatInvalid
+        | ReasonCode::QoSNotSupported
+        | ReasonCode::RetainNotSupported
+        | ReasonCode::MalformedPacket
+        | ReasonCode::ProtocolError
+        | ReasonCode::ImplementationSpecificError => failure.with_code(REFUSED),
+        _ => failure,
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, ended, fits, quiet};
 use super::{Failure, site};
 use crate::client::{Connection, Incoming, because, describe};
-use crate::codec::{Ack, PACKET_SIZE_MAX, Packet, PropertyBlock, Publish, Version};
+use crate::codec::{Ack, PACKET_SIZE_MAX, Packet, PropertyBlock, Publish, Version, encode};
 use crate::types::{PacketId, QoS, ReasonCode, Topic};
 
 #[derive(Args)]
@@ -130,6 +130,7 @@ impl Messages {
         if let Some(topic) = &arguments.topic {
             check_topic(topic)?;
         }
+        message.properties.publish().map_err(|error| Failure::configuration(format!("-D publish: {error}")))?;
         if arguments.json || arguments.stdin_line {
             let input = BufReader::new(tokio::io::stdin());
             let as_json = arguments.json;
@@ -252,7 +253,10 @@ fn parse(line: &[u8], template: &Message) -> Result<Message, String> {
             message.properties.user_property(name, value);
         }
     }
-    Ok(message)
+    match message.properties.publish() {
+        Ok(_) => Ok(message),
+        Err(error) => Err(format!("its properties, with those of -D: {error}")),
+    }
 }
 
 /// Publishes, and waits for what the broker says of it.
@@ -268,6 +272,8 @@ struct Publisher {
     quiet: Duration,
     /// When it last said one.
     spoke: Instant,
+    /// PINGREQ after which nothing came.
+    unanswered: u32,
     maximum_qos: QoS,
     retain_available: bool,
     /// Bytes of a packet that the broker takes.
@@ -284,6 +290,7 @@ impl Publisher {
             count: 0,
             quiet: quiet(welcome, keep_alive),
             spoke: Instant::now(),
+            unanswered: 0,
             maximum_qos: QoS::ExactlyOnce,
             retain_available: true,
             packet_size_max: PACKET_SIZE_MAX,
@@ -301,8 +308,12 @@ impl Publisher {
     /// Whether the broker takes such a message, by its CONNACK (section 3.2.2.3).
     fn check(&self, message: Message) -> Result<Message, Failure> {
         let refused = |what: String| Err(Failure::new(what).with_code(REFUSED));
-        // The fixed header, the lengths and a packet identifier take 11 bytes at most.
-        let size = message.payload.len() + message.topic.len() + message.properties.size() + 11;
+        // The fixed header, the topic's length and a packet identifier take 9 bytes at most.
+        let mut size = message.payload.len() + message.topic.len() + message.properties.size() + 9;
+        if size > self.packet_size_max && size <= PACKET_SIZE_MAX {
+            let packet_id = (message.qos != QoS::AtMostOnce).then(|| PacketId::new(1).expect("not 0"));
+            size = self.encode(&message, packet_id)?.len();
+        }
         if size > self.packet_size_max {
             return refused(format!(
                 "a message for {:?} takes a packet of {size} bytes, and the broker takes {} at most (`limits: packet-size-max` there)",
@@ -327,9 +338,31 @@ impl Publisher {
         while self.pending.len() >= self.window {
             self.wait().await?;
         }
+        let packet_id = (message.qos != QoS::AtMostOnce).then(|| self.connection.next_id());
+        let bytes = self.encode(message, packet_id)?;
+        // A link that takes less than this is as good as none.
+        let patience = PATIENCE + Duration::from_secs(bytes.len() as u64 / 16_384);
+        match tokio::time::timeout(patience, self.connection.send_bytes(&bytes)).await {
+            Ok(sent) => sent.map_err(|error| self.lost(&error))?,
+            Err(_) => {
+                return Err(Failure::new(format!(
+                    "the broker took nothing for {} s; {} message(s) before are not acknowledged",
+                    patience.as_secs(),
+                    self.pending.len()
+                )));
+            }
+        }
+        self.spoke = Instant::now();
+        self.count += 1;
+        if let Some(packet_id) = packet_id {
+            self.pending.insert(packet_id, message.topic.clone());
+        }
+        Ok(())
+    }
+
+    fn encode(&self, message: &Message, packet_id: Option<PacketId>) -> Result<Vec<u8>, Failure> {
         let properties = message.properties.publish();
         let properties = properties.map_err(|error| Failure::configuration(format!("properties: {error}")))?;
-        let packet_id = (message.qos != QoS::AtMostOnce).then(|| self.connection.next_id());
         let packet = Packet::Publish(Publish {
             dup: false,
             qos: message.qos,
@@ -339,13 +372,9 @@ impl Publisher {
             properties: properties.get(),
             payload: &message.payload,
         });
-        self.connection.send(&packet).await.map_err(|error| self.lost(&error))?;
-        self.spoke = Instant::now();
-        self.count += 1;
-        if let Some(packet_id) = packet_id {
-            self.pending.insert(packet_id, message.topic.clone());
-        }
-        Ok(())
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &packet, self.connection.version());
+        Ok(bytes)
     }
 
     /// Until something that was published is acknowledged.
@@ -376,8 +405,13 @@ impl Publisher {
 
     async fn react(&mut self, event: Option<Incoming>) -> Result<(), Failure> {
         if let Some(incoming) = event {
+            self.unanswered = 0;
             return self.take(&incoming).await;
         }
+        if self.unanswered >= 2 {
+            return Err(Failure::new("the broker does not answer any more (keep alive)"));
+        }
+        self.unanswered += 1;
         self.spoke = Instant::now();
         self.connection.send(&Packet::PingReq).await.map_err(|error| self.lost(&error))
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, TIMED_OUT, ended, quiet};
 use super::{Failure, site};
@@ -188,6 +188,8 @@ impl Listener<'_> {
             }
         }
         let mut ping = tokio::time::interval(self.quiet);
+        // After a time in which nobody read what is printed, an answer needs its time too.
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.tick().await;
         let mut unanswered = 0;
         loop {

@@ -74,6 +74,15 @@ impl Connection {
             Ok(other) => Some(ConnectError::NotMqtt(format!("{other:?}"))),
             Err(error) => Some(ConnectError::NotMqtt(error.to_string())),
         };
+        if let Ok(Packet::ConnAck(connack)) = answer.packet()
+            && connack.session_present
+        {
+            // Identifiers may be in use there, by a run that was cut off: a message under one of them would be taken
+            // for the one before (section 4.3.3). Which they are nobody knows here.
+            let mut random = [0; 2];
+            getrandom::fill(&mut random).expect("the kernel's random generator");
+            connection.next_id = u16::from_ne_bytes(random);
+        }
         match refused {
             Some(error) => Err(error),
             None => Ok((connection, answer)),

@@ -145,7 +145,11 @@ fn exit_codes_tell_a_script_what_was_wrong() {
     for (line, code, what) in [
         (format!("pub --as device1 -p {tls} -t foreign/t -m m -q 1"), 3, "0x87 not authorized"),
         (format!("sub --as device1 -p {tls} -t foreign/t -W 5"), 3, "0x87 not authorized"),
-        (format!("pub --as device1 -p {tls} -P wrong -u device1 -t t -m m"), 3, "user name and password are from"),
+        (
+            format!("pub --as device1 -p {tls} -P wrong -u device1 -t t -m m"),
+            3,
+            "the password is from the command line",
+        ),
         (format!("pub -h localhost -p {tls} --cafile pki/ca.crt -u device1 -t t -m m"), 3, "no password was given"),
         ("pub -t a -m m -V 311 -x 5".to_owned(), 2, "-x needs MQTT 5"),
         (format!("pub -h localhost -p {tls} --cafile nothing -t a -m m"), 2, "nothing"),

@@ -83,7 +83,14 @@ impl Cluster {
                 return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Command(Command::ShutDown), out));
             }
             Input::Timer => return (0..self.cores.len()).for_each(|at| self.turn(at, now, Input::Timer, out)),
-            Input::Restored(_) | Input::Command(Command::Announce(_)) => 0,
+            // As the shards' handle does it: what is for one client goes to its shard.
+            Input::Command(Command::Announce(messages)) => {
+                match messages.first().and_then(|message| message.to.as_ref()) {
+                    Some(client) => usize::from(Core::shard_of(self.seed, shards, client).0),
+                    None => 0,
+                }
+            }
+            Input::Restored(_) => 0,
             Input::Heard(..) | Input::Fetched(..) => unreachable!("taken from the inboxes and the store"),
         };
         self.turn(home, now, input, out);

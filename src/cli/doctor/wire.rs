@@ -272,7 +272,13 @@ async fn plain(target: &Target, examination: &mut Examination) -> bool {
         return true;
     }
     let port = target.port;
-    if !mqtt::speaks_plain(target).await && shake(target, &Trust::default()).await.is_ok() {
+    // A server that ends the handshake by an alert speaks TLS, too.
+    let speaks_tls = |shaken: Result<_, WayError>| match shaken {
+        Ok(_) => true,
+        Err(WayError::Tls { error, .. }) => matches!(tls_error(&error), Some(Error::AlertReceived(_))),
+        Err(_) => false,
+    };
+    if !mqtt::speaks_plain(target).await && speaks_tls(shake(target, &Trust::default()).await) {
         examination.problem(
             format!("TLS is spoken on port {port}, and the client sends plain bytes"),
             "switch TLS on at the client (--ca ca.crt, MQTT_USE_TLS=true), or dial the plain port (1883, mostly)",
