@@ -90,6 +90,8 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
     if took > SLOW {
         slow("to let this client in", took, examination);
     }
+    // Another that says nothing: a broker that dies ends it too, one that cuts a connection does not.
+    let witness = connect(target, Version::V5, true).await.ok().map(|(connection, _)| connection);
     let mut trips = Trips { connection, maximum_qos, target, topic: String::new(), seen: Seen::default() };
     let given = topic.map(str::to_owned);
     let usual = format!("lockgate-doctor/{}", made_up_id());
@@ -101,7 +103,7 @@ pub(super) async fn examine(target: &Target, topic: Option<&str>, examination: &
         _ => None,
     };
     if let Err(error) = &outcome {
-        broke(target, error, examination).await;
+        broke(target, error, witness, examination).await;
     } else if let Some(narrow) = narrow
         && let Ok((connection, maximum_qos)) = connect(target, Version::V5, true).await
     {
@@ -203,10 +205,14 @@ pub(super) fn mend_certificate(target: &Target) -> &'static str {
 }
 
 /// The connection ended in the middle.
-async fn broke(target: &Target, error: &io::Error, examination: &mut Examination) {
+async fn broke(target: &Target, error: &io::Error, witness: Option<Connection>, examination: &mut Examination) {
     let began = Instant::now();
-    // A broker that is gone refuses for a while; one that cut a connection does not.
-    let (mut was_gone, mut is_back) = (false, false);
+    let mut was_gone = match witness {
+        Some(mut witness) => tokio::time::timeout(Duration::from_millis(100), witness.receive()).await.is_ok(),
+        None => false,
+    };
+    // A broker that is gone refuses for a while, too.
+    let mut is_back = false;
     while began.elapsed() < Duration::from_secs(3) {
         let way = match &target.unix {
             Some(path) => Way::Unix(path.clone()),
