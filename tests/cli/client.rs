@@ -331,7 +331,8 @@ fn a_migration_to_tls_is_counted_down_and_the_bundles_for_the_rest_are_made() {
         if tls {
             command.arg("--cafile").arg(site.path("pki/ca.crt"));
         }
-        assert!(command.output().unwrap().status.success());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     publish("device1", broker.tls_port, true);
     publish("device2", broker.plain_port, false);
