@@ -422,8 +422,7 @@ impl Publisher {
             Packet::PubAck(ack) | Packet::PubComp(ack) => self.done(&ack),
             Packet::PubRec(ack) if ack.reason.is_error() => self.done(&ack),
             Packet::PubRec(ack) => {
-                let release = Packet::PubRel(Ack::new(ack.packet_id, ReasonCode::Success));
-                self.connection.send(&release).await.map_err(|error| self.lost(&error))?;
+                self.connection.release(ack.packet_id).await.map_err(|error| self.lost(&error))?;
             }
             // A session that is taken up (-c) brings what is meant for it.
             Packet::Publish(publish) => {
@@ -433,8 +432,7 @@ impl Publisher {
                 }
             }
             Packet::PubRel(ack) => {
-                let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
-                self.connection.send(&complete).await.map_err(|error| self.lost(&error))?;
+                self.connection.complete(ack.packet_id).await.map_err(|error| self.lost(&error))?;
             }
             Packet::Disconnect(disconnect) => return Err(ended(&disconnect)),
             _ => {}

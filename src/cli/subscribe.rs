@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::dial::{Dial, PATIENCE, Properties, REFUSED, Session, TIMED_OUT, ended, quiet};
 use super::{Failure, site};
 use crate::client::{Connection, because, describe};
-use crate::codec::{Ack, Packet, Publish, SubscriptionOptions, Version, encode_subscription};
+use crate::codec::{Packet, Publish, SubscriptionOptions, Version, encode_subscription};
 use crate::types::{Filter, PacketId, QoS, ReasonCode, RetainHandling};
 
 #[derive(Args)]
@@ -253,8 +253,7 @@ impl Listener<'_> {
             }
             Packet::PubRel(ack) => {
                 self.unreleased.remove(&ack.packet_id);
-                let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
-                self.connection.send(&complete).await.map_err(broke)?;
+                self.connection.complete(ack.packet_id).await.map_err(broke)?;
             }
             Packet::Disconnect(disconnect) => return Err(ended(&disconnect)),
             _ => {}
@@ -270,8 +269,7 @@ impl Listener<'_> {
         let settled = async {
             while let Ok(incoming) = self.connection.receive().await {
                 let Ok(Packet::PubRel(ack)) = incoming.packet() else { continue };
-                let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
-                if self.connection.send(&complete).await.is_err() || Some(ack.packet_id) == packet_id {
+                if self.connection.complete(ack.packet_id).await.is_err() || Some(ack.packet_id) == packet_id {
                     return;
                 }
             }

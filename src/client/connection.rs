@@ -126,6 +126,16 @@ impl Connection {
         }
     }
 
+    /// PUBREL, after PUBREC for what was published.
+    pub async fn release(&mut self, packet_id: PacketId) -> io::Result<()> {
+        self.send(&Packet::PubRel(Ack::new(packet_id, ReasonCode::Success))).await
+    }
+
+    /// PUBCOMP, after PUBREL for what came.
+    pub async fn complete(&mut self, packet_id: PacketId) -> io::Result<()> {
+        self.send(&Packet::PubComp(Ack::new(packet_id, ReasonCode::Success))).await
+    }
+
     /// The next packet; nothing is lost where this is given up half-way.
     pub async fn receive(&mut self) -> io::Result<Incoming> {
         let broken = |error: DecodeError| io::Error::new(io::ErrorKind::InvalidData, error.to_string());

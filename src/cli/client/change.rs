@@ -1,6 +1,6 @@
 //! What changes who may connect.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
@@ -99,7 +99,8 @@ pub(super) fn env(arguments: &Env) -> Result<(), Failure> {
         return Err(nobody(name));
     }
     let out = arguments.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-{level}")));
-    write_env(arguments, &settings, level, name, &out)
+    let levels = crate::gate::read_min_levels(&settings).map_err(Failure::configuration)?;
+    write_env(arguments, &settings, (name, level), &levels, &out)
 }
 
 /// For those who do not come over TLS yet, at a higher level where that is the lowest at which they get in. What cannot
@@ -128,7 +129,7 @@ fn env_of_all(arguments: &Env, settings: &Settings, level: Level, names: BTreeSe
             true => Level::Mtls,
             false => level.max(levels.get(name).copied().unwrap_or_default()),
         };
-        match write_env(arguments, settings, level, name, &out) {
+        match write_env(arguments, settings, (name, level), &levels, &out) {
             Ok(()) => made += 1,
             Err(failure) => {
                 failed += 1;
@@ -144,8 +145,15 @@ fn env_of_all(arguments: &Env, settings: &Settings, level: Level, names: BTreeSe
     }
 }
 
-fn write_env(arguments: &Env, settings: &Settings, level: Level, name: &Identity, out: &Path) -> Result<(), Failure> {
-    let files = Files::of(settings);
+/// `at`: whose, and at which level.
+fn write_env(
+    arguments: &Env,
+    settings: &Settings,
+    at: (&Identity, Level),
+    levels: &BTreeMap<Identity, Level>,
+    out: &Path,
+) -> Result<(), Failure> {
+    let (files, (name, level)) = (Files::of(settings), at);
     let host = match &arguments.host {
         Some(host) => host.clone(),
         None => crate::pki::host_names().host,
@@ -167,7 +175,6 @@ fn write_env(arguments: &Env, settings: &Settings, level: Level, name: &Identity
     }
     let environment = site::read_or_empty(&files.bundles.join(name.as_str()).join("mqtt.env"))?;
     let has_password = Environment::value(&environment, "MQTT_PASSWORD").is_some();
-    let levels = crate::gate::read_min_levels(settings).map_err(Failure::configuration)?;
     let min_level = levels.get(name).copied().unwrap_or_default();
     for warning in export.warnings(settings, has_password, min_level) {
         say!("  warning: {warning}");

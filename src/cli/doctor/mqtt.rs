@@ -8,7 +8,7 @@ use super::Examination;
 use super::wire::PATIENCE;
 use crate::client::{ConnectError, Connection, Way, WayError, describe, is_about_client, tls_error};
 use crate::codec::{
-    Ack, Connect, ConnectProperties, Packet, Publish, PublishProperties, SubscriptionOptions, UserProperties, Version,
+    Connect, ConnectProperties, Packet, Publish, PublishProperties, SubscriptionOptions, UserProperties, Version,
     encode_subscription,
 };
 use crate::pki::CertificateInfo;
@@ -351,15 +351,13 @@ impl Trips<'_> {
                     }
                 }
                 Packet::PubRel(ack) => {
-                    let complete = Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success));
-                    self.connection.send(&complete).await?;
+                    self.connection.complete(ack.packet_id).await?;
                 }
                 // Of an earlier one, which was given up.
                 Packet::PubAck(ack) | Packet::PubRec(ack) | Packet::PubComp(ack)
                     if Some(ack.packet_id) != packet_id => {}
                 Packet::PubRec(ack) if !ack.reason.is_error() => {
-                    let release = Packet::PubRel(Ack::new(ack.packet_id, ReasonCode::Success));
-                    self.connection.send(&release).await?;
+                    self.connection.release(ack.packet_id).await?;
                 }
                 Packet::PubAck(ack) | Packet::PubRec(ack) | Packet::PubComp(ack) => {
                     acknowledged = true;
